@@ -1,0 +1,105 @@
+//! Cluster: the few questions podgate asks of the Kubernetes it stands in front of.
+//!
+//! In the flow: `authz` asks for a review, `locate` for a pod and its node, the door hands over everything
+//! that is no session. Dev mode answers from its embedded cluster (room `dev`); stages cannot tell the
+//! difference, and none may ask. Values are slim: a pod here is what choosing a container needs.
+//! Source: Kubernetes API reference, Pod v1 core, Node v1 core, SubjectAccessReview authorization.k8s.io/v1.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+
+use crate::request::{Ask, Attributes};
+use crate::status::Refusal;
+
+/// A body on its way through: streamed, never required to fit in memory.
+pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Who is asking: `authentication.k8s.io` `UserInfo`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct User {
+    /// Unique name.
+    pub name: String,
+    /// Unique across time; empty where the authenticator knows none.
+    pub uid: String,
+    /// Groups, in the order the authenticator gave them.
+    pub groups: Vec<String>,
+    /// Further attributes by lower-case key.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// A review's answer. The reason is the authorizer's own and may be empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether the request may go on.
+    pub allowed: bool,
+    /// Such as `RBAC: allowed by RoleBinding "b/ns" of Role "r" to User "u"`.
+    pub reason: String,
+}
+
+/// What `locate` needs of a pod; container names in spec order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `spec.nodeName`; `None` when not bound yet.
+    pub node: Option<String>,
+    /// `spec.initContainers[*].name`.
+    pub init_containers: Vec<String>,
+    /// `spec.containers[*].name`.
+    pub containers: Vec<String>,
+    /// `spec.ephemeralContainers[*].name`.
+    pub ephemeral_containers: Vec<String>,
+}
+
+/// What `locate` needs of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `status.addresses` as (type, address), in order.
+    pub addresses: Vec<(String, String)>,
+    /// `status.daemonEndpoints.kubeletEndpoint.Port`; 0 when absent.
+    pub kubelet_port: u16,
+}
+
+/// Failures of the cluster itself, as opposed to its answers.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cluster could not be asked, or gave no usable answer.
+    #[error("{act}")]
+    Unanswered {
+        /// The failed act, such as `read pod shop/cart-0`.
+        act: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A Kubernetes cluster, as podgate sees it. All futures may be dropped at any point: nothing is lost.
+pub trait Cluster: Send + Sync + 'static {
+    /// May this user do this? `Err` is "no decision", which fails closed.
+    fn review<'a>(
+        &'a self,
+        user: &'a User,
+        attributes: &'a Attributes,
+    ) -> BoxFuture<'a, Result<Decision, Error>>;
+
+    /// The pod of this name, or `None` when there is none.
+    fn pod<'a>(&'a self, namespace: &'a str, name: &'a str)
+    -> BoxFuture<'a, Result<Option<Arc<Pod>>, Error>>;
+
+    /// The node of this name, or `None` when there is none.
+    fn node<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<Node>>, Error>>;
+
+    /// Answers a permitted request that is not a session. `ask` is what the door read from it, once.
+    fn serve<'a>(
+        &'a self,
+        user: &'a User,
+        ask: &'a Ask,
+        request: Request<Body>,
+    ) -> BoxFuture<'a, Result<Response<Body>, Refusal>>;
+}

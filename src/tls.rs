@@ -1,0 +1,293 @@
+//! TLS: rustls set-up for both sides of podgate, and what a certificate says about its holder.
+//!
+//! In the flow: `listen` terminates the client's TLS with [`server`], `upstream` dials kubelets with
+//! [`client`]. A client certificate is asked for but not judged during the handshake: as kube-apiserver does,
+//! an unknown or expired one becomes a 401 Status with a log line, not a broken handshake. The handshake does
+//! prove that the peer holds the key; [`ClientVerifier`] judges the chain, in `authn`.
+//! Source: apiserver `pkg/server/secure_serving.go` (`tls.RequestClientCert`),
+//! apiserver `pkg/authentication/request/x509`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use x509_cert::der::Decode;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::ext::pkix::name::DirectoryString;
+
+/// ALPN of HTTP/1.1, RFC 7301 section 6.
+pub const HTTP1: &[u8] = b"http/1.1";
+
+/// ALPN of HTTP/2, RFC 9113 section 3.2.
+pub const HTTP2: &[u8] = b"h2";
+
+/// id-at-commonName, X.520.
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+
+/// id-at-organizationName, X.520.
+const ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
+
+/// A certificate chain, leaf first, and the leaf's key.
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// What a server does about client certificates.
+#[derive(Debug, Clone)]
+pub enum Clients {
+    /// Ask for one, take any or none; `authn` judges it.
+    Ask,
+    /// Only holders of a certificate from these roots finish the handshake.
+    Require(Arc<RootCertStore>),
+}
+
+/// The names a client certificate carries for Kubernetes: CN is the user, each O a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// The last common name, as in Go's `pkix.Name`.
+    pub common_name: String,
+    /// All organizations, in order.
+    pub organizations: Vec<String>,
+}
+
+/// Judges client certificate chains after the handshake.
+#[derive(Debug, Clone)]
+pub struct ClientVerifier(Arc<dyn ClientCertVerifier>);
+
+/// TLS material that cannot be used, or a certificate that is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A PEM file could not be read or holds no such item.
+    #[error("read {what} from {path}")]
+    ReadPem {
+        /// What was expected in the file.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: rustls_pki_types::pem::Error,
+    },
+    /// A PEM file without a single certificate.
+    #[error("no certificate in {path}")]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// rustls does not take this key, chain or root.
+    #[error("set up TLS")]
+    SetUp(#[source] rustls::Error),
+    /// No verifier can be made of these roots.
+    #[error("set up the client certificate verifier")]
+    Verifier(#[source] rustls::server::VerifierBuilderError),
+    /// The chain does not lead to a root, is expired, or is not meant for clients.
+    #[error("verify the client certificate")]
+    Untrusted(#[source] rustls::Error),
+    /// The certificate cannot be read as X.509.
+    #[error("read the subject of the client certificate")]
+    Subject(#[source] x509_cert::der::Error),
+}
+
+/// Asks for a client certificate and takes any, as long as the peer proves that it holds the key.
+#[derive(Debug)]
+struct TakeAny(WebPkiSupportedAlgorithms);
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// Reads all certificates of a PEM file into a root store.
+///
+/// # Errors
+/// When the file cannot be read, holds none, or one of them is no certificate.
+pub fn roots(path: &Path) -> Result<Arc<RootCertStore>, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(Error::SetUp)?;
+    }
+    Ok(Arc::new(roots))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let failed = |source| Error::ReadPem {
+        what: "certificates",
+        path: path.to_owned(),
+        source,
+    };
+    let all = CertificateDer::pem_file_iter(path).map_err(failed)?;
+    let all = all.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    if all.is_empty() {
+        return Err(Error::NoCertificate {
+            path: path.to_owned(),
+        });
+    }
+    Ok(all)
+}
+
+/// A server's configuration; `alpn` in order of preference.
+///
+/// # Errors
+/// When the key does not fit the certificate or the roots cannot be used.
+pub fn server(identity: &Identity, alpn: &[&[u8]], clients: Clients) -> Result<Arc<ServerConfig>, Error> {
+    let provider = provider();
+    let verifier: Arc<dyn ClientCertVerifier> = match clients {
+        Clients::Ask => Arc::new(TakeAny(provider.signature_verification_algorithms)),
+        Clients::Require(roots) => WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+            .build()
+            .map_err(Error::Verifier)?,
+    };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(Error::SetUp)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .map_err(Error::SetUp)?;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    // Clients of exec are fresh processes that hold no ticket; issuing some costs each session a write.
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// A client's configuration towards kubelets: their certificate is always verified, ALPN is HTTP/1.1 alone
+/// because nothing else can be upgraded (`protocol.md` 3.1).
+///
+/// # Errors
+/// When the key does not fit the certificate.
+pub fn client(identity: &Identity, roots: Arc<RootCertStore>) -> Result<Arc<ClientConfig>, Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(Error::SetUp)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+        .map_err(Error::SetUp)?;
+    config.alpn_protocols = vec![HTTP1.to_vec()];
+    Ok(Arc::new(config))
+}
+
+// === impl Identity ===
+
+impl Identity {
+    /// Reads a chain and its key from PEM files.
+    ///
+    /// # Errors
+    /// When either file cannot be read or holds no such item.
+    pub fn from_files(chain: &Path, key: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::ReadPem {
+            what: "a private key",
+            path: key.to_owned(),
+            source,
+        };
+        Ok(Self {
+            chain: certificates(chain)?,
+            key: PrivateKeyDer::from_pem_file(key).map_err(failed)?,
+        })
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity")
+            .field("chain", &self.chain.len())
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl ClientVerifier ===
+
+impl ClientVerifier {
+    /// Accepts chains that lead to one of these roots.
+    ///
+    /// # Errors
+    /// When there are no roots.
+    pub fn new(roots: Arc<RootCertStore>) -> Result<Self, Error> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        Ok(Self(verifier.build().map_err(Error::Verifier)?))
+    }
+
+    /// The subject of the leaf, if its chain holds at `now`.
+    ///
+    /// # Errors
+    /// [`Error::Untrusted`] or [`Error::Subject`].
+    pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Subject, Error> {
+        let none = Error::Untrusted(rustls::Error::NoCertificatesPresented);
+        let (leaf, intermediates) = chain.split_first().ok_or(none)?;
+        self.0
+            .verify_client_cert(leaf, intermediates, now)
+            .map_err(Error::Untrusted)?;
+        Subject::of(leaf)
+    }
+}
+
+// === impl Subject ===
+
+impl Subject {
+    fn of(leaf: &CertificateDer<'_>) -> Result<Self, Error> {
+        let certificate = x509_cert::Certificate::from_der(leaf).map_err(Error::Subject)?;
+        let mut subject = Self::default();
+        for attribute in certificate.tbs_certificate().subject().iter() {
+            if attribute.oid != COMMON_NAME && attribute.oid != ORGANIZATION {
+                continue;
+            }
+            let value: DirectoryString = attribute.value.decode_as().map_err(Error::Subject)?;
+            let value = value.value().into_owned();
+            if attribute.oid == COMMON_NAME {
+                subject.common_name = value;
+            } else {
+                subject.organizations.push(value);
+            }
+        }
+        Ok(subject)
+    }
+}
+
+// === impl TakeAny ===
+
+impl ClientCertVerifier for TakeAny {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
