@@ -1,1 +1,14 @@
 //! Wire: bytes from peers into events, and events into bytes. No socket, clock, task or log in here.
+//!
+//! In the flow: below `session`, `tap` and `upstream`, which own the I/O and feed these machines.
+//! Invariants: input may be cut at any byte and gives the same events; bytes of a peer never panic; nothing
+//! is allocated for a length that a peer only announced, and each limit is a named constant with its
+//! reason.
+//!
+//! In reading order: the upgrade answer of the far side, the frames that follow it, and what the frames
+//! mean.
+
+pub mod http1;
+pub mod spdy;
+
+pub mod remotecommand;
