@@ -4,6 +4,17 @@
 
 pub mod drain;
 pub mod status;
+pub mod telemetry;
+
+pub mod front;
+pub mod listen;
+pub mod pipeline;
+
+pub mod authn;
+pub mod authz;
+pub mod locate;
+pub mod session;
+pub mod upstream;
 
 pub mod cluster;
 pub mod request;

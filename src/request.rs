@@ -120,27 +120,14 @@ impl Ask {
         let query = Query::parse(uri.query().unwrap_or(""));
         let attributes = Attributes::of(method, path, &query)?;
         let encoding = Encoding::of(headers, query.first("pretty").as_deref());
-        let exec = attributes
-            .resource
-            .as_ref()
-            .and_then(|resource| Exec::of(method, resource, &query));
+        let exec = attributes.resource.as_ref().and_then(|resource| Exec::of(method, resource, &query));
         let uri = uri.path_and_query().map_or("/", |all| all.as_str()).to_owned();
-        Ok(Self {
-            attributes,
-            query,
-            uri,
-            encoding,
-            exec,
-        })
+        Ok(Self { attributes, query, uri, encoding, exec })
     }
 
     /// Whether upstream exempts this request from request deadlines and in-flight limits (`protocol.md` 8.5).
     pub fn long_running(&self) -> bool {
-        let subresource = self
-            .attributes
-            .resource
-            .as_ref()
-            .map_or("", |resource| &resource.subresource);
+        let subresource = self.attributes.resource.as_ref().map_or("", |resource| &resource.subresource);
         self.attributes.verb == "watch"
             || self.attributes.verb == "proxy"
             || matches!(subresource, "attach" | "exec" | "proxy" | "log" | "portforward")
@@ -153,21 +140,13 @@ impl Attributes {
     /// Upstream's `NewRequestInfo`.
     fn of(method: &Method, path: String, query: &Query) -> Result<Self, Refusal> {
         let trimmed = path.trim_matches('/').to_owned();
-        let all: Vec<&str> = if trimmed.is_empty() {
-            Vec::new()
-        } else {
-            trimmed.split('/').collect()
-        };
+        let all: Vec<&str> = if trimmed.is_empty() { Vec::new() } else { trimmed.split('/').collect() };
         let (group, version, mut parts) = match all.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
             ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
             _ => {
                 let verb = method.as_str().to_ascii_lowercase();
-                return Ok(Self {
-                    verb,
-                    path,
-                    resource: None,
-                });
+                return Ok(Self { verb, path, resource: None });
             }
         };
         let mut verb = verb_of(method);
@@ -192,11 +171,7 @@ impl Attributes {
             group: group.into(),
             version: version.into(),
             resource: part(0).into(),
-            subresource: if verb == "proxy" {
-                String::new()
-            } else {
-                part(2).into()
-            },
+            subresource: if verb == "proxy" { String::new() } else { part(2).into() },
             namespace: namespace.into(),
             name: part(1).into(),
             rest: parts.iter().skip(3).map(|&part| part.to_owned()).collect(),
@@ -210,28 +185,19 @@ impl Attributes {
         }
         if resource.name.is_empty() && matches!(verb.as_str(), "list" | "watch") {
             // A list or watch of exactly one name is authorized for that name.
-            if let Some(selector) = query.first("fieldSelector") {
-                if let Some(name) = selector.strip_prefix("metadata.name=") {
-                    let name = name.strip_prefix('=').unwrap_or(name);
-                    if !name.contains(',') {
-                        resource.name = name.to_owned();
-                    }
-                }
+            if let Some(selector) = query.first("fieldSelector")
+                && let Some(name) = selector.strip_prefix("metadata.name=")
+                && !name.contains(',')
+            {
+                resource.name = name.strip_prefix('=').unwrap_or(name).to_owned();
             }
         }
-        Ok(Self {
-            verb,
-            path,
-            resource: Some(resource),
-        })
+        Ok(Self { verb, path, resource: Some(resource) })
     }
 
     /// The same request asked with another verb.
     pub fn with_verb(&self, verb: &str) -> Self {
-        Self {
-            verb: verb.to_owned(),
-            ..self.clone()
-        }
+        Self { verb: verb.to_owned(), ..self.clone() }
     }
 }
 
@@ -321,17 +287,10 @@ fn ports(query: &Query) -> Result<Vec<u16>, Refusal> {
     for value in query.all("ports") {
         for item in value.split(|&byte| byte == b',') {
             let digits = !item.is_empty() && item.iter().all(u8::is_ascii_digit);
-            let parsed = if digits {
-                str::from_utf8(item).ok().and_then(|text| text.parse().ok())
-            } else {
-                None
-            };
+            let parsed =
+                if digits { str::from_utf8(item).ok().and_then(|text| text.parse().ok()) } else { None };
             ports.push(parsed.ok_or_else(|| {
-                let what = if digits {
-                    "value out of range"
-                } else {
-                    "invalid syntax"
-                };
+                let what = if digits { "value out of range" } else { "invalid syntax" };
                 Refusal::BadRequest(format!(
                     "cannot convert to []int32: strconv.ParseUint: parsing {}: {what}",
                     go_quote(item)
@@ -367,17 +326,12 @@ impl Query {
 
     /// All values of this name, in order.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.0
-            .iter()
-            .filter(move |(key, _)| key == name.as_bytes())
-            .map(|(_, value)| value.as_slice())
+        self.0.iter().filter(move |(key, _)| key == name.as_bytes()).map(|(_, value)| value.as_slice())
     }
 
     /// A boolean by the API's rule: absent, `0` and any case of `false` are false, all else is true.
     pub fn flag(&self, name: &str) -> bool {
-        self.all(name)
-            .next()
-            .is_some_and(|value| value != b"0" && !value.eq_ignore_ascii_case(b"false"))
+        self.all(name).next().is_some_and(|value| value != b"0" && !value.eq_ignore_ascii_case(b"false"))
     }
 }
 
@@ -388,10 +342,7 @@ impl Upgrade {
     pub fn of(headers: &HeaderMap) -> Self {
         let has = |name, word: &[u8]| {
             headers.get_all(name).iter().any(|value| {
-                value
-                    .as_bytes()
-                    .windows(word.len())
-                    .any(|window| window.eq_ignore_ascii_case(word))
+                value.as_bytes().windows(word.len()).any(|window| window.eq_ignore_ascii_case(word))
             })
         };
         if !has(header::CONNECTION, b"upgrade") {
@@ -405,14 +356,23 @@ impl Upgrade {
     }
 }
 
+/// What keeps a name from being one segment of a path, in upstream's words; `None` when nothing does.
+/// Source: apimachinery `pkg/api/validation/path`.
+pub fn name_problem(name: &str) -> Option<&'static str> {
+    match name {
+        "." => Some("may not be '.'"),
+        ".." => Some("may not be '..'"),
+        _ if name.contains('/') => Some("may not contain '/'"),
+        _ if name.contains('%') => Some("may not contain '%'"),
+        _ => None,
+    }
+}
+
 /// A path decoded as Go's `url.ParseRequestURI` does; `+` stays, and bytes that are not UTF-8 become U+FFFD.
 fn decode_path(raw: &str) -> Result<String, Refusal> {
     match unescape(raw, false) {
         Some(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        None => Err(Refusal::BadRequest(format!(
-            "invalid URL escape in path {}",
-            go_quote(raw.as_bytes())
-        ))),
+        None => Err(Refusal::BadRequest(format!("invalid URL escape in path {}", go_quote(raw.as_bytes())))),
     }
 }
 

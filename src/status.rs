@@ -114,11 +114,7 @@ pub struct Encoding {
 impl Refusal {
     /// 404 for a named object of the core group: `pods "a" not found`.
     pub fn not_found(kind: &str, name: &str) -> Self {
-        Self::NotFound(About {
-            name: name.into(),
-            group: String::new(),
-            kind: kind.into(),
-        })
+        Self::NotFound(About { name: name.into(), group: String::new(), kind: kind.into() })
     }
 
     /// The HTTP status code.
@@ -182,23 +178,14 @@ impl Refusal {
                 format!("{} {} not found", about.kind, go_quote(about.name.as_bytes()))
             }
             Self::NotFound(about) => {
-                format!(
-                    "{}.{} {} not found",
-                    about.kind,
-                    about.group,
-                    go_quote(about.name.as_bytes())
-                )
+                format!("{}.{} {} not found", about.kind, about.group, go_quote(about.name.as_bytes()))
             }
             Self::NoSuchPath => "the server could not find the requested resource".into(),
             Self::MethodNotAllowed => {
                 "the server does not allow this method on the requested resource".into()
             }
             Self::Filter { uri, text } => {
-                format!(
-                    "Internal Server Error: \"{}\": {}\n",
-                    html_escape(uri),
-                    html_escape(text)
-                )
+                format!("Internal Server Error: \"{}\": {}\n", html_escape(uri), html_escape(text))
             }
             Self::Timeout => "Timeout: request did not complete within the allotted timeout".into(),
             Self::Panic => "This request caused apiserver to panic. Look in the logs for details.\n".into(),
@@ -215,16 +202,10 @@ impl Refusal {
         let mut response = Response::new(body);
         *response.status_mut() = self.code();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CACHE_CONTROL,
-            HeaderValue::from_static("no-cache, private"),
-        );
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         headers.insert(header::CONTENT_TYPE, media);
         if let Self::Forbidden { .. } | Self::Filter { .. } | Self::Panic = self {
-            headers.insert(
-                header::X_CONTENT_TYPE_OPTIONS,
-                HeaderValue::from_static("nosniff"),
-            );
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         }
         if let Self::TooManyRequests { retry_after, .. } = self {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after));
@@ -234,24 +215,17 @@ impl Refusal {
 
     fn status<'a>(&'a self, message: &'a str) -> Status<'a> {
         /// `details` that upstream sends although they hold nothing.
-        static NOTHING: About = About {
-            name: String::new(),
-            group: String::new(),
-            kind: String::new(),
-        };
+        static NOTHING: About = About { name: String::new(), group: String::new(), kind: String::new() };
         let details = match self {
-            Self::Forbidden { about, .. } | Self::NotFound(about) => Some(Details {
-                about,
-                retry_after: None,
-            }),
-            Self::NoSuchPath | Self::MethodNotAllowed | Self::Timeout => Some(Details {
-                about: &NOTHING,
-                retry_after: None,
-            }),
-            Self::TooManyRequests { retry_after, .. } => Some(Details {
-                about: &NOTHING,
-                retry_after: Some(*retry_after),
-            }),
+            Self::Forbidden { about, .. } | Self::NotFound(about) => {
+                Some(Details { about, retry_after: None })
+            }
+            Self::NoSuchPath | Self::MethodNotAllowed | Self::Timeout => {
+                Some(Details { about: &NOTHING, retry_after: None })
+            }
+            Self::TooManyRequests { retry_after, .. } => {
+                Some(Details { about: &NOTHING, retry_after: Some(*retry_after) })
+            }
             Self::BadRequest(_)
             | Self::Unauthorized
             | Self::Expired(_)
@@ -278,29 +252,17 @@ impl Refusal {
 impl Encoding {
     /// Decides from the request, by the rules of `protocol.md` 1.6; `pretty` is the first such query value.
     pub fn of(headers: &HeaderMap, pretty: Option<&str>) -> Self {
-        let accept = headers
-            .get(header::ACCEPT)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or("");
+        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
         let (negotiated, asked) = accepts_json(accept);
         // A media type nobody can serve still gets its error, as pretty JSON.
         if !negotiated || asked {
             return Self { pretty: true };
         }
         if let Some(value) = pretty.filter(|value| !value.is_empty()) {
-            return Self {
-                pretty: matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True"),
-            };
+            return Self { pretty: matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True") };
         }
-        let agent = headers
-            .get(header::USER_AGENT)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or("");
-        Self {
-            pretty: ["curl", "Wget", "Mozilla/5.0"]
-                .iter()
-                .any(|known| agent.starts_with(known)),
-        }
+        let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("");
+        Self { pretty: ["curl", "Wget", "Mozilla/5.0"].iter().any(|known| agent.starts_with(known)) }
     }
 
     /// Compact with one LF, or indented by two without; Go's HTML escaping in both.
@@ -348,9 +310,7 @@ fn html_escape_json(text: &str) -> String {
 
 /// `&`, `<` and `>` as HTML entities, as upstream's filters and denials write them (`protocol.md` 1.6, 8.4).
 pub fn html_escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// Go's `%q` of a byte string: double quotes, escapes, and `\xNN` for bytes that are not UTF-8.
@@ -442,13 +402,8 @@ mod tests {
         assert!(of("kubectl/v1.32", "application/json, */*", Some("true")));
         assert!(of("kubectl/v1.32", "application/json;pretty=1", None));
         assert!(!of("kubectl/v1.32", "application/json, */*", None));
-        assert!(
-            of("x", "application/vnd.kubernetes.protobuf", None),
-            "nothing to negotiate: pretty JSON"
-        );
-        let text = Refusal::Unauthorized
-            .response(Encoding { pretty: true })
-            .into_body();
+        assert!(of("x", "application/vnd.kubernetes.protobuf", None), "nothing to negotiate: pretty JSON");
+        let text = Refusal::Unauthorized.response(Encoding { pretty: true }).into_body();
         assert!(
             text.starts_with(b"{\n  \"kind\": \"Status\",\n  \"apiVersion\": \"v1\",\n  \"metadata\": {},")
         );

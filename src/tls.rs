@@ -118,17 +118,11 @@ pub fn roots(path: &Path) -> Result<Arc<RootCertStore>, Error> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let failed = |source| Error::ReadPem {
-        what: "certificates",
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| Error::ReadPem { what: "certificates", path: path.to_owned(), source };
     let all = CertificateDer::pem_file_iter(path).map_err(failed)?;
     let all = all.collect::<Result<Vec<_>, _>>().map_err(failed)?;
     if all.is_empty() {
-        return Err(Error::NoCertificate {
-            path: path.to_owned(),
-        });
+        return Err(Error::NoCertificate { path: path.to_owned() });
     }
     Ok(all)
 }
@@ -181,23 +175,14 @@ impl Identity {
     /// # Errors
     /// When either file cannot be read or holds no such item.
     pub fn from_files(chain: &Path, key: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::ReadPem {
-            what: "a private key",
-            path: key.to_owned(),
-            source,
-        };
-        Ok(Self {
-            chain: certificates(chain)?,
-            key: PrivateKeyDer::from_pem_file(key).map_err(failed)?,
-        })
+        let failed = |source| Error::ReadPem { what: "a private key", path: key.to_owned(), source };
+        Ok(Self { chain: certificates(chain)?, key: PrivateKeyDer::from_pem_file(key).map_err(failed)? })
     }
 }
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity")
-            .field("chain", &self.chain.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Identity").field("chain", &self.chain.len()).finish_non_exhaustive()
     }
 }
 
@@ -220,9 +205,7 @@ impl ClientVerifier {
     pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Subject, Error> {
         let none = Error::Untrusted(rustls::Error::NoCertificatesPresented);
         let (leaf, intermediates) = chain.split_first().ok_or(none)?;
-        self.0
-            .verify_client_cert(leaf, intermediates, now)
-            .map_err(Error::Untrusted)?;
+        self.0.verify_client_cert(leaf, intermediates, now).map_err(Error::Untrusted)?;
         Subject::of(leaf)
     }
 }

@@ -5,12 +5,7 @@ fn ask(method: Method, uri: &str) -> Ask {
 }
 
 fn exec(query: &str) -> Result<Exec, Refusal> {
-    ask(
-        Method::POST,
-        &format!("/api/v1/namespaces/default/pods/web/exec?{query}"),
-    )
-    .exec
-    .unwrap()
+    ask(Method::POST, &format!("/api/v1/namespaces/default/pods/web/exec?{query}")).exec.unwrap()
 }
 
 fn resource(method: Method, uri: &str) -> (String, Resource) {
@@ -23,14 +18,8 @@ fn item_002_get_is_verb_get_and_post_is_create() {
     let uri = "/api/v1/namespaces/default/pods/web/exec";
     let (verb, resource_) = resource(Method::GET, uri);
     assert_eq!(verb, "get");
-    assert_eq!(
-        (resource_.resource.as_str(), resource_.subresource.as_str()),
-        ("pods", "exec")
-    );
-    assert_eq!(
-        (resource_.namespace.as_str(), resource_.name.as_str()),
-        ("default", "web")
-    );
+    assert_eq!((resource_.resource.as_str(), resource_.subresource.as_str()), ("pods", "exec"));
+    assert_eq!((resource_.namespace.as_str(), resource_.name.as_str()), ("default", "web"));
     assert_eq!(resource(Method::POST, uri).0, "create");
     assert_eq!(resource(Method::PUT, uri).0, "update");
     assert_eq!(resource(Method::TRACE, uri).0, "");
@@ -41,84 +30,47 @@ fn collections_are_listed_watched_and_deleted_as_collections() {
     assert_eq!(resource(Method::GET, "/api/v1/pods").0, "list");
     assert_eq!(resource(Method::GET, "/api/v1/pods?watch=1").0, "watch");
     assert_eq!(resource(Method::GET, "/api/v1/pods?watch=0").0, "list");
-    assert_eq!(
-        resource(Method::DELETE, "/api/v1/namespaces/a/pods").0,
-        "deletecollection"
-    );
-    let (verb, one) = resource(
-        Method::GET,
-        "/api/v1/namespaces/a/pods?fieldSelector=metadata.name%3Dweb&watch",
-    );
+    assert_eq!(resource(Method::DELETE, "/api/v1/namespaces/a/pods").0, "deletecollection");
+    let (verb, one) =
+        resource(Method::GET, "/api/v1/namespaces/a/pods?fieldSelector=metadata.name%3Dweb&watch");
     assert_eq!((verb.as_str(), one.name.as_str()), ("watch", "web"));
 }
 
 #[test]
 fn a_namespace_is_an_object_with_its_own_name_as_namespace() {
     let (_, namespace) = resource(Method::GET, "/api/v1/namespaces/shop");
-    assert_eq!(
-        (namespace.resource.as_str(), namespace.name.as_str()),
-        ("namespaces", "shop")
-    );
+    assert_eq!((namespace.resource.as_str(), namespace.name.as_str()), ("namespaces", "shop"));
     assert_eq!(namespace.namespace, "shop");
     let (_, status) = resource(Method::GET, "/api/v1/namespaces/shop/status");
-    assert_eq!(
-        (status.resource.as_str(), status.subresource.as_str()),
-        ("namespaces", "status")
-    );
+    assert_eq!((status.resource.as_str(), status.subresource.as_str()), ("namespaces", "status"));
 }
 
 #[test]
 fn groups_and_paths_without_a_resource() {
-    let (verb, review) = resource(
-        Method::POST,
-        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
-    );
-    assert_eq!(
-        (verb.as_str(), review.group.as_str()),
-        ("create", "authorization.k8s.io")
-    );
+    let (verb, review) = resource(Method::POST, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews");
+    assert_eq!((verb.as_str(), review.group.as_str()), ("create", "authorization.k8s.io"));
     for path in ["/", "/api", "/api/v1", "/apis/apps/v1", "/healthz", "/version"] {
         let attributes = ask(Method::GET, path).attributes;
         assert_eq!(attributes.resource, None, "{path}");
-        assert_eq!(
-            (attributes.verb.as_str(), attributes.path.as_str()),
-            ("get", path)
-        );
+        assert_eq!((attributes.verb.as_str(), attributes.path.as_str()), ("get", path));
     }
 }
 
 #[test]
 fn an_escaped_slash_makes_more_segments_and_no_session() {
-    let asked = ask(
-        Method::POST,
-        "/api/v1/namespaces/default/pods/a%2fb/exec?command=id",
-    );
+    let asked = ask(Method::POST, "/api/v1/namespaces/default/pods/a%2fb/exec?command=id");
     let resource = asked.attributes.resource.unwrap();
-    assert_eq!(
-        (resource.name.as_str(), resource.subresource.as_str()),
-        ("a", "b")
-    );
+    assert_eq!((resource.name.as_str(), resource.subresource.as_str()), ("a", "b"));
     assert!(asked.exec.is_none());
-    let asked = ask(
-        Method::POST,
-        "/api/v1/namespaces/default/pods/a/exec/b?command=id",
-    );
+    let asked = ask(Method::POST, "/api/v1/namespaces/default/pods/a/exec/b?command=id");
     assert_eq!(asked.exec.unwrap(), Err(Refusal::NoSuchPath));
     let asked = ask(Method::POST, "/api/v1/pods/web/exec");
-    assert_eq!(
-        asked.exec.unwrap(),
-        Err(Refusal::NoSuchPath),
-        "no namespace, no session"
-    );
+    assert_eq!(asked.exec.unwrap(), Err(Refusal::NoSuchPath), "no namespace, no session");
 }
 
 #[test]
 fn a_path_with_a_bad_escape_is_refused() {
-    let refused = Ask::parse(
-        &Method::GET,
-        &"/api/v1/pods/%zz".parse().unwrap(),
-        &HeaderMap::new(),
-    );
+    let refused = Ask::parse(&Method::GET, &"/api/v1/pods/%zz".parse().unwrap(), &HeaderMap::new());
     assert!(matches!(refused, Err(Refusal::BadRequest(_))));
 }
 
@@ -137,14 +89,7 @@ fn item_007_any_dry_run_is_refused_before_anything_else() {
 
 #[test]
 fn item_010_booleans_by_the_apis_rule() {
-    for yes in [
-        "stdin",
-        "stdin=",
-        "stdin=1",
-        "stdin=yes",
-        "stdin=no",
-        "stdin=true",
-    ] {
+    for yes in ["stdin", "stdin=", "stdin=1", "stdin=yes", "stdin=no", "stdin=true"] {
         assert!(exec(yes).unwrap().stdin, "{yes}");
     }
     for no in ["", "stdin=0", "stdin=False", "stdin=FALSE", "Stdin=1"] {
@@ -176,22 +121,14 @@ fn malformed_pairs_are_dropped_as_go_drops_them() {
 #[test]
 fn item_013_ports_are_repeated_or_comma_separated() {
     let forward = |query: &str| {
-        ask(
-            Method::GET,
-            &format!("/api/v1/namespaces/d/pods/web/portforward?{query}"),
-        )
-        .exec
-        .unwrap()
+        ask(Method::GET, &format!("/api/v1/namespaces/d/pods/web/portforward?{query}")).exec.unwrap()
     };
     assert_eq!(forward("ports=80,81").unwrap().ports, [80, 81]);
     assert_eq!(forward("ports=80&ports=81").unwrap().ports, [80, 81]);
     let text = |query: &str| forward(query).unwrap_err().message();
     let start = "cannot convert to []int32: strconv.ParseUint: parsing ";
     assert_eq!(text("ports=abc"), format!("{start}\"abc\": invalid syntax"));
-    assert_eq!(
-        text("ports=70000"),
-        format!("{start}\"70000\": value out of range")
-    );
+    assert_eq!(text("ports=70000"), format!("{start}\"70000\": value out of range"));
     assert_eq!(text("ports="), format!("{start}\"\": invalid syntax"));
 }
 
@@ -200,27 +137,14 @@ fn item_037_an_upgrade_is_any_connection_line_that_says_so() {
     let of = |lines: &[(&str, &str)]| {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(
-                http::HeaderName::from_bytes(name.as_bytes()).unwrap(),
-                value.parse().unwrap(),
-            );
+            headers.append(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         }
         Upgrade::of(&headers)
     };
-    assert_eq!(
-        of(&[("connection", "keep-alive, Upgrade"), ("upgrade", "SPDY/3.1")]),
-        Upgrade::Spdy
-    );
-    let two = [
-        ("connection", "keep-alive"),
-        ("connection", "UPGRADE"),
-        ("upgrade", "WebSocket"),
-    ];
+    assert_eq!(of(&[("connection", "keep-alive, Upgrade"), ("upgrade", "SPDY/3.1")]), Upgrade::Spdy);
+    let two = [("connection", "keep-alive"), ("connection", "UPGRADE"), ("upgrade", "WebSocket")];
     assert_eq!(of(&two), Upgrade::WebSocket);
-    assert_eq!(
-        of(&[("connection", "upgrade"), ("upgrade", "h2c")]),
-        Upgrade::Other
-    );
+    assert_eq!(of(&[("connection", "upgrade"), ("upgrade", "h2c")]), Upgrade::Other);
     assert_eq!(of(&[("connection", "upgrade")]), Upgrade::Other);
     assert_eq!(of(&[("upgrade", "SPDY/3.1")]), Upgrade::None);
 }

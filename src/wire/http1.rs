@@ -219,25 +219,13 @@ impl ResponseHead {
             return Err(malformed(raw));
         };
         // Taken from the line itself: the parser blanks a reason phrase that is not ASCII.
-        let reason = first_line(raw)
-            .get("HTTP/1.1 200".len()..)
-            .unwrap_or_default()
-            .trim_ascii_start();
+        let reason = first_line(raw).get("HTTP/1.1 200".len()..).unwrap_or_default().trim_ascii_start();
         let reason = Bytes::copy_from_slice(reason);
         let field = |line: &httparse::Header<'_>| {
-            (
-                Bytes::copy_from_slice(line.name.as_bytes()),
-                Bytes::copy_from_slice(line.value),
-            )
+            (Bytes::copy_from_slice(line.name.as_bytes()), Bytes::copy_from_slice(line.value))
         };
         let headers = response.headers.iter().map(field).collect();
-        Ok(Some(Self {
-            minor_version,
-            status,
-            reason,
-            headers,
-            len,
-        }))
+        Ok(Some(Self { minor_version, status, reason, headers, len }))
     }
 
     /// The values of a header, in order, whatever the case of `name`.
@@ -344,11 +332,8 @@ pub fn reserialize(head: &ResponseHead, length: BodyLength) -> Bytes {
         BodyLength::Chunked => line(&[b"Transfer-Encoding: chunked"]),
     }
 
-    let mut rest: Vec<(String, &Bytes)> = head
-        .headers
-        .iter()
-        .map(|(name, value)| (canonical(name), value))
-        .collect();
+    let mut rest: Vec<(String, &Bytes)> =
+        head.headers.iter().map(|(name, value)| (canonical(name), value)).collect();
     rest.retain(|(name, _)| match name.as_str() {
         "Content-Length" | "Transfer-Encoding" | "Trailer" => false,
         "Connection" | "Keep-Alive" => !add_close,
@@ -407,10 +392,7 @@ impl BodyScanner {
         while used < bytes.len() && self.state != State::Done {
             used += self.step(&bytes[used..])?;
         }
-        Ok(Scanned {
-            used,
-            complete: self.state == State::Done,
-        })
+        Ok(Scanned { used, complete: self.state == State::Done })
     }
 
     /// The connection ended: an error unless the body ended before or ends by it.
@@ -438,10 +420,7 @@ impl BodyScanner {
             State::Size { size, digits } => (1, after_size(byte, size, digits)?),
             State::Extension { size, .. } if byte == b'\r' => (1, State::SizeLf { size }),
             // A bare LF would let two readers see two different ends of this line.
-            State::Extension {
-                line: MAX_CHUNK_LINE..,
-                ..
-            } => return Err(Error::Chunk),
+            State::Extension { line: MAX_CHUNK_LINE.., .. } => return Err(Error::Chunk),
             State::Extension { .. } if byte == b'\n' => return Err(Error::Chunk),
             State::Extension { size, line } => (1, State::Extension { size, line: line + 1 }),
             State::SizeLf { size: 0 } => (expect(byte, b'\n')?, State::Trailer { used: 0, blank: true }),
@@ -449,25 +428,13 @@ impl BodyScanner {
             State::ChunkCr => (expect(byte, b'\r')?, State::ChunkLf),
             State::ChunkLf => (expect(byte, b'\n')?, State::Size { size: 0, digits: 0 }),
             State::Trailer { used, blank } if byte == b'\r' => (1, State::TrailerLf { used, blank }),
-            State::Trailer {
-                used: MAX_TRAILERS.., ..
-            } => return Err(Error::Chunk),
+            State::Trailer { used: MAX_TRAILERS.., .. } => return Err(Error::Chunk),
             State::Trailer { .. } if byte == b'\n' => return Err(Error::Chunk),
-            State::Trailer { used, .. } => (
-                1,
-                State::Trailer {
-                    used: used + 1,
-                    blank: false,
-                },
-            ),
+            State::Trailer { used, .. } => (1, State::Trailer { used: used + 1, blank: false }),
             State::TrailerLf { blank: true, .. } => (expect(byte, b'\n')?, State::Done),
-            State::TrailerLf { used, .. } => (
-                expect(byte, b'\n')?,
-                State::Trailer {
-                    used: used + 2,
-                    blank: true,
-                },
-            ),
+            State::TrailerLf { used, .. } => {
+                (expect(byte, b'\n')?, State::Trailer { used: used + 2, blank: true })
+            }
         };
         self.state = next;
         Ok(used)
@@ -482,15 +449,13 @@ fn pass(bytes: &[u8], rest: u64) -> (usize, u64) {
 
 fn after_size(byte: u8, size: u64, digits: u8) -> Result<State, Error> {
     match (char::from(byte).to_digit(16), byte) {
-        (Some(digit), _) if digits < MAX_SIZE_DIGITS => Ok(State::Size {
-            size: size << 4 | u64::from(digit),
-            digits: digits + 1,
-        }),
+        (Some(digit), _) if digits < MAX_SIZE_DIGITS => {
+            Ok(State::Size { size: size << 4 | u64::from(digit), digits: digits + 1 })
+        }
         (None, b'\r') if digits > 0 => Ok(State::SizeLf { size }),
-        (None, b';' | b' ' | b'\t') if digits > 0 => Ok(State::Extension {
-            size,
-            line: usize::from(digits) + 1,
-        }),
+        (None, b';' | b' ' | b'\t') if digits > 0 => {
+            Ok(State::Extension { size, line: usize::from(digits) + 1 })
+        }
         _ => Err(Error::Chunk),
     }
 }

@@ -273,18 +273,14 @@ pub fn negotiate<'a>(lines: impl IntoIterator<Item = &'a str>, server: &[Protoco
     for line in lines {
         missing = false;
         client.extend(
-            line.split(',')
-                .map(|item| item.trim_matches([' ', '\t']))
-                .filter(|item| !item.is_empty()),
+            line.split(',').map(|item| item.trim_matches([' ', '\t'])).filter(|item| !item.is_empty()),
         );
     }
     let common = |name: &&str| Protocol::from_name(name).filter(|protocol| server.contains(protocol));
     match client.iter().find_map(common) {
         _ if missing => Negotiation::Missing,
         Some(protocol) => Negotiation::Chosen(protocol),
-        None => Negotiation::NoCommon {
-            client: client.into_iter().map(String::from).collect(),
-        },
+        None => Negotiation::NoCommon { client: client.into_iter().map(String::from).collect() },
     }
 }
 
@@ -292,11 +288,7 @@ pub fn negotiate<'a>(lines: impl IntoIterator<Item = &'a str>, server: &[Protoco
 /// text.
 pub fn no_common_body(client: &[String], server: &[Protocol]) -> String {
     let client = client.join(" ");
-    let server = server
-        .iter()
-        .map(|protocol| protocol.name())
-        .collect::<Vec<_>>()
-        .join(" ");
+    let server = server.iter().map(|protocol| protocol.name()).collect::<Vec<_>>().join(" ");
     let why = format!("client supports [{client}], server accepts [{server}]");
     format!("unable to upgrade: unable to negotiate protocol: {why}\n")
 }
@@ -329,9 +321,7 @@ impl StreamType {
 
     /// The type of that exact name.
     pub fn from_name(name: &[u8]) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|stream| stream.name().as_bytes() == name)
+        Self::ALL.into_iter().find(|stream| stream.name().as_bytes() == name)
     }
 }
 
@@ -385,9 +375,7 @@ impl StreamSet {
 
     /// The types, in the order of [`StreamType::ALL`].
     pub fn iter(self) -> impl Iterator<Item = StreamType> {
-        StreamType::ALL
-            .into_iter()
-            .filter(move |stream| self.contains(*stream))
+        StreamType::ALL.into_iter().filter(move |stream| self.contains(*stream))
     }
 }
 
@@ -414,34 +402,23 @@ impl Outcome {
     pub fn exit(code: u8) -> Self {
         match code {
             0 => Self::Success,
-            code => Self::Exit {
-                code,
-                text: format!("command terminated with exit code {code}"),
-            },
+            code => Self::Exit { code, text: format!("command terminated with exit code {code}") },
         }
     }
 
     /// A failure to run the command of an exec.
     pub fn exec_failed(why: impl fmt::Display) -> Self {
-        Self::Internal {
-            text: format!("{EXEC_PREFIX}{why}"),
-        }
+        Self::Internal { text: format!("{EXEC_PREFIX}{why}") }
     }
 
     /// A failure to attach to a container.
     pub fn attach_failed(why: impl fmt::Display) -> Self {
-        Self::Internal {
-            text: format!("{ATTACH_PREFIX}{why}"),
-        }
+        Self::Internal { text: format!("{ATTACH_PREFIX}{why}") }
     }
 
     /// What the error stream carries, from its first byte to its end; may be nothing.
     pub fn to_bytes(&self, protocol: Protocol) -> Bytes {
-        if protocol.writes_status() {
-            self.to_status().into()
-        } else {
-            self.message().into()
-        }
+        if protocol.writes_status() { self.to_status().into() } else { self.message().into() }
     }
 
     /// The message of the failure; empty on success. Before v4 this is all there is.
@@ -464,9 +441,7 @@ impl Outcome {
             Outcome::Success => r#"{"metadata":{},"status":"Success"}"#.to_owned(),
             Outcome::Exit { code, .. } => {
                 let cause = format!(r#"{{"reason":"{EXIT_CODE}","message":"{code}"}}"#);
-                failure(&format!(
-                    r#","reason":"{NON_ZERO_EXIT_CODE}","details":{{"causes":[{cause}]}}"#
-                ))
+                failure(&format!(r#","reason":"{NON_ZERO_EXIT_CODE}","details":{{"causes":[{cause}]}}"#))
             }
             Outcome::Internal { text } => failure(&format!(
                 r#","reason":"{INTERNAL_ERROR}","details":{{"causes":[{{"message":{}}}]}},"code":500"#,
@@ -486,9 +461,7 @@ impl Outcome {
             return Err(Error::TooLarge);
         }
         if !protocol.writes_status() {
-            return Ok(Outcome::Other {
-                message: String::from_utf8_lossy(bytes).into_owned(),
-            });
+            return Ok(Outcome::Other { message: String::from_utf8_lossy(bytes).into_owned() });
         }
         let status: Status = serde_json::from_slice(bytes).map_err(Error::NotStatus)?;
         match (status.status.as_str(), status.reason.as_str()) {
@@ -502,9 +475,7 @@ impl Outcome {
                 Ok(text) => Outcome::Internal { text },
                 Err(message) => Outcome::Other { message },
             }),
-            ("Failure", _) => Ok(Outcome::Other {
-                message: status.message,
-            }),
+            ("Failure", _) => Ok(Outcome::Other { message: status.message }),
             _ => Err(Error::UnknownStatus),
         }
     }
@@ -528,11 +499,8 @@ impl Outcome {
 
 impl Details {
     fn exit_code(self) -> Result<u8, Error> {
-        let cause = self
-            .causes
-            .into_iter()
-            .find(|cause| cause.reason == EXIT_CODE)
-            .ok_or(Error::NoExitCode)?;
+        let cause =
+            self.causes.into_iter().find(|cause| cause.reason == EXIT_CODE).ok_or(Error::NoExitCode)?;
         // Go's ParseUint takes no sign, Rust's parse takes a plus.
         match cause.message.parse() {
             Ok(code) if cause.message.bytes().all(|b| b.is_ascii_digit()) => Ok(code),
@@ -613,12 +581,7 @@ impl<'de> de::Visitor<'de> for SizeVisitor {
 
 impl Default for ResizeState {
     fn default() -> Self {
-        Self::Reading {
-            object: Vec::new(),
-            depth: 0,
-            in_string: false,
-            escaped: false,
-        }
+        Self::Reading { object: Vec::new(), depth: 0, in_string: false, escaped: false }
     }
 }
 
@@ -649,13 +612,7 @@ impl ResizeDecoder {
     }
 
     fn step(&mut self, byte: u8) -> Resize {
-        let ResizeState::Reading {
-            object,
-            depth,
-            in_string,
-            escaped,
-        } = &mut self.state
-        else {
+        let ResizeState::Reading { object, depth, in_string, escaped } = &mut self.state else {
             return Resize::Ended;
         };
         match byte {

@@ -383,11 +383,7 @@ impl Decoder {
             self.state = State::after_head(input.get_u32(), input.get_u32())?;
             if let State::Data { stream, rest: 0, fin } = self.state {
                 self.state = State::Head;
-                return Ok(Some(Frame::Data {
-                    stream,
-                    bytes: Bytes::new(),
-                    fin,
-                }));
+                return Ok(Some(Frame::Data { stream, bytes: Bytes::new(), fin }));
             }
         }
         match self.state {
@@ -402,16 +398,8 @@ impl Decoder {
             State::Data { stream, rest, fin } => {
                 let bytes = input.split_to(rest.min(input.len())).freeze();
                 let rest = rest - bytes.len();
-                self.state = if rest == 0 {
-                    State::Head
-                } else {
-                    State::Data { stream, rest, fin }
-                };
-                Ok(Some(Frame::Data {
-                    stream,
-                    bytes,
-                    fin: fin && rest == 0,
-                }))
+                self.state = if rest == 0 { State::Head } else { State::Data { stream, rest, fin } };
+                Ok(Some(Frame::Data { stream, bytes, fin: fin && rest == 0 }))
             }
             State::Failed => Err(Error::Failed),
         }
@@ -435,29 +423,18 @@ impl Decoder {
             }
             Kind::SynReply => {
                 let [id] = words(payload);
-                Frame::SynReply {
-                    id: not_zero(id, kind)?,
-                    fin,
-                    headers: self.inflater.read(&payload[4..])?,
-                }
+                Frame::SynReply { id: not_zero(id, kind)?, fin, headers: self.inflater.read(&payload[4..])? }
             }
             Kind::Headers => {
                 let [id] = words(payload);
-                Frame::Headers {
-                    id: not_zero(id, kind)?,
-                    fin,
-                    headers: self.inflater.read(&payload[4..])?,
-                }
+                Frame::Headers { id: not_zero(id, kind)?, fin, headers: self.inflater.read(&payload[4..])? }
             }
             Kind::RstStream => {
                 let [id, status] = words(payload);
                 if status == 0 {
                     return Err(Error::ZeroStatus);
                 }
-                Frame::RstStream {
-                    id: not_zero(id, kind)?,
-                    status: RstStatus(status),
-                }
+                Frame::RstStream { id: not_zero(id, kind)?, status: RstStatus(status) }
             }
             Kind::Settings => {
                 let [count] = words(payload);
@@ -469,9 +446,7 @@ impl Decoder {
             }
             Kind::Ping => {
                 let [id] = words(payload);
-                Frame::Ping {
-                    id: not_zero(id, kind)?,
-                }
+                Frame::Ping { id: not_zero(id, kind)? }
             }
             Kind::GoAway => {
                 let [last_good, status] = words(payload);
@@ -491,11 +466,7 @@ impl State {
         let len = (second & 0xff_ffff) as usize;
         if first & CONTROL == 0 {
             let stream = not_zero(first, "DATA")?;
-            return Ok(State::Data {
-                stream,
-                rest: len,
-                fin: flags & FIN != 0,
-            });
+            return Ok(State::Data { stream, rest: len, fin: flags & FIN != 0 });
         }
         let kind = Kind::from_wire(first as u16)?;
         let name = kind.name();
@@ -555,11 +526,7 @@ fn words<const N: usize>(mut payload: &[u8]) -> [u32; N] {
 }
 
 fn not_zero(id: u32, kind: &'static str) -> Result<u32, Error> {
-    if id == 0 {
-        Err(Error::ZeroId { kind })
-    } else {
-        Ok(id)
-    }
+    if id == 0 { Err(Error::ZeroId { kind }) } else { Ok(id) }
 }
 
 // === impl Encoder ===
@@ -576,14 +543,7 @@ impl Encoder {
     /// Fails only for headers over [`MAX_PLAIN`] or [`MAX_PAIRS`], and then writes nothing.
     pub fn encode(&mut self, out: &mut BytesMut, frame: &Frame) -> Result<(), Error> {
         match frame {
-            Frame::SynStream {
-                id,
-                associated,
-                priority,
-                fin,
-                unidirectional,
-                headers,
-            } => {
+            Frame::SynStream { id, associated, priority, fin, unidirectional, headers } => {
                 let flags = flag(*fin, FIN) | flag(*unidirectional, UNIDIRECTIONAL);
                 let mut fixed = [0; 10];
                 fixed[..4].copy_from_slice(&id.to_be_bytes());
@@ -696,12 +656,7 @@ fn flag(set: bool, flag: u8) -> u8 {
 impl StreamIds {
     /// The ids of a connection on which no stream was opened yet.
     pub fn new(role: Role) -> Self {
-        Self {
-            next_peer: role.peer().first_id(),
-            last_good: 0,
-            next_own: role.first_id(),
-            open: 0,
-        }
+        Self { next_peer: role.peer().first_id(), last_good: 0, next_own: role.first_id(), open: 0 }
     }
 
     /// Decides on a SYN_STREAM of the peer. On `Err` the stream is to be reset with that status, and
@@ -751,11 +706,7 @@ impl StreamIds {
 impl Pings {
     /// The pings of a connection on which none was sent yet.
     pub fn new(role: Role) -> Self {
-        Self {
-            role,
-            next: role.first_id(),
-            outstanding: None,
-        }
+        Self { role, next: role.first_id(), outstanding: None }
     }
 
     /// The id of the next ping of ours, `None` while the last one is unanswered: a slow peer gets no second

@@ -47,16 +47,10 @@ fn a_head_cut_at_any_byte_is_asked_for_more_and_then_read_whole() {
         assert_eq!(ResponseHead::parse(&raw[..cut]).unwrap(), None, "cut at {cut}");
     }
     let head = ResponseHead::parse(&raw).unwrap().unwrap();
-    assert_eq!(
-        (head.minor_version, head.status, head.len),
-        (1, 101, SWITCHING.len())
-    );
+    assert_eq!((head.minor_version, head.status, head.len), (1, 101, SWITCHING.len()));
     assert_eq!(head.reason, "Switching Protocols");
     assert_eq!(head.headers.len(), 4);
-    assert_eq!(
-        head.headers[2],
-        ("X-Stream-Protocol-Version".into(), "v4.channel.k8s.io".into())
-    );
+    assert_eq!(head.headers[2], ("X-Stream-Protocol-Version".into(), "v4.channel.k8s.io".into()));
     assert_eq!(head.values("upgrade").collect::<Vec<_>>(), [b"SPDY/3.1"]);
     assert_eq!(head.body_length().unwrap(), BodyLength::None);
 }
@@ -87,18 +81,9 @@ fn what_is_no_http_is_quoted_as_go_does() {
         parse_error(b"\x15\x03\x01\x00\x02\x02"),
         r#"malformed HTTP response "\x15\x03\x01\x00\x02\x02""#
     );
-    assert_eq!(
-        parse_error(b"SSH-2.0-x\"\\\r\nmore"),
-        r#"malformed HTTP response "SSH-2.0-x\"\\""#
-    );
-    assert_eq!(
-        parse_error(b"HTTP/2.0 200 OK\r\n\r\n"),
-        r#"malformed HTTP response "HTTP/2.0 200 OK""#
-    );
-    assert_eq!(
-        parse_error(b"\r\nHTTP/1.1 200 OK\r\n\r\n"),
-        r#"malformed HTTP response """#
-    );
+    assert_eq!(parse_error(b"SSH-2.0-x\"\\\r\nmore"), r#"malformed HTTP response "SSH-2.0-x\"\\""#);
+    assert_eq!(parse_error(b"HTTP/2.0 200 OK\r\n\r\n"), r#"malformed HTTP response "HTTP/2.0 200 OK""#);
+    assert_eq!(parse_error(b"\r\nHTTP/1.1 200 OK\r\n\r\n"), r#"malformed HTTP response """#);
     let long = parse_error(&[b'x'; 9000]);
     assert_eq!(long.len(), "malformed HTTP response \"\"".len() + MAX_QUOTED);
 }
@@ -117,50 +102,23 @@ fn quoting_follows_strconv() {
 fn a_head_over_its_bounds_is_refused() {
     let line = format!("X-Filler: {}\r\n", "x".repeat(1000));
     let endless = format!("HTTP/1.1 200 OK\r\n{}", line.repeat(70));
-    assert!(
-        ResponseHead::parse(&endless.as_bytes()[..MAX_HEAD - 1])
-            .unwrap()
-            .is_none()
-    );
-    assert!(matches!(
-        ResponseHead::parse(&endless.as_bytes()[..MAX_HEAD]),
-        Err(Error::TooLarge)
-    ));
-    assert!(matches!(
-        ResponseHead::parse(endless.as_bytes()),
-        Err(Error::TooLarge)
-    ));
+    assert!(ResponseHead::parse(&endless.as_bytes()[..MAX_HEAD - 1]).unwrap().is_none());
+    assert!(matches!(ResponseHead::parse(&endless.as_bytes()[..MAX_HEAD]), Err(Error::TooLarge)));
+    assert!(matches!(ResponseHead::parse(endless.as_bytes()), Err(Error::TooLarge)));
     let crowded = |lines| format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(lines));
     assert_eq!(head(&crowded(MAX_HEADERS)).headers.len(), MAX_HEADERS);
-    assert!(matches!(
-        ResponseHead::parse(crowded(MAX_HEADERS + 1).as_bytes()),
-        Err(Error::TooLarge)
-    ));
+    assert!(matches!(ResponseHead::parse(crowded(MAX_HEADERS + 1).as_bytes()), Err(Error::TooLarge)));
 }
 
 #[test]
 fn body_length_follows_go() {
     assert_eq!(length("Content-Length: 18\r\n").unwrap(), BodyLength::Known(18));
     assert_eq!(length("Content-Length: 0\r\n").unwrap(), BodyLength::Known(0));
-    assert_eq!(
-        length("Content-Length: 18\r\ncontent-length: 18\r\n").unwrap(),
-        BodyLength::Known(18)
-    );
-    assert_eq!(
-        length("Transfer-Encoding: Chunked\r\n").unwrap(),
-        BodyLength::Chunked
-    );
-    assert_eq!(
-        length("Content-Length: 18\r\nTransfer-Encoding: chunked\r\n").unwrap(),
-        BodyLength::Chunked
-    );
+    assert_eq!(length("Content-Length: 18\r\ncontent-length: 18\r\n").unwrap(), BodyLength::Known(18));
+    assert_eq!(length("Transfer-Encoding: Chunked\r\n").unwrap(), BodyLength::Chunked);
+    assert_eq!(length("Content-Length: 18\r\nTransfer-Encoding: chunked\r\n").unwrap(), BodyLength::Chunked);
     assert_eq!(length("").unwrap(), BodyLength::UntilClose);
-    for status in [
-        "100 Continue",
-        "101 Switching Protocols",
-        "204 No Content",
-        "304 Not Modified",
-    ] {
+    for status in ["100 Continue", "101 Switching Protocols", "204 No Content", "304 Not Modified"] {
         let head = head(&format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n"));
         assert_eq!(head.body_length().unwrap(), BodyLength::None);
     }
@@ -181,20 +139,14 @@ fn a_body_length_in_doubt_is_an_error() {
         "Content-Length: 99999999999999999999\r\n",
         "Content-Length: x\r\nTransfer-Encoding: chunked\r\n",
     ] {
-        assert!(
-            matches!(length(headers), Err(Error::ContentLength(_))),
-            "{headers}"
-        );
+        assert!(matches!(length(headers), Err(Error::ContentLength(_))), "{headers}");
     }
     for headers in [
         "Transfer-Encoding: gzip, chunked\r\n",
         "Transfer-Encoding: identity\r\n",
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
     ] {
-        assert!(
-            matches!(length(headers), Err(Error::TransferEncoding(_))),
-            "{headers}"
-        );
+        assert!(matches!(length(headers), Err(Error::TransferEncoding(_))), "{headers}");
     }
 }
 
@@ -224,20 +176,11 @@ fn a_body_of_unknown_length_brings_connection_close() {
         "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nA: b\r\n\r\n"
     );
     let raw_refusal = "HTTP/1.1 403 Forbidden\r\n\r\n";
-    assert_eq!(
-        written(raw_refusal),
-        "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n"
-    );
+    assert_eq!(written(raw_refusal), "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n");
     let own_close = "HTTP/1.1 500 Oops\r\nConnection: close\r\nAge: 1\r\n\r\n";
-    assert_eq!(
-        written(own_close),
-        "HTTP/1.1 500 Oops\r\nAge: 1\r\nConnection: close\r\n\r\n"
-    );
+    assert_eq!(written(own_close), "HTTP/1.1 500 Oops\r\nAge: 1\r\nConnection: close\r\n\r\n");
     let old = "HTTP/1.0 500 Oops\r\nContent-Length: 2\r\n\r\n";
-    assert_eq!(
-        written(old),
-        "HTTP/1.0 500 Oops\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
-    );
+    assert_eq!(written(old), "HTTP/1.0 500 Oops\r\nConnection: close\r\nContent-Length: 2\r\n\r\n");
 }
 
 #[test]
@@ -279,11 +222,7 @@ fn bodies_end_at_the_same_byte_wherever_they_are_cut() {
     ];
     for (length, bytes, wanted) in cases {
         for cut in 0..=bytes.len() {
-            assert_eq!(
-                scan(length, bytes, cut).unwrap(),
-                wanted,
-                "{length:?} cut at {cut}"
-            );
+            assert_eq!(scan(length, bytes, cut).unwrap(), wanted, "{length:?} cut at {cut}");
         }
     }
 }
@@ -300,10 +239,7 @@ fn the_end_of_the_connection_cuts_a_body_short_unless_it_ends_it() {
     assert!(end(BodyLength::None, b"").is_ok());
     assert!(end(BodyLength::Chunked, b"0\r\n\r\n").is_ok());
     assert!(matches!(end(BodyLength::Known(2), b"x"), Err(Error::Truncated)));
-    assert!(matches!(
-        end(BodyLength::Chunked, b"0\r\n"),
-        Err(Error::Truncated)
-    ));
+    assert!(matches!(end(BodyLength::Chunked, b"0\r\n"), Err(Error::Truncated)));
 }
 
 #[test]
@@ -328,10 +264,7 @@ fn chunks_in_doubt_are_errors() {
         &long_trailer,
     ] {
         for cut in [0, text.len() / 2, text.len() - 1] {
-            assert!(
-                matches!(scan(BodyLength::Chunked, text.as_bytes(), cut), Err(Error::Chunk)),
-                "{text:?}"
-            );
+            assert!(matches!(scan(BodyLength::Chunked, text.as_bytes(), cut), Err(Error::Chunk)), "{text:?}");
         }
     }
 }

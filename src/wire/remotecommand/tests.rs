@@ -30,15 +30,7 @@ fn sizes(decoder: &mut ResizeDecoder, mut input: &[u8]) -> (Vec<(u16, u16)>, Res
 #[test]
 fn protocol_names_are_those_of_kubernetes() {
     let names: Vec<_> = Protocol::SPDY.iter().map(|protocol| protocol.name()).collect();
-    assert_eq!(
-        names,
-        [
-            "v4.channel.k8s.io",
-            "v3.channel.k8s.io",
-            "v2.channel.k8s.io",
-            "channel.k8s.io"
-        ]
-    );
+    assert_eq!(names, ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"]);
     assert_eq!(Protocol::from_name("v5.channel.k8s.io"), Some(Protocol::V5));
     assert_eq!(Protocol::from_name("v1.channel.k8s.io"), None);
     assert!(Protocol::V3.supports_resize() && !Protocol::V2.supports_resize());
@@ -50,45 +42,19 @@ fn protocol_names_are_those_of_kubernetes() {
 #[test]
 fn item_067_streams_are_created_error_stdin_stdout_stderr_resize() {
     let streams = |stdin, stdout, stderr, tty, protocol| {
-        let asked = Asked {
-            stdin,
-            stdout,
-            stderr,
-            tty,
-        };
-        asked
-            .streams(protocol)
-            .iter()
-            .map(StreamType::name)
-            .collect::<Vec<_>>()
+        let asked = Asked { stdin, stdout, stderr, tty };
+        asked.streams(protocol).iter().map(StreamType::name).collect::<Vec<_>>()
     };
-    assert_eq!(
-        streams(true, true, true, false, Protocol::V4),
-        ["error", "stdin", "stdout", "stderr"]
-    );
-    assert_eq!(
-        streams(true, true, true, true, Protocol::V4),
-        ["error", "stdin", "stdout", "resize"]
-    );
-    assert_eq!(
-        streams(true, true, true, true, Protocol::V2),
-        ["error", "stdin", "stdout"]
-    );
+    assert_eq!(streams(true, true, true, false, Protocol::V4), ["error", "stdin", "stdout", "stderr"]);
+    assert_eq!(streams(true, true, true, true, Protocol::V4), ["error", "stdin", "stdout", "resize"]);
+    assert_eq!(streams(true, true, true, true, Protocol::V2), ["error", "stdin", "stdout"]);
     assert_eq!(streams(false, false, false, false, Protocol::V4), ["error"]);
-    assert_eq!(
-        streams(false, false, true, false, Protocol::V1),
-        ["error", "stderr"]
-    );
+    assert_eq!(streams(false, false, true, false, Protocol::V1), ["error", "stderr"]);
 }
 
 #[test]
 fn item_068_streams_in_any_order_complete_a_set_once() {
-    let mut expected = Asked {
-        stdin: true,
-        stdout: true,
-        ..Asked::default()
-    }
-    .streams(Protocol::V4);
+    let mut expected = Asked { stdin: true, stdout: true, ..Asked::default() }.streams(Protocol::V4);
     assert_eq!(expected.len(), 3);
     for name in ["stdout", "error", "stdin"] {
         let stream = StreamType::from_name(name.as_bytes()).unwrap();
@@ -97,10 +63,7 @@ fn item_068_streams_in_any_order_complete_a_set_once() {
     }
     assert!(expected.is_empty());
     assert_eq!(StreamType::from_name(b"data"), None);
-    assert_eq!(
-        format!("{:?}", StreamSet::from_iter([StreamType::Stdin])),
-        "{Stdin}"
-    );
+    assert_eq!(format!("{:?}", StreamSet::from_iter([StreamType::Stdin])), "{Stdin}");
 }
 
 #[test]
@@ -121,14 +84,8 @@ fn item_071_five_lines_one_list_and_a_mix_choose_the_same() {
 
 #[test]
 fn item_072_the_order_of_the_client_wins() {
-    assert_eq!(
-        chosen(&["channel.k8s.io, v4.channel.k8s.io"]),
-        Negotiation::Chosen(Protocol::V1)
-    );
-    assert_eq!(
-        chosen(&["v2.channel.k8s.io", "v3.channel.k8s.io"]),
-        Negotiation::Chosen(Protocol::V2)
-    );
+    assert_eq!(chosen(&["channel.k8s.io, v4.channel.k8s.io"]), Negotiation::Chosen(Protocol::V1));
+    assert_eq!(chosen(&["v2.channel.k8s.io", "v3.channel.k8s.io"]), Negotiation::Chosen(Protocol::V2));
     assert_eq!(
         negotiate(["v4.channel.k8s.io,v3.channel.k8s.io"], &[Protocol::V3]),
         Negotiation::Chosen(Protocol::V3)
@@ -167,10 +124,7 @@ fn item_086_results_have_the_status_forms_of_kubernetes() {
             r#"command terminated with exit code CODE","reason":"NonZeroExitCode","#,
             r#""details":{"causes":[{"reason":"ExitCode","message":"CODE"}]}}"#,
         );
-        assert_eq!(
-            status(&Outcome::exit(code)),
-            form.replace("CODE", &code.to_string())
-        );
+        assert_eq!(status(&Outcome::exit(code)), form.replace("CODE", &code.to_string()));
     }
     assert_eq!(
         status(&Outcome::exec_failed("no such file")),
@@ -195,14 +149,9 @@ fn item_086_results_survive_writing_and_reading() {
         Outcome::Exit { code: 3, text },
         Outcome::exec_failed("a \"b\" <c> & \\ \u{2028}\u{1}\u{8}\n"),
         Outcome::attach_failed("x"),
-        Outcome::Other {
-            message: "pods \"x\" not found".into(),
-        },
+        Outcome::Other { message: "pods \"x\" not found".into() },
     ] {
-        assert_eq!(
-            Outcome::parse(Protocol::V4, &outcome.to_bytes(Protocol::V4)).unwrap(),
-            outcome
-        );
+        assert_eq!(Outcome::parse(Protocol::V4, &outcome.to_bytes(Protocol::V4)).unwrap(), outcome);
     }
 }
 
@@ -217,16 +166,10 @@ fn item_086_exit_codes_outside_0_to_255_are_errors() {
         Outcome::parse(Protocol::V4, text.as_bytes())
     };
     for (text, code) in [("0", 0), ("1", 1), ("007", 7), ("255", 255)] {
-        assert!(
-            matches!(parse(text), Ok(Outcome::Exit { code: c, .. }) if c == code),
-            "{text}"
-        );
+        assert!(matches!(parse(text), Ok(Outcome::Exit { code: c, .. }) if c == code), "{text}");
     }
     for text in ["256", "-1", "+1", "", "1.0", " 1", "x"] {
-        assert!(
-            matches!(parse(text), Err(Error::ExitCode(bad)) if bad == text),
-            "{text}"
-        );
+        assert!(matches!(parse(text), Err(Error::ExitCode(bad)) if bad == text), "{text}");
     }
 }
 
@@ -237,35 +180,20 @@ fn results_of_newer_runtimes_without_metadata_are_read() {
         br#"{"status":"Failure","message":"Internal error occurred: x","reason":"InternalError","code":500}"#,
     );
     assert_eq!(outcome.unwrap(), Outcome::Internal { text: "x".into() });
-    assert_eq!(
-        Outcome::parse(Protocol::V5, br#"{"status":"Success"}"#).unwrap(),
-        Outcome::Success
-    );
+    assert_eq!(Outcome::parse(Protocol::V5, br#"{"status":"Success"}"#).unwrap(), Outcome::Success);
     assert_eq!(Outcome::parse(Protocol::V4, b"").unwrap(), Outcome::Success);
 }
 
 #[test]
 fn results_that_are_no_status_are_protocol_errors() {
     let error = |bytes: &[u8]| Outcome::parse(Protocol::V4, bytes).unwrap_err().to_string();
-    assert_eq!(
-        error(b"oops"),
-        "error stream protocol error: result is not a Status"
-    );
+    assert_eq!(error(b"oops"), "error stream protocol error: result is not a Status");
     assert_eq!(error(b"{}"), "error stream protocol error: unknown error");
     let no_details = br#"{"status":"Failure","reason":"NonZeroExitCode"}"#;
-    assert_eq!(
-        error(no_details),
-        "error stream protocol error: details must be set"
-    );
+    assert_eq!(error(no_details), "error stream protocol error: details must be set");
     let no_cause = br#"{"status":"Failure","reason":"NonZeroExitCode","details":{"name":"x"}}"#;
-    assert_eq!(
-        error(no_cause),
-        "error stream protocol error: no ExitCode cause given"
-    );
-    assert!(matches!(
-        Outcome::parse(Protocol::V4, &vec![b' '; MAX_RESULT + 1]),
-        Err(Error::TooLarge)
-    ));
+    assert_eq!(error(no_cause), "error stream protocol error: no ExitCode cause given");
+    assert!(matches!(Outcome::parse(Protocol::V4, &vec![b' '; MAX_RESULT + 1]), Err(Error::TooLarge)));
 }
 
 #[test]
@@ -273,42 +201,23 @@ fn item_087_before_v4_failure_is_text_and_success_is_nothing() {
     for protocol in [Protocol::V1, Protocol::V2, Protocol::V3] {
         assert_eq!(Outcome::Success.to_bytes(protocol), "");
         assert_eq!(Outcome::parse(protocol, b"").unwrap(), Outcome::Success);
-        let bytes = Outcome::Exit {
-            code: 3,
-            text: "<3>".into(),
-        }
-        .to_bytes(protocol);
+        let bytes = Outcome::Exit { code: 3, text: "<3>".into() }.to_bytes(protocol);
         assert_eq!(bytes, "command terminated with non-zero exit code: <3>");
         let bytes = Outcome::exec_failed("x").to_bytes(protocol);
-        assert_eq!(
-            bytes,
-            "Internal error occurred: error executing command in container: x"
-        );
+        assert_eq!(bytes, "Internal error occurred: error executing command in container: x");
         let message = String::from_utf8(bytes.to_vec()).unwrap();
-        assert_eq!(
-            Outcome::parse(protocol, &bytes).unwrap(),
-            Outcome::Other { message }
-        );
+        assert_eq!(Outcome::parse(protocol, &bytes).unwrap(), Outcome::Other { message });
     }
 }
 
 #[test]
 fn clients_report_the_words_of_client_go() {
     let exit = Outcome::exit(3);
-    assert_eq!(
-        exit.client_error(Protocol::V4).unwrap(),
-        "command terminated with exit code 3"
-    );
+    assert_eq!(exit.client_error(Protocol::V4).unwrap(), "command terminated with exit code 3");
     let other = Outcome::Other { message: "x".into() };
     assert_eq!(other.client_error(Protocol::V5).unwrap(), "x");
-    assert_eq!(
-        other.client_error(Protocol::V3).unwrap(),
-        "error executing remote command: x"
-    );
-    assert_eq!(
-        other.client_error(Protocol::V1).unwrap(),
-        "Error executing remote command: x"
-    );
+    assert_eq!(other.client_error(Protocol::V3).unwrap(), "error executing remote command: x");
+    assert_eq!(other.client_error(Protocol::V1).unwrap(), "Error executing remote command: x");
     assert_eq!(Outcome::Success.client_error(Protocol::V1), None);
 }
 
@@ -323,14 +232,8 @@ fn strings_are_escaped_as_by_go() {
 #[test]
 fn sizes_are_read_with_the_manners_of_go() {
     let cases: [(&str, &[(u16, u16)]); 9] = [
-        (
-            "{\"Width\":80,\"Height\":24}\n{\"Width\":81,\"Height\":25}\n",
-            &[(80, 24), (81, 25)],
-        ),
-        (
-            "{\"Width\":80,\"Height\":24}{\"Width\":81,\"Height\":25}",
-            &[(80, 24), (81, 25)],
-        ),
+        ("{\"Width\":80,\"Height\":24}\n{\"Width\":81,\"Height\":25}\n", &[(80, 24), (81, 25)]),
+        ("{\"Width\":80,\"Height\":24}{\"Width\":81,\"Height\":25}", &[(80, 24), (81, 25)]),
         (" \r\n\t{ \"WIDTH\" : 65535 , \"height\" : 0 } ", &[(65535, 0)]),
         ("{}", &[(0, 0)]),
         ("{\"Width\":1,\"Width\":2}", &[(2, 0)]),
@@ -369,26 +272,15 @@ fn item_085_bad_sizes_end_resizing_and_keep_what_came_before() {
     ] {
         let text = format!("{{\"Width\":80,\"Height\":24}}\n{bad}{{\"Width\":81,\"Height\":25}}");
         let mut decoder = ResizeDecoder::new();
-        assert_eq!(
-            sizes(&mut decoder, text.as_bytes()),
-            (vec![(80, 24)], Resize::Ended),
-            "{bad}"
-        );
-        assert_eq!(
-            sizes(&mut decoder, b"{\"Width\":1,\"Height\":1}"),
-            (vec![], Resize::Ended)
-        );
+        assert_eq!(sizes(&mut decoder, text.as_bytes()), (vec![(80, 24)], Resize::Ended), "{bad}");
+        assert_eq!(sizes(&mut decoder, b"{\"Width\":1,\"Height\":1}"), (vec![], Resize::Ended));
     }
 }
 
 #[test]
 fn a_size_without_end_is_cut_off_at_the_limit() {
     let mut decoder = ResizeDecoder::new();
-    assert_eq!(
-        sizes(&mut decoder, &[b' '; 1 << 20]),
-        (vec![], Resize::More),
-        "blanks are not kept"
-    );
+    assert_eq!(sizes(&mut decoder, &[b' '; 1 << 20]), (vec![], Resize::More), "blanks are not kept");
     assert_eq!(sizes(&mut decoder, &[b'{'; MAX_RESIZE]), (vec![], Resize::More));
     assert_eq!(sizes(&mut decoder, b"{"), (vec![], Resize::Ended));
     assert!(matches!(decoder.state, ResizeState::Ended));
@@ -396,14 +288,7 @@ fn a_size_without_end_is_cut_off_at_the_limit() {
 
 #[test]
 fn a_size_is_written_as_go_writes_it() {
-    assert_eq!(
-        TerminalSize {
-            width: 80,
-            height: 24
-        }
-        .to_bytes(),
-        "{\"Width\":80,\"Height\":24}\n"
-    );
+    assert_eq!(TerminalSize { width: 80, height: 24 }.to_bytes(), "{\"Width\":80,\"Height\":24}\n");
 }
 
 proptest! {

@@ -119,10 +119,7 @@ mod tests {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &BYTES);
         let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(BYTES.len(), LEN);
-        assert_eq!(
-            hex,
-            "51d27341373f923f3cd88e1eb7162aeaa3723d7585ff2399201dc06498407f02"
-        );
+        assert_eq!(hex, "51d27341373f923f3cd88e1eb7162aeaa3723d7585ff2399201dc06498407f02");
     }
 
     #[test]

@@ -84,10 +84,7 @@ impl Headers {
 
     /// All values of a header, whatever the case of `name`.
     pub fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let pair = self
-            .pairs
-            .iter()
-            .find(|(have, _)| have.eq_ignore_ascii_case(name.as_bytes()));
+        let pair = self.pairs.iter().find(|(have, _)| have.eq_ignore_ascii_case(name.as_bytes()));
         pair.into_iter().flat_map(|(_, joined)| joined.split(|b| *b == 0))
     }
 
@@ -135,14 +132,9 @@ impl Headers {
     /// Writes the plain form, unless a peer with our own limits would refuse it.
     pub(super) fn to_plain(&self) -> Result<Vec<u8>, Error> {
         if self.pairs.len() > MAX_PAIRS {
-            return Err(Error::TooManyHeaders {
-                count: self.pairs.len(),
-            });
+            return Err(Error::TooManyHeaders { count: self.pairs.len() });
         }
-        let len = self
-            .pairs
-            .iter()
-            .fold(4, |sum, (name, value)| sum + 8 + name.len() + value.len());
+        let len = self.pairs.iter().fold(4, |sum, (name, value)| sum + 8 + name.len() + value.len());
         if len > MAX_PLAIN {
             return Err(Error::HeaderBlockTooLarge);
         }
@@ -174,11 +166,7 @@ fn take(plain: &mut Bytes) -> Result<Bytes, Error> {
 }
 
 fn lower_case(name: Bytes) -> Bytes {
-    if name.iter().any(u8::is_ascii_uppercase) {
-        name.to_ascii_lowercase().into()
-    } else {
-        name
-    }
+    if name.iter().any(u8::is_ascii_uppercase) { name.to_ascii_lowercase().into() } else { name }
 }
 
 // === impl Inflater ===
@@ -207,9 +195,7 @@ impl Inflater {
             plain.extend_from_slice(&chunk[..made]);
             match outcome {
                 Err(error) if error.needs_dictionary().is_some() => {
-                    stream
-                        .set_dictionary(&dictionary::BYTES)
-                        .map_err(Error::Inflate)?;
+                    stream.set_dictionary(&dictionary::BYTES).map_err(Error::Inflate)?;
                 }
                 Err(error) => return Err(Error::Inflate(error)),
                 Ok(Status::Ok) if made == chunk.len() => {}

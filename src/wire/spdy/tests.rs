@@ -15,24 +15,14 @@ const GO_CLIENT: [(&str, u8, &str, &str); 5] = [
         "000000010000000a73747265616d74797065000000056572726f72",
         "78f9e3c6a7c26260606004a7b392a2d4c45c6851c29a0a0a6800000000ffff",
     ),
-    (
-        "stdin",
-        0x17,
-        "000000010000000a73747265616d7479706500000005737464696e",
-        "c22e555c92929907000000ffff",
-    ),
+    ("stdin", 0x17, "000000010000000a73747265616d7479706500000005737464696e", "c22e555c92929907000000ffff"),
     (
         "stdout",
         0x19,
         "000000010000000a73747265616d74797065000000067374646f7574",
         "c22ac5565c92925f5a02000000ffff",
     ),
-    (
-        "stderr",
-        0x15,
-        "000000010000000a73747265616d7479706500000006737464657272",
-        "c229975a5404000000ffff",
-    ),
+    ("stderr", 0x15, "000000010000000a73747265616d7479706500000006737464657272", "c229975a5404000000ffff"),
     (
         "resize",
         0x18,
@@ -42,17 +32,12 @@ const GO_CLIENT: [(&str, u8, &str, &str); 5] = [
 ];
 
 /// The server's direction: two empty blocks.
-const GO_SERVER: [(&str, u8, &str); 2] = [
-    ("00000000", 0x14, "78f9e3c6a7c26260606000000000ffff"),
-    ("00000000", 0x0c, "026100000000ffff"),
-];
+const GO_SERVER: [(&str, u8, &str); 2] =
+    [("00000000", 0x14, "78f9e3c6a7c26260606000000000ffff"), ("00000000", 0x0c, "026100000000ffff")];
 
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    digits
-        .chunks(2)
-        .map(|two| u8::from_str_radix(str::from_utf8(two).unwrap(), 16).unwrap())
-        .collect()
+    digits.chunks(2).map(|two| u8::from_str_radix(str::from_utf8(two).unwrap(), 16).unwrap()).collect()
 }
 
 fn stream_type(value: &str) -> Headers {
@@ -101,11 +86,7 @@ fn join_data(frames: Vec<Frame>) -> Vec<Frame> {
     let mut joined: Vec<Frame> = Vec::new();
     for frame in frames {
         if let Frame::Data { stream, bytes, fin } = &frame
-            && let Some(Frame::Data {
-                stream: last,
-                bytes: have,
-                fin: had_fin,
-            }) = joined.last_mut()
+            && let Some(Frame::Data { stream: last, bytes: have, fin: had_fin }) = joined.last_mut()
             && stream == last
             && !*had_fin
         {
@@ -120,11 +101,7 @@ fn join_data(frames: Vec<Frame>) -> Vec<Frame> {
 
 /// Both ways of what could be one connection; as one direction it is a superset of any real one.
 fn transcript() -> (Vec<Frame>, Vec<u8>) {
-    let data = |stream, text: &'static str, fin| Frame::Data {
-        stream,
-        bytes: text.into(),
-        fin,
-    };
+    let data = |stream, text: &'static str, fin| Frame::Data { stream, bytes: text.into(), fin };
     let syn = |id, kind| Frame::SynStream {
         id,
         associated: 0,
@@ -136,11 +113,7 @@ fn transcript() -> (Vec<Frame>, Vec<u8>) {
     let frames = vec![
         syn(1, "error"),
         syn(3, "stdin"),
-        Frame::SynReply {
-            id: 1,
-            fin: false,
-            headers: Headers::new(),
-        },
+        Frame::SynReply { id: 1, fin: false, headers: Headers::new() },
         Frame::Settings,
         syn(5, "stdout"),
         data(5, "total 0\r\n", false),
@@ -154,14 +127,8 @@ fn transcript() -> (Vec<Frame>, Vec<u8>) {
         },
         data(3, "exit\n", true),
         data(5, "", true),
-        Frame::RstStream {
-            id: 1,
-            status: RstStatus::CANCEL,
-        },
-        Frame::GoAway {
-            last_good: 5,
-            status: 0,
-        },
+        Frame::RstStream { id: 1, status: RstStatus::CANCEL },
+        Frame::GoAway { last_good: 5, status: 0 },
     ];
     let mut out = BytesMut::new();
     let mut encoder = Encoder::new();
@@ -197,11 +164,7 @@ fn item_054_go_server_header_blocks_decode_byte_for_byte() {
         let id = 2 * at as u32 + 1;
         let frame = hex(&format!("80030002 000000{len:02x} {id:08x} {zlib}"));
         assert_eq!(frame.len(), HEAD + usize::from(len));
-        let expected = Frame::SynReply {
-            id,
-            fin: false,
-            headers: Headers::new(),
-        };
+        let expected = Frame::SynReply { id, fin: false, headers: Headers::new() };
         assert_eq!(decode_all(&mut decoder, &frame).unwrap(), [expected]);
     }
 }
@@ -217,16 +180,13 @@ fn item_054_our_header_blocks_inflate_to_the_plain_form_of_go() {
         let mut block = &block[..];
         if at == 0 {
             assert!(block.starts_with(&hex("78f9e3c6a7c2")));
-            let asked = zlib
-                .decompress_vec(block, &mut inflated, FlushDecompress::Sync)
-                .unwrap_err();
+            let asked = zlib.decompress_vec(block, &mut inflated, FlushDecompress::Sync).unwrap_err();
             assert_eq!(asked.needs_dictionary(), Some(dictionary::ADLER32));
             zlib.set_dictionary(&dictionary::BYTES).unwrap();
             block = &block[6..];
         }
         let before = zlib.total_in();
-        zlib.decompress_vec(block, &mut inflated, FlushDecompress::Sync)
-            .unwrap();
+        zlib.decompress_vec(block, &mut inflated, FlushDecompress::Sync).unwrap();
         assert_eq!(zlib.total_in() - before, block.len() as u64);
         assert_eq!(inflated, hex(plain));
         assert!(block.ends_with(&SYNC), "a sync flush, or Go hands nothing over");
@@ -254,29 +214,10 @@ fn sync_flush_is_left_out_where_the_window_of_go_ends() {
 #[test]
 fn whole_frames_of_go_decode_and_encode() {
     let frames = [
-        (
-            "00000003 01000000",
-            Frame::Data {
-                stream: 3,
-                bytes: Bytes::new(),
-                fin: true,
-            },
-        ),
-        (
-            "80030003 00000008 00000001 00000005",
-            Frame::RstStream {
-                id: 1,
-                status: RstStatus::CANCEL,
-            },
-        ),
+        ("00000003 01000000", Frame::Data { stream: 3, bytes: Bytes::new(), fin: true }),
+        ("80030003 00000008 00000001 00000005", Frame::RstStream { id: 1, status: RstStatus::CANCEL }),
         ("80030006 00000004 00000001", Frame::Ping { id: 1 }),
-        (
-            "80030007 00000008 00000000 00000000",
-            Frame::GoAway {
-                last_good: 0,
-                status: 0,
-            },
-        ),
+        ("80030007 00000008 00000000 00000000", Frame::GoAway { last_good: 0, status: 0 }),
     ];
     for (text, frame) in frames {
         let mut out = BytesMut::new();
@@ -297,23 +238,9 @@ fn short_forms_write_the_same_bytes_as_the_general_one() {
     let mut general = BytesMut::new();
     let mut encoder = Encoder::new();
     for frame in [
-        Frame::SynStream {
-            id: 1,
-            associated: 0,
-            priority: 0,
-            fin: false,
-            unidirectional: false,
-            headers,
-        },
-        Frame::SynReply {
-            id: 1,
-            fin: false,
-            headers: Headers::new(),
-        },
-        Frame::GoAway {
-            last_good: 7,
-            status: 0,
-        },
+        Frame::SynStream { id: 1, associated: 0, priority: 0, fin: false, unidirectional: false, headers },
+        Frame::SynReply { id: 1, fin: false, headers: Headers::new() },
+        Frame::GoAway { last_good: 7, status: 0 },
     ] {
         encoder.encode(&mut general, &frame).unwrap();
     }
@@ -329,9 +256,7 @@ fn item_055_compression_state_persists_across_refused_streams() {
     for (id, (_, len, _, zlib)) in [1, 3, 3, 5, 7].into_iter().zip(GO_CLIENT) {
         let bytes = hex(&format!("80030001 000000{len:02x} {id:08x} 00000000 0000 {zlib}"));
         let frames = decode_all(&mut decoder, &bytes).unwrap();
-        let [Frame::SynStream { id, headers, .. }] = &frames[..] else {
-            panic!("{frames:?}")
-        };
+        let [Frame::SynStream { id, headers, .. }] = &frames[..] else { panic!("{frames:?}") };
         seen.push((ids.accept(*id), headers.get("streamtype").unwrap().to_vec()));
     }
     let bad = Err(RstStatus::PROTOCOL_ERROR);
@@ -367,10 +292,7 @@ fn one_stream_over_the_cap_is_refused_until_one_closes() {
         assert_eq!(ids.accept(peer.open_own().unwrap()), Ok(()));
     }
     let last = ids.last_good();
-    assert_eq!(
-        ids.accept(peer.open_own().unwrap()),
-        Err(RstStatus::REFUSED_STREAM)
-    );
+    assert_eq!(ids.accept(peer.open_own().unwrap()), Err(RstStatus::REFUSED_STREAM));
     assert_eq!(ids.last_good(), last);
     ids.close();
     assert_eq!(ids.accept(peer.open_own().unwrap()), Ok(()));
@@ -405,9 +327,7 @@ fn item_057_odd_pings_are_echoed_to_the_client_and_even_ones_matched() {
 fn item_057_an_echo_is_the_ping_byte_for_byte() {
     let ping = hex("80030006 00000004 7fffffff");
     let frames = decode_all(&mut Decoder::new(), &ping).unwrap();
-    let [Frame::Ping { id }] = frames[..] else {
-        panic!("{frames:?}")
-    };
+    let [Frame::Ping { id }] = frames[..] else { panic!("{frames:?}") };
     let mut out = BytesMut::new();
     Encoder::ping(&mut out, id);
     assert_eq!(out, ping);
@@ -420,16 +340,8 @@ fn item_058_settings_window_update_and_headers_are_tolerated() {
          80030009 00000008 00000001 00010000
          80030008 00000014 00000001 78f9e3c6a7c26260606000000000ffff",
     );
-    let headers = Frame::Headers {
-        id: 1,
-        fin: false,
-        headers: Headers::new(),
-    };
-    let expected = [
-        Frame::Settings,
-        Frame::WindowUpdate { id: 1, delta: 65536 },
-        headers,
-    ];
+    let headers = Frame::Headers { id: 1, fin: false, headers: Headers::new() };
+    let expected = [Frame::Settings, Frame::WindowUpdate { id: 1, delta: 65536 }, headers];
     assert_eq!(frames.unwrap(), expected);
 }
 
@@ -460,21 +372,8 @@ fn item_061_fin_marks_the_last_piece_of_its_stream_only() {
 #[test]
 fn item_062_data_before_a_reset_is_delivered_before_it() {
     let frames = decode("00000001 00000002 6869 80030003 00000008 00000001 00000005").unwrap();
-    let data = Frame::Data {
-        stream: 1,
-        bytes: "hi".into(),
-        fin: false,
-    };
-    assert_eq!(
-        frames,
-        [
-            data,
-            Frame::RstStream {
-                id: 1,
-                status: RstStatus::CANCEL
-            }
-        ]
-    );
+    let data = Frame::Data { stream: 1, bytes: "hi".into(), fin: false };
+    assert_eq!(frames, [data, Frame::RstStream { id: 1, status: RstStatus::CANCEL }]);
 }
 
 #[test]
@@ -482,23 +381,14 @@ fn item_064_the_largest_data_frame_passes_in_pieces_without_memory_of_its_own() 
     let mut decoder = Decoder::new();
     let mut input = BytesMut::from(&Encoder::data_head(5, MAX_DATA_PAYLOAD, true)[..]);
     assert!(decoder.decode(&mut input).unwrap().is_none());
-    assert_eq!(
-        input.capacity(),
-        0,
-        "nothing is reserved for what was only announced"
-    );
+    assert_eq!(input.capacity(), 0, "nothing is reserved for what was only announced");
     let piece = vec![7; 32 * 1024];
     let mut sum = 0;
     while sum < MAX_DATA_PAYLOAD {
         let len = piece.len().min(MAX_DATA_PAYLOAD - sum);
         input.extend_from_slice(&piece[..len]);
         let at = input.as_ptr();
-        let Some(Frame::Data {
-            stream: 5,
-            bytes,
-            fin,
-        }) = decoder.decode(&mut input).unwrap()
-        else {
+        let Some(Frame::Data { stream: 5, bytes, fin }) = decoder.decode(&mut input).unwrap() else {
             panic!()
         };
         assert_eq!(bytes.as_ptr(), at, "the piece is the read buffer");
@@ -525,31 +415,20 @@ fn item_065_header_count_and_lengths_must_fit_the_block() {
         ("00000081", "SPDY header block has 129 headers"),
         ("00000080", "SPDY header block has a wrong size"),
         ("00000001 ffffffff 61", "SPDY header block has a wrong size"),
-        (
-            "00000001 00000001 61 ffffffff 62",
-            "SPDY header block has a wrong size",
-        ),
+        ("00000001 00000001 61 ffffffff 62", "SPDY header block has a wrong size"),
         ("00000000 00", "SPDY header block has a wrong size"),
         ("000000", "SPDY header block has a wrong size"),
     ];
     for (plain, text) in cases {
         let frame = reply_with_plain(&hex(plain));
-        assert_eq!(
-            decode_all(&mut Decoder::new(), &frame).unwrap_err().to_string(),
-            text,
-            "{plain}"
-        );
+        assert_eq!(decode_all(&mut Decoder::new(), &frame).unwrap_err().to_string(), text, "{plain}");
     }
 }
 
 #[test]
 fn item_065_header_bomb_is_stopped_at_the_limit() {
     let bomb = reply_with_plain(&vec![0; 40 << 20]);
-    assert!(
-        bomb.len() < MAX_CONTROL_PAYLOAD,
-        "{} bytes blow up to 40 MiB",
-        bomb.len()
-    );
+    assert!(bomb.len() < MAX_CONTROL_PAYLOAD, "{} bytes blow up to 40 MiB", bomb.len());
     let failure = decode_all(&mut Decoder::new(), &bomb).unwrap_err();
     assert!(matches!(failure, Error::HeaderBlockTooLarge), "{failure}");
 }
@@ -564,31 +443,19 @@ fn header_block_of_exactly_the_limit_passes_and_one_byte_more_does_not() {
     };
     let largest = MAX_PLAIN - 13;
     let frames = decode_all(&mut Decoder::new(), &reply_with_plain(&block(largest))).unwrap();
-    let [Frame::SynReply { headers, .. }] = &frames[..] else {
-        panic!()
-    };
+    let [Frame::SynReply { headers, .. }] = &frames[..] else { panic!() };
     assert_eq!(headers.get("a").unwrap().len(), largest);
     assert!(decode_all(&mut Decoder::new(), &reply_with_plain(&block(largest + 1))).is_err());
     let mut out = BytesMut::new();
     Encoder::new().encode(&mut out, &frames[0]).unwrap();
-    assert_eq!(
-        decode_all(&mut Decoder::new(), &out).unwrap(),
-        frames,
-        "what was read can be written again"
-    );
+    assert_eq!(decode_all(&mut Decoder::new(), &out).unwrap(), frames, "what was read can be written again");
 }
 
 #[test]
 fn a_value_of_nothing_but_separators_costs_its_bytes_only() {
     let headers = Headers::new().with("a", vec![0; MAX_PLAIN - 13]);
-    let frames = decode_all(
-        &mut Decoder::new(),
-        &reply_with_plain(&headers.to_plain().unwrap()),
-    )
-    .unwrap();
-    let [Frame::SynReply { headers, .. }] = &frames[..] else {
-        panic!()
-    };
+    let frames = decode_all(&mut Decoder::new(), &reply_with_plain(&headers.to_plain().unwrap())).unwrap();
+    let [Frame::SynReply { headers, .. }] = &frames[..] else { panic!() };
     assert_eq!(headers.len(), 1);
     assert_eq!(headers.values("a").count(), MAX_PLAIN - 12);
 }
@@ -598,15 +465,9 @@ fn headers_too_large_to_send_leave_the_direction_usable() {
     let mut encoder = Encoder::new();
     let mut out = BytesMut::new();
     let wide = Headers::new().with("a", vec![b'x'; MAX_PLAIN]);
-    assert!(matches!(
-        encoder.syn_stream(&mut out, 1, &wide),
-        Err(Error::HeaderBlockTooLarge)
-    ));
+    assert!(matches!(encoder.syn_stream(&mut out, 1, &wide), Err(Error::HeaderBlockTooLarge)));
     let many = (0..=MAX_PAIRS).fold(Headers::new(), |headers, at| headers.with(&at.to_string(), ""));
-    assert!(matches!(
-        encoder.syn_stream(&mut out, 1, &many),
-        Err(Error::TooManyHeaders { count: 129 })
-    ));
+    assert!(matches!(encoder.syn_stream(&mut out, 1, &many), Err(Error::TooManyHeaders { count: 129 })));
     assert!(out.is_empty());
     encoder.syn_stream(&mut out, 1, &stream_type("error")).unwrap();
     assert_eq!(decode_all(&mut Decoder::new(), &out).unwrap().len(), 1);
@@ -616,9 +477,7 @@ fn headers_too_large_to_send_leave_the_direction_usable() {
 fn item_066_header_names_match_without_regard_to_case() {
     let plain = hex("00000001 0000000a 53747265616d54797065 00000005 6572726f72");
     let frames = decode_all(&mut Decoder::new(), &reply_with_plain(&plain)).unwrap();
-    let [Frame::SynReply { headers, .. }] = &frames[..] else {
-        panic!()
-    };
+    let [Frame::SynReply { headers, .. }] = &frames[..] else { panic!() };
     assert_eq!(headers.get("streamType"), Some(&b"error"[..]));
     assert_eq!(headers.get("STREAMTYPE"), Some(&b"error"[..]));
     assert_eq!(headers.iter().next(), Some((&b"streamtype"[..], &b"error"[..])));
@@ -630,10 +489,7 @@ fn item_066_header_names_match_without_regard_to_case() {
 fn values_joined_with_nul_are_several_values() {
     let headers = Headers::new().with("Port", "80").with("port", "81");
     assert_eq!(headers.values("port").collect::<Vec<_>>(), [b"80", b"81"]);
-    assert_eq!(
-        headers.to_plain().unwrap(),
-        hex("00000001 00000004 706f7274 00000005 3830003831")
-    );
+    assert_eq!(headers.to_plain().unwrap(), hex("00000001 00000004 706f7274 00000005 3830003831"));
 }
 
 #[test]
@@ -651,8 +507,7 @@ fn a_header_block_must_be_used_up_exactly() {
     let mut zlib = Compress::new(Compression::best(), true);
     zlib.set_dictionary(&dictionary::BYTES).unwrap();
     let mut block = Vec::with_capacity(64);
-    zlib.compress_vec(&[0; 4], &mut block, FlushCompress::Finish)
-        .unwrap();
+    zlib.compress_vec(&[0; 4], &mut block, FlushCompress::Finish).unwrap();
     block.push(0);
     let frame = control(SYN_REPLY, 0, &[&1u32.to_be_bytes()[..], &block].concat());
     let failure = decode_all(&mut Decoder::new(), &frame).unwrap_err();
@@ -669,66 +524,24 @@ fn a_header_block_with_another_dictionary_or_no_zlib_is_refused() {
 fn flags_zero_ids_and_wrong_lengths_end_the_connection() {
     let cases = [
         ("80030006 01000004 00000001", "SPDY PING frame has flags 0x01"),
-        (
-            "80030007 01000008 00000000 00000000",
-            "SPDY GOAWAY frame has flags 0x01",
-        ),
-        (
-            "80030009 02000008 00000001 00000001",
-            "SPDY WINDOW_UPDATE frame has flags 0x02",
-        ),
-        (
-            "80030003 00000008 00000001 00000000",
-            "SPDY RST_STREAM frame has status 0",
-        ),
-        (
-            "80030003 00000008 00000000 00000005",
-            "SPDY RST_STREAM frame has id 0",
-        ),
+        ("80030007 01000008 00000000 00000000", "SPDY GOAWAY frame has flags 0x01"),
+        ("80030009 02000008 00000001 00000001", "SPDY WINDOW_UPDATE frame has flags 0x02"),
+        ("80030003 00000008 00000001 00000000", "SPDY RST_STREAM frame has status 0"),
+        ("80030003 00000008 00000000 00000005", "SPDY RST_STREAM frame has id 0"),
         ("80030006 00000004 00000000", "SPDY PING frame has id 0"),
-        (
-            "80030002 00000014 00000000 78f9e3c6a7c26260606000000000ffff",
-            "SPDY SYN_REPLY frame has id 0",
-        ),
-        (
-            "80030001 0000000a 00000000 00000000 0000",
-            "SPDY SYN_STREAM frame has id 0",
-        ),
+        ("80030002 00000014 00000000 78f9e3c6a7c26260606000000000ffff", "SPDY SYN_REPLY frame has id 0"),
+        ("80030001 0000000a 00000000 00000000 0000", "SPDY SYN_STREAM frame has id 0"),
         ("00000000 00000001 61", "SPDY DATA frame has id 0"),
-        (
-            "80030007 00000004 00000000",
-            "SPDY GOAWAY frame has a wrong length",
-        ),
-        (
-            "80030007 0000000c 00000000 00000000 00000000",
-            "SPDY GOAWAY frame has a wrong length",
-        ),
-        (
-            "80030009 00000004 00000001",
-            "SPDY WINDOW_UPDATE frame has a wrong length",
-        ),
-        (
-            "80030003 00000004 00000001",
-            "SPDY RST_STREAM frame has a wrong length",
-        ),
+        ("80030007 00000004 00000000", "SPDY GOAWAY frame has a wrong length"),
+        ("80030007 0000000c 00000000 00000000 00000000", "SPDY GOAWAY frame has a wrong length"),
+        ("80030009 00000004 00000001", "SPDY WINDOW_UPDATE frame has a wrong length"),
+        ("80030003 00000004 00000001", "SPDY RST_STREAM frame has a wrong length"),
         ("80030006 00000000", "SPDY PING frame has a wrong length"),
         ("80030004 00000000", "SPDY SETTINGS frame has a wrong length"),
-        (
-            "80030001 00000009 00000001 00000000 00",
-            "SPDY SYN_STREAM frame has a wrong length",
-        ),
-        (
-            "80030002 00000003 000000",
-            "SPDY SYN_REPLY frame has a wrong length",
-        ),
-        (
-            "80030004 00ffffff 001fffff",
-            "SPDY SETTINGS frame of 16777215 bytes is over the limit",
-        ),
-        (
-            "80030001 00010001 00000001",
-            "SPDY SYN_STREAM frame of 65537 bytes is over the limit",
-        ),
+        ("80030001 00000009 00000001 00000000 00", "SPDY SYN_STREAM frame has a wrong length"),
+        ("80030002 00000003 000000", "SPDY SYN_REPLY frame has a wrong length"),
+        ("80030004 00ffffff 001fffff", "SPDY SETTINGS frame of 16777215 bytes is over the limit"),
+        ("80030001 00010001 00000001", "SPDY SYN_STREAM frame of 65537 bytes is over the limit"),
     ];
     for (bytes, text) in cases {
         assert_eq!(error(bytes), text, "{bytes}");
@@ -738,10 +551,7 @@ fn flags_zero_ids_and_wrong_lengths_end_the_connection() {
 #[test]
 fn the_version_field_is_not_checked() {
     for version in ["8000", "8002", "ffff"] {
-        assert_eq!(
-            decode(&format!("{version}0006 00000004 00000001")).unwrap(),
-            [Frame::Ping { id: 1 }]
-        );
+        assert_eq!(decode(&format!("{version}0006 00000004 00000001")).unwrap(), [Frame::Ping { id: 1 }]);
     }
 }
 
@@ -792,38 +602,20 @@ fn a_session_byte_by_byte_gives_the_same_frames() {
 }
 
 fn any_headers() -> impl Strategy<Value = Headers> {
-    proptest::collection::vec(
-        ("[a-zA-Z-]{0,12}", proptest::collection::vec(any::<u8>(), 0..40)),
-        0..6,
-    )
-    .prop_map(|pairs| {
-        pairs
-            .iter()
-            .fold(Headers::new(), |headers, (name, value)| headers.with(name, value))
-    })
+    proptest::collection::vec(("[a-zA-Z-]{0,12}", proptest::collection::vec(any::<u8>(), 0..40)), 0..6)
+        .prop_map(|pairs| {
+            pairs.iter().fold(Headers::new(), |headers, (name, value)| headers.with(name, value))
+        })
 }
 
 fn any_frame() -> impl Strategy<Value = Frame> {
     let id = 1..=MAX_STREAM_ID;
     prop_oneof![
-        (
-            1u32..,
-            any::<u32>(),
-            0..8u8,
-            any::<bool>(),
-            any::<bool>(),
-            any_headers()
-        )
-            .prop_map(|(id, associated, priority, fin, unidirectional, headers)| {
-                Frame::SynStream {
-                    id,
-                    associated,
-                    priority,
-                    fin,
-                    unidirectional,
-                    headers,
-                }
-            }),
+        (1u32.., any::<u32>(), 0..8u8, any::<bool>(), any::<bool>(), any_headers()).prop_map(
+            |(id, associated, priority, fin, unidirectional, headers)| {
+                Frame::SynStream { id, associated, priority, fin, unidirectional, headers }
+            }
+        ),
         (id.clone(), any::<bool>(), any_headers()).prop_map(|(id, fin, headers)| Frame::SynReply {
             id,
             fin,
@@ -834,21 +626,13 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             fin,
             headers
         }),
-        (id.clone(), 1u32..).prop_map(|(id, status)| Frame::RstStream {
-            id,
-            status: RstStatus(status)
-        }),
+        (id.clone(), 1u32..).prop_map(|(id, status)| Frame::RstStream { id, status: RstStatus(status) }),
         Just(Frame::Settings),
         (1u32..).prop_map(|id| Frame::Ping { id }),
         any::<(u32, u32)>().prop_map(|(last_good, status)| Frame::GoAway { last_good, status }),
         any::<(u32, u32)>().prop_map(|(id, delta)| Frame::WindowUpdate { id, delta }),
-        (id, proptest::collection::vec(any::<u8>(), 0..300), any::<bool>()).prop_map(
-            |(stream, bytes, fin)| Frame::Data {
-                stream,
-                bytes: bytes.into(),
-                fin
-            }
-        ),
+        (id, proptest::collection::vec(any::<u8>(), 0..300), any::<bool>())
+            .prop_map(|(stream, bytes, fin)| Frame::Data { stream, bytes: bytes.into(), fin }),
     ]
 }
 

@@ -1,0 +1,223 @@
+//! Authz: may they, asked of the cluster. The only maker of a [`Permit`].
+//!
+//! In the flow: after `authn`. First impersonation (each item is a review of its own), then the request itself;
+//! a session by GET is reviewed once more as `create`, because a WebSocket handshake can only be a GET
+//! (`protocol.md` 1.2). Invariant: no answer is a denial; nothing is cached here.
+//! Source: apiserver `pkg/endpoints/filters/{authorization,impersonation}.go`, `protocol.md` 8.3 and 8.4.
+
+pub mod impersonation;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use crate::authn::Caller;
+use crate::cluster::{self, Cluster, Decision, User};
+use crate::request::{Attributes, Exec};
+use crate::status::{About, Refusal, go_quote, html_escape};
+
+/// The cluster lets this caller make this request.
+#[derive(Debug)]
+pub struct Permit {
+    caller: Caller,
+}
+
+/// The cluster lets this caller open this session: the request is permitted and so is `create`.
+#[derive(Debug)]
+pub struct SessionPermit {
+    caller: Caller,
+    exec: Exec,
+}
+
+/// Asks the cluster.
+pub struct Authz {
+    cluster: Arc<dyn Cluster>,
+    review_timeout: Duration,
+}
+
+/// Why a request may not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cluster says no.
+    #[error("{message}")]
+    Denied {
+        /// The public message.
+        message: String,
+        /// The parent resource.
+        about: About,
+    },
+    /// The cluster has no answer, which is a no.
+    #[error("review the request")]
+    NoDecision {
+        /// The request URI, for the plain-text answer.
+        uri: String,
+        /// The cause.
+        #[source]
+        source: cluster::Error,
+    },
+    /// The cluster did not answer in time.
+    #[error("the review took longer than {0:?}")]
+    Late(Duration, String),
+    /// Impersonation headers that do not make an identity.
+    #[error("{0}")]
+    Impersonation(String),
+}
+
+// === impl Authz ===
+
+impl Authz {
+    /// Reviews by this cluster; each must come within `review_timeout`.
+    pub fn new(cluster: Arc<dyn Cluster>, review_timeout: Duration) -> Self {
+        Self { cluster, review_timeout }
+    }
+
+    /// The caller after impersonation, if any was asked for and every item of it is allowed.
+    ///
+    /// # Errors
+    /// The first item that is denied, or headers that name no user.
+    pub async fn assume(&self, caller: Caller, headers: &HeaderMap, uri: &str) -> Result<Caller, Error> {
+        let Some(wanted) = impersonation::Wanted::of(headers)? else { return Ok(caller) };
+        for attributes in wanted.items() {
+            let decision = self.ask(caller.user(), &attributes, uri).await?;
+            if !decision.allowed {
+                return Err(denied(caller.user(), &attributes, &decision.reason));
+            }
+        }
+        Ok(caller.impersonate(wanted.into_user()))
+    }
+
+    /// May this caller make this request?
+    ///
+    /// # Errors
+    /// [`Error::Denied`], or that there was no decision.
+    pub async fn review(&self, caller: Caller, attributes: &Attributes, uri: &str) -> Result<Permit, Error> {
+        let decision = self.ask(caller.user(), attributes, uri).await?;
+        if !decision.allowed {
+            return Err(denied(caller.user(), attributes, &decision.reason));
+        }
+        Ok(Permit { caller })
+    }
+
+    /// Raises a permit to one for a session: what was not reviewed as `create` is, with upstream's own shape
+    /// of refusal, which is the authorizer's reason alone (`protocol.md` 1.2).
+    ///
+    /// # Errors
+    /// As [`Authz::review`].
+    pub async fn session(
+        &self,
+        permit: Permit,
+        exec: Exec,
+        attributes: &Attributes,
+        uri: &str,
+    ) -> Result<SessionPermit, Error> {
+        if attributes.verb != "create" {
+            let decision = self.ask(permit.caller.user(), &attributes.with_verb("create"), uri).await?;
+            if !decision.allowed {
+                let message =
+                    format!("pods {} is forbidden: {}", go_quote(exec.pod.as_bytes()), decision.reason);
+                let about = About { name: exec.pod, group: String::new(), kind: "pods".into() };
+                return Err(Error::Denied { message, about });
+            }
+        }
+        Ok(SessionPermit { caller: permit.caller, exec })
+    }
+
+    async fn ask(&self, user: &User, attributes: &Attributes, uri: &str) -> Result<Decision, Error> {
+        match tokio::time::timeout(self.review_timeout, self.cluster.review(user, attributes)).await {
+            Ok(Ok(decision)) => Ok(decision),
+            Ok(Err(source)) => Err(Error::NoDecision { uri: uri.to_owned(), source }),
+            Err(_) => Err(Error::Late(self.review_timeout, uri.to_owned())),
+        }
+    }
+}
+
+/// The denial of `protocol.md` 8.4. The part after "forbidden: " is HTML-escaped, the reason is not.
+fn denied(user: &User, attributes: &Attributes, reason: &str) -> Error {
+    let quote = |text: &str| go_quote(text.as_bytes());
+    let verb = &attributes.verb;
+    let Some(resource) = &attributes.resource else {
+        let what = format!("User {} cannot {verb} path {}", quote(&user.name), quote(&attributes.path));
+        let message = format!("forbidden: {}", with_reason(&what, reason));
+        return Error::Denied { message, about: About::default() };
+    };
+    let mut full = resource.resource.clone();
+    if !resource.subresource.is_empty() {
+        full = format!("{full}/{}", resource.subresource);
+    }
+    let scope = if resource.namespace.is_empty() {
+        "at the cluster scope".to_owned()
+    } else {
+        format!("in the namespace {}", quote(&resource.namespace))
+    };
+    let what = format!(
+        "User {} cannot {verb} resource {} in API group {} {scope}",
+        quote(&user.name),
+        quote(&full),
+        quote(&resource.group),
+    );
+    let mut subject = resource.resource.clone();
+    if !resource.group.is_empty() {
+        subject = format!("{subject}.{}", resource.group);
+    }
+    if !resource.name.is_empty() {
+        subject = format!("{subject} {}", quote(&resource.name));
+    }
+    Error::Denied {
+        message: format!("{subject} is forbidden: {}", with_reason(&what, reason)),
+        about: About {
+            name: resource.name.clone(),
+            group: resource.group.clone(),
+            kind: resource.resource.clone(),
+        },
+    }
+}
+
+fn with_reason(what: &str, reason: &str) -> String {
+    let what = html_escape(what);
+    if reason.is_empty() { what } else { format!("{what}: {reason}") }
+}
+
+// === impl Permit ===
+
+impl Permit {
+    /// Who may.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+// === impl SessionPermit ===
+
+impl SessionPermit {
+    /// Who may.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// What they may open.
+    pub fn exec(&self) -> &Exec {
+        &self.exec
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// What the client is told.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Denied { message, about } => {
+                Refusal::Forbidden { message: message.clone(), about: about.clone() }
+            }
+            Self::NoDecision { uri, source } => {
+                Refusal::Filter { uri: uri.clone(), text: source.to_string() }
+            }
+            Self::Late(_, uri) => Refusal::Filter { uri: uri.clone(), text: self.to_string() },
+            Self::Impersonation(text) => Refusal::BadRequest(text.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,289 @@
+//! The Kubernetes-shaped HTTP door, the one kubectl uses.
+//!
+//! In the flow: `listen` hands it a TCP connection; it ends TLS, reads requests with hyper (HTTP/1.1 or HTTP/2
+//! by ALPN), asks the [`Pipeline`], and then either lets the cluster answer or takes the connection over for a
+//! session. Around every request stand the same layers: audit id, secrets marked, trace span, panic barrier;
+//! around short requests also a limit on how many run at once, shedding beyond it, and a deadline.
+//! Invariant: nothing here decides who may do what.
+//! Source: `protocol.md` 1.1 and 1.3 (order of checks), 4.1 to 4.3 (upgrade), 8.1 and 8.5 (surroundings).
+
+mod hijack;
+mod layers;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info};
+
+use super::takeover::{Mute, Takeover};
+use crate::cluster::{Body, Cluster};
+use crate::drain::Drain;
+use crate::listen::{Conn, Slot};
+use crate::pipeline::Pipeline;
+use crate::request::{Ask, Exec, Upgrade};
+use crate::session::Sessions;
+use crate::status::{Encoding, Refusal};
+use crate::telemetry::{Metrics, chain};
+use crate::tls;
+use layers::Short;
+
+/// The client's stream as hyper holds it.
+type ClientIo = TokioIo<Takeover<tokio_rustls::server::TlsStream<TcpStream>>>;
+
+/// Text for a client that asks for something else than an upgrade (`protocol.md` 1.7).
+const UPGRADE_REQUIRED: &str = "Upgrade request required";
+
+/// Limits and deadlines of this door.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// For the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// For a whole request head, and for the pause between two requests of a connection.
+    pub header_timeout: Duration,
+    /// Bytes of a request head at most; beyond it 431.
+    pub max_header_bytes: usize,
+    /// Header lines of a request at most; beyond it 431.
+    pub max_headers: usize,
+    /// Streams of one HTTP/2 connection at once.
+    pub max_http2_streams: u32,
+    /// Short requests at once, over all connections; beyond it 429.
+    pub max_in_flight: usize,
+    /// For a short request; beyond it 504.
+    pub request_timeout: Duration,
+}
+
+/// The door; cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    tls: TlsAcceptor,
+    settings: Settings,
+    pipeline: Pipeline,
+    cluster: Arc<dyn Cluster>,
+    sessions: Sessions,
+    drain: Drain,
+    metrics: Metrics,
+    short: Short,
+}
+
+/// One connection of the door.
+#[derive(Clone)]
+struct Door {
+    shared: Arc<Shared>,
+    conn: Arc<Conn>,
+    mute: Mute,
+}
+
+// === impl Api ===
+
+impl Api {
+    /// The door in front of these stages; `cluster` answers whatever is no session.
+    pub fn new(
+        tls: Arc<rustls::ServerConfig>,
+        settings: Settings,
+        pipeline: Pipeline,
+        cluster: Arc<dyn Cluster>,
+        sessions: Sessions,
+        drain: Drain,
+        metrics: Metrics,
+    ) -> Self {
+        let short = Short::new(cluster.clone(), settings.max_in_flight, settings.request_timeout);
+        let tls = TlsAcceptor::from(tls);
+        Self {
+            shared: Arc::new(Shared { tls, settings, pipeline, cluster, sessions, drain, metrics, short }),
+        }
+    }
+
+    /// A connection that found no slot: closed at once, and counted.
+    pub fn over_limit(&self, peer: SocketAddr) {
+        self.shared.metrics.connections_refused.with_label_values(&["over_limit"]).inc();
+        debug!(client.addr = %peer, "connection refused: the cap is reached");
+    }
+
+    /// Serves one connection to its end. A session it turns into is a task of its own.
+    pub async fn serve(self, tcp: TcpStream, peer: SocketAddr, slot: Slot) {
+        let metrics = &self.shared.metrics;
+        metrics.connections_accepted.inc();
+        let within = self.shared.settings.handshake_timeout;
+        let refused = |reason, cause: String| {
+            metrics.connections_refused.with_label_values(&[reason]).inc();
+            info!(client.addr = %peer, reason, error = cause, "TLS handshake failed");
+        };
+        let stream = match timeout(within, self.shared.tls.accept(tcp)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return refused("handshake_failed", chain(&error)),
+            Err(_) => return refused("handshake_timeout", format!("no handshake within {within:?}")),
+        };
+        let (_, session) = stream.get_ref();
+        let http2 = session.alpn_protocol() == Some(tls::HTTP2);
+        let certificates = session
+            .peer_certificates()
+            .map(|chain| chain.iter().map(|certificate| certificate.clone().into_owned()).collect());
+        let conn = Conn { peer, certificates: certificates.unwrap_or_default(), slot: Some(slot) };
+        let _open = Open::new(metrics);
+        let (stream, mute) = Takeover::new(stream);
+        let door = Door { shared: self.shared.clone(), conn: Arc::new(conn), mute };
+        let service = TowerToHyperService::new(layers::around(door));
+        let io: ClientIo = TokioIo::new(stream);
+        let served = if http2 {
+            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(self.shared.settings.max_http2_streams)
+                .max_header_list_size(
+                    u32::try_from(self.shared.settings.max_header_bytes).unwrap_or(u32::MAX),
+                )
+                .keep_alive_interval(self.shared.settings.header_timeout)
+                .keep_alive_timeout(self.shared.settings.handshake_timeout);
+            let serving = std::pin::pin!(builder.serve_connection(io, service));
+            self.until_done(serving, |serving| serving.graceful_shutdown()).await
+        } else {
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(self.shared.settings.header_timeout)
+                .max_headers(self.shared.settings.max_headers)
+                .max_header_size(self.shared.settings.max_header_bytes)
+                .title_case_headers(true);
+            let serving = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
+            self.until_done(serving, |serving| serving.graceful_shutdown()).await
+        };
+        if let Err(error) = served {
+            info!(client.addr = %peer, error = chain(&error), "connection ended by an error");
+        }
+    }
+
+    /// Drives a connection; tells it at the drain's first step, drops it at the second.
+    async fn until_done<C>(
+        &self,
+        mut serving: std::pin::Pin<&mut C>,
+        stop: impl FnOnce(std::pin::Pin<&mut C>),
+    ) -> hyper::Result<()>
+    where
+        C: Future<Output = hyper::Result<()>>,
+    {
+        tokio::select! {
+            biased;
+            done = serving.as_mut() => return done,
+            () = self.shared.drain.stopping() => stop(serving.as_mut()),
+        }
+        tokio::select! {
+            biased;
+            done = serving => done,
+            () = self.shared.drain.cutting() => Ok(()),
+        }
+    }
+}
+
+/// Keeps the gauge of open connections true on every path.
+struct Open<'a>(&'a Metrics);
+
+impl<'a> Open<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+// === impl Door ===
+
+impl Door {
+    /// Answers one request. Never fails: what is wrong becomes a Status.
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let started = Instant::now();
+        let metrics = self.shared.metrics.clone();
+        let (mut encoding, headers) = (Encoding::of(request.headers(), None), request.headers());
+        let answered = match Ask::parse(request.method(), request.uri(), headers) {
+            Ok(ask) => {
+                encoding = ask.encoding;
+                self.admitted(ask, request, started).await
+            }
+            Err(refusal) => {
+                info!(refusal.code = refusal.code().as_u16(), error = refusal.message(), "request refused");
+                Err(refusal)
+            }
+        };
+        Ok(match answered {
+            // The far side's own answer stands behind a takeover: it is counted where it is known.
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => response,
+            Ok(response) => {
+                metrics.requests.with_label_values(&[response.status().as_str()]).inc();
+                response
+            }
+            Err(refusal) => {
+                metrics.refusals.with_label_values(&[refusal.word()]).inc();
+                metrics.requests.with_label_values(&[refusal.code().as_str()]).inc();
+                refusal.response(encoding).map(whole)
+            }
+        })
+    }
+
+    async fn admitted(
+        self,
+        mut ask: Ask,
+        request: Request<Incoming>,
+        started: Instant,
+    ) -> Result<Response<Body>, Refusal> {
+        let permit = self.shared.pipeline.admit(&self.conn, request.headers(), &ask).await?;
+        if let Some(exec) = ask.exec.take() {
+            let exec = exec?;
+            let place = self.shared.pipeline.place(permit, exec, &ask).await?;
+            check_upgrade(&request, place.exec())?;
+            if self.shared.drain.is_stopping() {
+                return Err(Refusal::Unavailable("podgate is shutting down, try another replica".into()));
+            }
+            return hijack::open(self, request, place, started).await;
+        }
+        let user = permit.caller().user().clone();
+        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        if ask.long_running() {
+            return self.shared.cluster.serve(&user, &ask, request).await;
+        }
+        self.shared.short.serve(user, ask, request).await
+    }
+}
+
+/// The last check before the far side is dialled: is this an upgrade that podgate can carry?
+fn check_upgrade(request: &Request<Incoming>, exec: &Exec) -> Result<(), Refusal> {
+    let refused = |text: &str| {
+        info!(session.kind = exec.subresource.as_str(), reason = text, "request refused");
+        Err(Refusal::BadRequest(text.to_owned()))
+    };
+    match Upgrade::of(request.headers()) {
+        Upgrade::Spdy => {}
+        Upgrade::None => return refused(UPGRADE_REQUIRED),
+        // Any answer but 101 makes kubectl 1.29 and newer ask again with SPDY (`protocol.md` 7.5).
+        Upgrade::WebSocket => return refused("WebSocket is not served here, ask again with SPDY/3.1"),
+        Upgrade::Other => return refused("the only protocol to upgrade to is SPDY/3.1"),
+    }
+    let length = request.headers().get(header::CONTENT_LENGTH).map_or(&b"0"[..], |value| value.as_bytes());
+    if length != b"0" || request.headers().contains_key(header::TRANSFER_ENCODING) {
+        return refused("an upgrade request has no body");
+    }
+    Ok(())
+}
+
+/// A body that is there already.
+fn whole(bytes: Bytes) -> Body {
+    http_body_util::Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}

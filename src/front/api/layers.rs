@@ -1,0 +1,158 @@
+//! The tower layers of the API door.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::{HeaderName, HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
+use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
+use tower_http::trace::TraceLayer;
+use tracing::{Span, debug_span, error, warn};
+
+use super::{Door, whole};
+use crate::cluster::{Body, Cluster, User};
+use crate::request::Ask;
+use crate::status::{Encoding, Refusal};
+
+/// Kubernetes' request id, in both directions (`protocol.md` 8.6).
+pub(super) const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// Whether the client sent an audit id of its own: only then do kubelets see one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AuditIdGiven(pub(super) bool);
+
+#[derive(Debug, Clone, Copy)]
+struct NewAuditId;
+
+impl MakeRequestId for NewAuditId {
+    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
+        HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok().map(RequestId::new)
+    }
+}
+
+/// The door with its layers, outermost first.
+pub(super) fn around(
+    door: Door,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<Body>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
+> + Clone
++ Send
++ 'static {
+    let peer = door.conn.peer;
+    ServiceBuilder::new()
+        .map_request(|mut request: Request<Incoming>| {
+            let given = AuditIdGiven(request.headers().contains_key(AUDIT_ID));
+            request.extensions_mut().insert(given);
+            request
+        })
+        // The trace layer wraps bodies in its own type; the door has one.
+        .map_response(|response: Response<_>| response.map(http_body_util::BodyExt::boxed_unsync))
+        .layer(SetRequestIdLayer::new(AUDIT_ID, NewAuditId))
+        .layer(PropagateRequestIdLayer::new(AUDIT_ID))
+        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION, header::COOKIE]))
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(move |request: &Request<Incoming>| span(request, peer))
+                .on_request(())
+                .on_response(())
+                .on_body_chunk(())
+                .on_eos(())
+                .on_failure(()),
+        )
+        .layer(CatchPanicLayer::custom(panicked))
+        .service(door)
+}
+
+/// The query stays out of the span: it holds the command line.
+fn span(request: &Request<Incoming>, peer: std::net::SocketAddr) -> Span {
+    let audit_id = request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok()).unwrap_or("");
+    debug_span!(
+        "request",
+        audit.id = audit_id,
+        client.addr = %peer,
+        http.method = %request.method(),
+        http.path = request.uri().path(),
+    )
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+        .unwrap_or_default();
+    error!(panic = text, "a request made podgate panic");
+    Refusal::Panic.response(Encoding::default()).map(whole)
+}
+
+impl Service<Request<Incoming>> for Door {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        Box::pin(self.clone().answer(request))
+    }
+}
+
+/// Short requests: bounded in number and in time (`protocol.md` 8.5). Sessions, watches and logs are neither.
+#[derive(Clone)]
+pub(super) struct Short(BoxCloneSyncService<Call, Result<Response<Body>, Refusal>, BoxError>);
+
+struct Call {
+    user: User,
+    ask: Ask,
+    request: Request<Body>,
+}
+
+impl Short {
+    pub(super) fn new(cluster: Arc<dyn Cluster>, max_in_flight: usize, deadline: Duration) -> Self {
+        let serve = tower::service_fn(move |call: Call| {
+            let cluster = cluster.clone();
+            async move { Ok::<_, BoxError>(cluster.serve(&call.user, &call.ask, call.request).await) }
+        });
+        Self(BoxCloneSyncService::new(
+            ServiceBuilder::new()
+                .load_shed()
+                .layer(GlobalConcurrencyLimitLayer::new(max_in_flight))
+                .timeout(deadline)
+                .service(serve),
+        ))
+    }
+
+    pub(super) async fn serve(
+        &self,
+        user: User,
+        ask: Ask,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Refusal> {
+        match self.0.clone().oneshot(Call { user, ask, request }).await {
+            Ok(answer) => answer,
+            Err(error) if error.is::<tower::load_shed::error::Overloaded>() => {
+                warn!("request refused: too many in flight");
+                Err(Refusal::TooManyRequests {
+                    message: "Too many requests, please try again later.".into(),
+                    retry_after: 1,
+                })
+            }
+            Err(error) if error.is::<tower::timeout::error::Elapsed>() => Err(Refusal::Timeout),
+            Err(error) => Err(Refusal::Internal(error.to_string())),
+        }
+    }
+}

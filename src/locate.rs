@@ -1,0 +1,353 @@
+//! Locate: turns a permitted session into the container and the kubelet that will run it.
+//!
+//! In the flow: after `authz`, before `upstream`. Keeps nothing between requests. Invariant: pod and node are
+//! read after the permit was given; a pod without a node is an error, never a guess.
+//! Source: kubernetes `pkg/registry/core/pod/strategy.go`, `pkg/util/node/node.go`; `protocol.md` 2 and 3.1.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::authn::Caller;
+use crate::authz::SessionPermit;
+use crate::cluster::{self, Cluster, Node, Pod};
+use crate::request::{Exec, Subresource, name_problem};
+use crate::status::{Refusal, go_quote};
+
+/// The port of a kubelet that names none (`protocol.md` 3.1).
+const KUBELET_PORT: u16 = 10250;
+
+/// Where a permitted session will run.
+#[derive(Debug)]
+pub struct Place {
+    permit: SessionPermit,
+    container: String,
+    node: String,
+    kubelet: KubeletAddr,
+}
+
+/// Host (name or address) and port of a kubelet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubeletAddr {
+    /// A DNS name or an IP address without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// Finds places.
+pub struct Locate {
+    cluster: Arc<dyn Cluster>,
+    address_types: Vec<String>,
+    read_timeout: Duration,
+}
+
+/// Why there is no place; the texts are upstream's.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name is no path segment, so no pod can have it.
+    #[error("Name parameter invalid: {}: {problem}", go_quote(name.as_bytes()))]
+    BadName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The cluster could not be asked.
+    #[error("locate the pod")]
+    Read(#[source] cluster::Error),
+    /// The cluster did not answer in time.
+    #[error("read of {what} took longer than {after:?}")]
+    Late {
+        /// The object being read.
+        what: String,
+        /// The deadline.
+        after: Duration,
+    },
+    /// There is no such pod.
+    #[error("pod {0} not found")]
+    NoPod(String),
+    /// No container was named and the pod does not have exactly one.
+    #[error("a container name must be specified for pod {pod}{choices}")]
+    AmbiguousContainer {
+        /// The pod.
+        pod: String,
+        /// `, choose one of: [...]`, or nothing when there is none to choose.
+        choices: String,
+    },
+    /// The named container is not in the pod.
+    #[error("container {container} is not valid for pod {pod}")]
+    NoContainer {
+        /// The container.
+        container: String,
+        /// The pod.
+        pod: String,
+    },
+    /// The pod is not bound to a node.
+    #[error("pod {0} does not have a host assigned")]
+    Unscheduled(String),
+    /// The pod's node does not exist.
+    #[error("node {0} not found")]
+    NoNode(String),
+    /// The node has no address of a preferred type.
+    #[error("no preferred addresses found; known addresses: [{0}]")]
+    NoAddress(String),
+}
+
+// === impl Locate ===
+
+impl Locate {
+    /// Looks in this cluster; node addresses are chosen by type, in the order given; each read must come
+    /// within `read_timeout`.
+    pub fn new(cluster: Arc<dyn Cluster>, address_types: Vec<String>, read_timeout: Duration) -> Self {
+        Self { cluster, address_types, read_timeout }
+    }
+
+    /// Pod, container and node of a permitted session.
+    ///
+    /// # Errors
+    /// Upstream's refusals in upstream's order: pod, container, host, node, address.
+    pub async fn find(&self, permit: SessionPermit) -> Result<Place, Error> {
+        let exec = permit.exec();
+        if let Some(problem) = name_problem(&exec.pod) {
+            return Err(Error::BadName { name: exec.pod.clone(), problem });
+        }
+        let what = || format!("pod {}/{}", exec.namespace, exec.pod);
+        let pod = self.within(self.cluster.pod(&exec.namespace, &exec.pod), what).await?;
+        let pod = pod.ok_or_else(|| Error::NoPod(exec.pod.clone()))?;
+        let container = choose_container(exec, &pod)?;
+        let name = pod.node.clone().ok_or_else(|| Error::Unscheduled(exec.pod.clone()))?;
+        let node = self.within(self.cluster.node(&name), || format!("node {name}")).await?;
+        let node = node.ok_or_else(|| Error::NoNode(name.clone()))?;
+        let kubelet = self.address(&node)?;
+        Ok(Place { container, node: name, kubelet, permit })
+    }
+
+    async fn within<T>(
+        &self,
+        read: impl Future<Output = Result<T, cluster::Error>>,
+        what: impl FnOnce() -> String,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(self.read_timeout, read).await {
+            Ok(answer) => answer.map_err(Error::Read),
+            Err(_) => Err(Error::Late { what: what(), after: self.read_timeout }),
+        }
+    }
+
+    fn address(&self, node: &Node) -> Result<KubeletAddr, Error> {
+        let known = &node.addresses;
+        let preferred =
+            self.address_types.iter().find_map(|kind| known.iter().find(|(have, _)| have == kind));
+        let (_, host) = preferred.ok_or_else(|| {
+            let all: Vec<_> = known.iter().map(|(kind, address)| format!("{{{kind} {address}}}")).collect();
+            Error::NoAddress(all.join(" "))
+        })?;
+        let port = if node.kubelet_port == 0 { KUBELET_PORT } else { node.kubelet_port };
+        Ok(KubeletAddr { host: host.clone(), port })
+    }
+}
+
+/// The API server's rule: the named one if it is in the pod, else the only regular one.
+fn choose_container(exec: &Exec, pod: &Pod) -> Result<String, Error> {
+    if exec.subresource == Subresource::PortForward {
+        return Ok(String::new());
+    }
+    let all = || pod.init_containers.iter().chain(&pod.containers).chain(&pod.ephemeral_containers);
+    if !exec.container.is_empty() {
+        return match all().find(|name| **name == exec.container) {
+            Some(name) => Ok(name.clone()),
+            None => Err(Error::NoContainer { container: exec.container.clone(), pod: exec.pod.clone() }),
+        };
+    }
+    match pod.containers.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(Error::AmbiguousContainer { pod: exec.pod.clone(), choices: String::new() }),
+        _ => {
+            let names: Vec<_> = all().map(String::as_str).collect();
+            let choices = format!(", choose one of: [{}]", names.join(" "));
+            Err(Error::AmbiguousContainer { pod: exec.pod.clone(), choices })
+        }
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Who is going there.
+    pub fn caller(&self) -> &Caller {
+        self.permit.caller()
+    }
+
+    /// What was asked for.
+    pub fn exec(&self) -> &Exec {
+        self.permit.exec()
+    }
+
+    /// The container chosen; empty for a port-forward.
+    pub fn container(&self) -> &str {
+        &self.container
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The kubelet's address.
+    pub fn kubelet(&self) -> &KubeletAddr {
+        &self.kubelet
+    }
+}
+
+// === impl KubeletAddr ===
+
+impl std::fmt::Display for KubeletAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// What the client is told.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::BadName { .. }
+            | Self::AmbiguousContainer { .. }
+            | Self::NoContainer { .. }
+            | Self::Unscheduled(_) => Refusal::BadRequest(self.to_string()),
+            Self::NoPod(name) => Refusal::not_found("pods", name),
+            Self::NoNode(name) => Refusal::not_found("nodes", name),
+            Self::NoAddress(_) | Self::Late { .. } => Refusal::Internal(self.to_string()),
+            Self::Read(source) => Refusal::Internal(source.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Ask;
+
+    fn exec(query: &str) -> Exec {
+        let uri = format!("/api/v1/namespaces/d/pods/web/exec?{query}");
+        let ask = Ask::parse(&http::Method::POST, &uri.parse().unwrap(), &http::HeaderMap::new()).unwrap();
+        ask.exec.unwrap().unwrap()
+    }
+
+    fn pod(init: &[&str], regular: &[&str], ephemeral: &[&str]) -> Pod {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        Pod {
+            init_containers: names(init),
+            containers: names(regular),
+            ephemeral_containers: names(ephemeral),
+            ..Pod::default()
+        }
+    }
+
+    fn text(query: &str, pod: &Pod) -> String {
+        choose_container(&exec(query), pod).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn item_022_the_only_regular_container_is_used_whatever_else_there_is() {
+        assert_eq!(choose_container(&exec(""), &pod(&["i"], &["a"], &["e"])).unwrap(), "a");
+    }
+
+    #[test]
+    fn item_023_several_are_listed_init_regular_ephemeral() {
+        assert_eq!(
+            text("", &pod(&["i1", "i2"], &["a", "b"], &["e"])),
+            "a container name must be specified for pod web, choose one of: [i1 i2 a b e]"
+        );
+    }
+
+    #[test]
+    fn item_024_none_to_choose_from() {
+        assert_eq!(text("", &pod(&["i"], &[], &[])), "a container name must be specified for pod web");
+    }
+
+    #[test]
+    fn item_025_an_unknown_container_is_not_valid() {
+        assert_eq!(text("container=x", &pod(&[], &["a"], &[])), "container x is not valid for pod web");
+    }
+
+    #[test]
+    fn item_026_named_init_and_ephemeral_containers_are_accepted() {
+        let pod = pod(&["i"], &["a", "b"], &["e"]);
+        assert_eq!(choose_container(&exec("container=i"), &pod).unwrap(), "i");
+        assert_eq!(choose_container(&exec("container=e"), &pod).unwrap(), "e");
+    }
+
+    fn locate() -> Locate {
+        /// A cluster nobody asks.
+        struct Nobody;
+        impl Cluster for Nobody {
+            fn review<'a>(
+                &'a self,
+                _: &'a cluster::User,
+                _: &'a crate::request::Attributes,
+            ) -> futures_util::future::BoxFuture<'a, Result<cluster::Decision, cluster::Error>> {
+                unreachable!()
+            }
+            fn pod<'a>(
+                &'a self,
+                _: &'a str,
+                _: &'a str,
+            ) -> futures_util::future::BoxFuture<'a, Result<Option<Arc<Pod>>, cluster::Error>> {
+                unreachable!()
+            }
+            fn node<'a>(
+                &'a self,
+                _: &'a str,
+            ) -> futures_util::future::BoxFuture<'a, Result<Option<Arc<Node>>, cluster::Error>> {
+                unreachable!()
+            }
+            fn serve<'a>(
+                &'a self,
+                _: &'a cluster::User,
+                _: &'a Ask,
+                _: http::Request<cluster::Body>,
+            ) -> futures_util::future::BoxFuture<'a, Result<http::Response<cluster::Body>, Refusal>>
+            {
+                unreachable!()
+            }
+        }
+        let types = ["Hostname", "InternalDNS", "InternalIP", "ExternalDNS", "ExternalIP"];
+        Locate::new(Arc::new(Nobody), types.map(str::to_owned).to_vec(), Duration::from_secs(1))
+    }
+
+    fn node(addresses: &[(&str, &str)], kubelet_port: u16) -> Node {
+        let addresses = addresses.iter().map(|&(kind, at)| (kind.to_owned(), at.to_owned())).collect();
+        Node { addresses, kubelet_port }
+    }
+
+    #[test]
+    fn item_028_no_usable_address_names_the_known_ones() {
+        let error = locate().address(&node(&[("Other", "x"), ("Odd", "y")], 0)).unwrap_err();
+        assert_eq!(
+            error.refusal(),
+            Refusal::Internal("no preferred addresses found; known addresses: [{Other x} {Odd y}]".into())
+        );
+        let error = locate().address(&node(&[], 0)).unwrap_err();
+        assert_eq!(error.to_string(), "no preferred addresses found; known addresses: []");
+    }
+
+    #[test]
+    fn item_029_addresses_are_preferred_by_type_and_ipv6_is_bracketed() {
+        let both =
+            node(&[("ExternalIP", "1.2.3.4"), ("InternalIP", "fd00::1"), ("InternalIP", "10.0.0.5")], 1);
+        assert_eq!(locate().address(&both).unwrap().to_string(), "[fd00::1]:1");
+        let named = node(&[("InternalIP", "10.0.0.5"), ("Hostname", "node1")], 1);
+        assert_eq!(locate().address(&named).unwrap().to_string(), "node1:1");
+    }
+
+    #[test]
+    fn item_030_a_kubelet_without_a_port_listens_on_10250() {
+        assert_eq!(locate().address(&node(&[("Hostname", "n")], 0)).unwrap().port, 10250);
+    }
+}

@@ -1,0 +1,74 @@
+//! Pipeline: the order of the stages, and nothing else.
+//!
+//! Each stage takes the proof the one before it made, so a wrong order does not compile: a `Caller` becomes a
+//! `Permit`, that a `SessionPermit`, that a `Place`, and only a place can be dialled.
+
+use http::HeaderMap;
+use tracing::{error, info};
+
+use crate::authn::Authn;
+use crate::authz::{Authz, Permit};
+use crate::listen::Conn;
+use crate::locate::{Locate, Place};
+use crate::request::{Ask, Exec};
+use crate::status::Refusal;
+use crate::telemetry::chain;
+use crate::upstream::{Answer, ClientHead, Upstream};
+
+/// The stages.
+pub struct Pipeline {
+    /// Who.
+    pub authn: Authn,
+    /// May they.
+    pub authz: Authz,
+    /// Where.
+    pub locate: Locate,
+    /// The far side.
+    pub upstream: Upstream,
+}
+
+// === impl Pipeline ===
+
+impl Pipeline {
+    /// Who is asking, and may they: for every request, session or not.
+    ///
+    /// # Errors
+    /// 401, 403, or that nobody could decide.
+    pub async fn admit(&self, conn: &Conn, headers: &HeaderMap, ask: &Ask) -> Result<Permit, Refusal> {
+        let caller = self.authn.identify(conn, headers).map_err(|e| refused("authn", &e, e.refusal()))?;
+        let assumed = self.authz.assume(caller, headers, &ask.uri).await;
+        let caller = assumed.map_err(|e| refused("authz", &e, e.refusal()))?;
+        let permit = self.authz.review(caller, &ask.attributes, &ask.uri).await;
+        permit.map_err(|e| refused("authz", &e, e.refusal()))
+    }
+
+    /// From a permitted request to the place its session will run at.
+    ///
+    /// # Errors
+    /// Everything `protocol.md` 1.3 checks before the kubelet is dialled.
+    pub async fn place(&self, permit: Permit, exec: Exec, ask: &Ask) -> Result<Place, Refusal> {
+        let permit = self.authz.session(permit, exec, &ask.attributes, &ask.uri).await;
+        let permit = permit.map_err(|e| refused("authz", &e, e.refusal()))?;
+        self.locate.find(permit).await.map_err(|e| refused("locate", &e, e.refusal()))
+    }
+
+    /// The far side's answer.
+    ///
+    /// # Errors
+    /// When it gave none that the client may see.
+    pub async fn open(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Refusal> {
+        self.upstream.upgrade(place, client).await.map_err(|e| refused("upstream", &e, e.refusal()))
+    }
+}
+
+/// Logs a stage's error with its causes, which the client never sees, and hands on what it does see.
+fn refused(stage: &'static str, error: &dyn std::error::Error, refusal: Refusal) -> Refusal {
+    let (code, reason) = (refusal.code().as_u16(), refusal.word());
+    let cause = chain(error);
+    if code >= 500 {
+        error!(stage, refusal.code = code, refusal.reason = reason, error = cause, "request failed");
+    } else {
+        info!(stage, refusal.code = code, refusal.reason = reason, error = cause, "request refused");
+    }
+    refusal
+}

@@ -1,0 +1,144 @@
+//! Metrics: every series podgate has, registered once, under the prefix `podgate_`.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+use super::EndReason;
+
+/// Set-up takes milliseconds beside the kubelet and seconds when something waits.
+const SETUP_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// Sessions last from one command to a working day.
+const DURATION_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 14_400.0, 28_800.0];
+
+/// All series; handles are cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Connections open at the API door.
+    pub connections: IntGauge,
+    /// Connections accepted by the API door.
+    pub connections_accepted: IntCounter,
+    /// Connections closed unserved, by reason.
+    pub connections_refused: IntCounterVec,
+    /// Requests answered by podgate, by status code.
+    pub requests: IntCounterVec,
+    /// Requests refused by podgate, by reason.
+    pub refusals: IntCounterVec,
+    /// Requests that the far side refused, by status code.
+    pub far_refusals: IntCounterVec,
+    /// Sessions alive.
+    pub sessions: IntGauge,
+    sessions_ended: IntCounterVec,
+    bytes: IntCounterVec,
+    duration: Histogram,
+    /// Seconds from request to 101.
+    pub setup: Histogram,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// A registry of its own, with the process's own series.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let series = IntCounterVec::new(Opts::new(name, help), labels);
+            let series = series.expect("a counter's name and labels are valid");
+            registry.register(Box::new(series.clone())).expect("a name is registered once");
+            series
+        };
+        let gauge = |name: &str, help: &str| {
+            let series = IntGauge::new(name, help).expect("a gauge's name is valid");
+            registry.register(Box::new(series.clone())).expect("a name is registered once");
+            series
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let series = Histogram::with_opts(opts).expect("a histogram's buckets are sorted");
+            registry.register(Box::new(series.clone())).expect("a name is registered once");
+            series
+        };
+        let accepted = IntCounter::new(
+            "podgate_connections_accepted_total",
+            "Connections accepted by the API door. Stable.",
+        )
+        .expect("a counter's name is valid");
+        registry.register(Box::new(accepted.clone())).expect("a name is registered once");
+        let metrics = Self {
+            connections: gauge("podgate_connections", "Connections open at the API door. Stable."),
+            connections_accepted: accepted,
+            connections_refused: counter(
+                "podgate_connections_refused_total",
+                "Connections closed unserved: over_limit, handshake_failed, handshake_timeout. Stable.",
+                &["reason"],
+            ),
+            requests: counter(
+                "podgate_requests_total",
+                "Requests answered by podgate itself, by HTTP status code. Stable.",
+                &["code"],
+            ),
+            refusals: counter(
+                "podgate_refusals_total",
+                "Requests refused by podgate, by reason. Stable.",
+                &["reason"],
+            ),
+            far_refusals: counter(
+                "podgate_far_refusals_total",
+                "Session requests that the far side refused, by HTTP status code. Stable.",
+                &["code"],
+            ),
+            sessions: gauge("podgate_sessions", "Sessions alive. Stable."),
+            sessions_ended: counter(
+                "podgate_sessions_ended_total",
+                "Sessions ended, by subresource and end reason. Stable.",
+                &["subresource", "end"],
+            ),
+            bytes: counter(
+                "podgate_session_bytes_total",
+                "Bytes moved by ended sessions: up is client to far side. Stable.",
+                &["direction"],
+            ),
+            duration: histogram(
+                "podgate_session_duration_seconds",
+                "From 101 to close. Buckets may change.",
+                &DURATION_BUCKETS,
+            ),
+            setup: histogram(
+                "podgate_session_setup_seconds",
+                "From request head to the far side's 101. Buckets may change.",
+                &SETUP_BUCKETS,
+            ),
+            registry: registry.clone(),
+        };
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("the process's own series are registered once");
+        metrics
+    }
+
+    pub(super) fn session_ended(&self, subresource: &str, end: EndReason, up: u64, down: u64, seconds: f64) {
+        self.sessions.dec();
+        self.sessions_ended.with_label_values(&[subresource, end.word()]).inc();
+        self.bytes.with_label_values(&["up"]).inc_by(up);
+        self.bytes.with_label_values(&["down"]).inc_by(down);
+        self.duration.observe(seconds);
+    }
+
+    /// Everything in the Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut out)
+            .expect("gathered families encode into memory");
+        out
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,224 @@
+//! Record: the one end record of a session, written when it is dropped, whatever path led there.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{Metrics, chain};
+use crate::session::splice::Meter;
+
+/// Longest command text in a record, in bytes; the audit log, not this line, is the place for all of it.
+const COMMAND: usize = 256;
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// The far side closed: the usual end.
+    FarClosed,
+    /// The client closed.
+    ClientClosed,
+    /// The far side's connection broke; its last bytes may be missing.
+    FarLost,
+    /// The client's connection broke.
+    ClientLost,
+    /// Podgate was told to stop and the drain deadline passed.
+    Drained,
+    /// The session's task went away without saying why: a defect.
+    Aborted,
+}
+
+/// Bytes moved, each way.
+#[derive(Debug, Default)]
+pub struct Meters {
+    /// Client to far side.
+    pub up: Meter,
+    /// Far side to client.
+    pub down: Meter,
+}
+
+/// Who, what and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// The caller.
+    pub user: String,
+    /// Who acts as the caller; empty without impersonation.
+    pub impersonator: String,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Audit id of the request.
+    pub audit_id: String,
+    /// `exec`, `attach` or `portforward`.
+    pub subresource: &'static str,
+    /// Namespace.
+    pub namespace: String,
+    /// Pod.
+    pub pod: String,
+    /// Container.
+    pub container: String,
+    /// Node.
+    pub node: String,
+    /// The command, shortened.
+    pub command: String,
+    /// Whether there is a terminal.
+    pub tty: bool,
+}
+
+/// The end record. Begins with the 101; fires on drop.
+#[derive(Debug)]
+pub struct Record {
+    subject: Subject,
+    meters: Arc<Meters>,
+    metrics: Metrics,
+    started: Instant,
+    end: EndReason,
+    cause: String,
+}
+
+// === impl EndReason ===
+
+impl EndReason {
+    /// The word in logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::FarClosed => "far_closed",
+            Self::ClientClosed => "client_closed",
+            Self::FarLost => "far_lost",
+            Self::ClientLost => "client_lost",
+            Self::Drained => "drained",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+// === impl Subject ===
+
+impl Subject {
+    /// An argument vector as one line, shortened to what a log line can bear.
+    pub fn command_line(command: &[Vec<u8>]) -> String {
+        let mut line = String::new();
+        for argument in command {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(&String::from_utf8_lossy(argument));
+            if line.len() > COMMAND {
+                line.truncate(line.floor_char_boundary(COMMAND));
+                line.push_str("...");
+                break;
+            }
+        }
+        line
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// Begins a record, now.
+    pub fn begin(subject: Subject, metrics: Metrics) -> Self {
+        metrics.sessions.inc();
+        Self {
+            subject,
+            meters: Arc::default(),
+            metrics,
+            started: Instant::now(),
+            end: EndReason::Aborted,
+            cause: String::new(),
+        }
+    }
+
+    /// Where the session counts its bytes.
+    pub fn meters(&self) -> Arc<Meters> {
+        self.meters.clone()
+    }
+
+    /// Says why the session ended; the last word counts.
+    pub fn end(&mut self, reason: EndReason, cause: Option<&io::Error>) {
+        self.end = reason;
+        self.cause = cause.map(|error| chain(error)).unwrap_or_default();
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let Subject {
+            user,
+            impersonator,
+            client,
+            audit_id,
+            subresource,
+            namespace,
+            pod,
+            container,
+            node,
+            command,
+            tty,
+        } = &self.subject;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let (up, down) = (self.meters.up.bytes(), self.meters.down.bytes());
+        self.metrics.session_ended(subresource, self.end, up, down, seconds);
+        info!(
+            target: "access",
+            {
+                audit.id = audit_id,
+                user.name = user,
+                user.impersonator = impersonator,
+                client.addr = %client,
+                session.kind = subresource,
+                pod.namespace = namespace,
+                pod.name = pod,
+                pod.container = container,
+                node.name = node,
+                session.command = command,
+                session.tty = tty,
+                bytes.up = up,
+                bytes.down = down,
+                duration.seconds = seconds,
+                end.reason = self.end.word(),
+                end.cause = self.cause,
+            },
+            "session ended"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forgotten_record_still_counts_and_says_aborted() {
+        let metrics = Metrics::new();
+        let subject = Subject {
+            user: "ana".into(),
+            impersonator: String::new(),
+            client: ([127, 0, 0, 1], 1).into(),
+            audit_id: String::new(),
+            subresource: "exec",
+            namespace: "shop".into(),
+            pod: "cart-0".into(),
+            container: "app".into(),
+            node: "n".into(),
+            command: String::new(),
+            tty: false,
+        };
+        let record = Record::begin(subject, metrics.clone());
+        record.meters().down.add(5);
+        assert_eq!(metrics.sessions.get(), 1);
+        drop(record);
+        let text = String::from_utf8(metrics.render()).unwrap();
+        assert!(text.contains("podgate_sessions 0"));
+        let ended = "podgate_sessions_ended_total{end=\"aborted\",subresource=\"exec\"} 1";
+        assert!(text.contains(ended), "{text}");
+        assert!(text.contains("podgate_session_bytes_total{direction=\"down\"} 5"));
+    }
+
+    #[test]
+    fn long_commands_are_cut_at_a_character() {
+        let line = Subject::command_line(&[b"sh".to_vec(), "\u{e9}".repeat(1000).into_bytes()]);
+        assert!(line.len() <= COMMAND + 3 && line.ends_with("..."));
+    }
+}
