@@ -2,10 +2,14 @@
 //!
 //! Rooms in reading order; ARCHITECTURE.md is the map.
 
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod drain;
 pub mod status;
 pub mod telemetry;
 
+pub mod admin;
 pub mod front;
 pub mod listen;
 pub mod pipeline;
@@ -17,6 +21,10 @@ pub mod session;
 pub mod upstream;
 
 pub mod cluster;
+pub mod health;
 pub mod request;
 pub mod tls;
 pub mod wire;
+
+#[cfg(feature = "testing")]
+pub mod testing;

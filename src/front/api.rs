@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -257,7 +258,10 @@ impl Door {
         let user = permit.caller().user().clone();
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         if ask.long_running() {
-            return self.shared.cluster.serve(&user, &ask, request).await;
+            // A watch has no end of its own: it would hold the drain until the deadline.
+            let response = self.shared.cluster.serve(&user, &ask, request).await?;
+            let drain = self.shared.drain.clone();
+            return Ok(response.map(|body| until(body, async move { drain.stopping().await })));
         }
         self.shared.short.serve(user, ask, request).await
     }
@@ -281,6 +285,12 @@ fn check_upgrade(request: &Request<Incoming>, exec: &Exec) -> Result<(), Refusal
         return refused("an upgrade request has no body");
     }
     Ok(())
+}
+
+/// The same body, ended early when `stop` resolves.
+fn until(body: Body, stop: impl Future<Output = ()> + Send + 'static) -> Body {
+    let frames = BodyStream::new(body).take_until(Box::pin(stop));
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// A body that is there already.

@@ -1,0 +1,90 @@
+//! Admin: health, readiness and metrics, on an address of their own, in plain HTTP.
+//!
+//! Beside the flow. It outlives the drain's first step, so that a load balancer can see readiness go away.
+//! Source of the health texts: `protocol.md` 8.7.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::drain::Drain;
+use crate::health::{self, Check};
+use crate::listen::Slot;
+use crate::telemetry::{Metrics, chain};
+
+/// What this address shows; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    metrics: Metrics,
+    /// The drain whose first step takes readiness away.
+    watched: Drain,
+    /// The drain that ends this address itself, later.
+    own: Drain,
+    header_timeout: Duration,
+}
+
+// === impl Admin ===
+
+impl Admin {
+    /// Shows these metrics; ready until `watched` stops; serves until `own` does.
+    pub fn new(metrics: Metrics, watched: Drain, own: Drain, header_timeout: Duration) -> Self {
+        Self { metrics, watched, own, header_timeout }
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve(self, tcp: TcpStream, peer: SocketAddr, _slot: Slot) {
+        let shared = Arc::new(self.clone());
+        let service = hyper::service::service_fn(move |request| {
+            let answer = shared.answer(&request);
+            async move { Ok::<_, Infallible>(answer) }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
+        let serving = builder.serve_connection(TokioIo::new(tcp), service);
+        tokio::select! {
+            served = serving => if let Err(error) = served {
+                debug!(client.addr = %peer, error = chain(&error), "admin connection ended by an error");
+            },
+            () = self.own.stopping() => {}
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n");
+        }
+        let query = request.uri().query().unwrap_or("");
+        let ping = Check { name: "ping", ok: true };
+        let draining = Check { name: "draining", ok: !self.watched.is_stopping() };
+        match request.uri().path() {
+            "/metrics" => {
+                let mut response = Response::new(Full::from(self.metrics.render()));
+                let media = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                response.headers_mut().insert(header::CONTENT_TYPE, media);
+                response
+            }
+            "/healthz" => health::answer("healthz", &[ping], query).map(Full::from),
+            "/livez" => health::answer("livez", &[ping], query).map(Full::from),
+            "/readyz" => health::answer("readyz", &[ping, draining], query).map(Full::from),
+            _ => plain(StatusCode::NOT_FOUND, "try /healthz, /livez, /readyz or /metrics\n"),
+        }
+    }
+}
+
+fn plain(code: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = code;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

@@ -1,0 +1,135 @@
+//! App: the only wiring. Builds rooms from their own part of the config, binds, and runs until told to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::{ClientConfig, ServerConfig};
+use tracing::{error, info, warn};
+
+use crate::admin::Admin;
+use crate::authn::{Authn, Tokens};
+use crate::authz::Authz;
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::drain::{Drain, Drained};
+use crate::front::api::{self, Api};
+use crate::listen::{self, Listener};
+use crate::locate::Locate;
+use crate::pipeline::Pipeline;
+use crate::session::{self, Sessions};
+use crate::telemetry::Metrics;
+use crate::tls::ClientVerifier;
+use crate::upstream::{self, Upstream};
+
+/// What a gateway stands on, besides its settings.
+pub struct Ground {
+    /// The cluster it stands in front of.
+    pub cluster: Arc<dyn Cluster>,
+    /// The API door's TLS, which asks for client certificates.
+    pub server_tls: Arc<ServerConfig>,
+    /// Judges client certificates.
+    pub client_verifier: Option<ClientVerifier>,
+    /// Static tokens.
+    pub tokens: Tokens,
+    /// TLS towards kubelets, with podgate's own certificate.
+    pub kubelet_tls: Arc<ClientConfig>,
+}
+
+/// A gateway that listens.
+pub struct Gateway {
+    /// Address of the API door.
+    pub api: SocketAddr,
+    /// Address of health and metrics.
+    pub admin: SocketAddr,
+    /// Its series.
+    pub metrics: Metrics,
+    /// Its stop. Whatever else should end with the gateway belongs to this drain too.
+    pub drain: Drain,
+    admin_drain: Drain,
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Builds the stages, binds both addresses and begins to serve.
+    ///
+    /// # Errors
+    /// When an address cannot be had.
+    pub async fn start(config: &Config, ground: Ground, drain: Drain) -> Result<Self, listen::Error> {
+        let metrics = Metrics::new();
+        let api_listener =
+            Listener::bind(config.api.listen, config.api.max_connections, config.api.keepalive).await?;
+        let admin_listener =
+            Listener::bind(config.admin.listen, config.admin.max_connections, config.api.keepalive).await?;
+        let (api, admin) = (api_listener.addr(), admin_listener.addr());
+
+        let door = api_door(config, ground, drain.clone(), metrics.clone());
+        let (serve, over) = (door.clone(), door);
+        drain.spawn(api_listener.run(
+            drain.clone(),
+            move |peer| over.over_limit(peer),
+            move |tcp, peer, slot| serve.clone().serve(tcp, peer, slot),
+        ));
+
+        let admin_drain = Drain::new();
+        let shown =
+            Admin::new(metrics.clone(), drain.clone(), admin_drain.clone(), config.admin.header_timeout);
+        admin_drain.spawn(admin_listener.run(
+            admin_drain.clone(),
+            |peer| warn!(client.addr = %peer, "admin connection refused: the cap is reached"),
+            move |tcp, peer, slot| shown.clone().serve(tcp, peer, slot),
+        ));
+        Ok(Self { api, admin, metrics, drain, admin_drain })
+    }
+
+    /// Takes both steps of the stop; health stays visible until all else is done.
+    pub async fn stop(self, deadline: std::time::Duration) -> Drained {
+        let drained = self.drain.finish(deadline).await;
+        match drained {
+            Drained::Clean => info!("stopped: every session had ended"),
+            Drained::Cut => warn!("stopped: live sessions were cut at the deadline"),
+            Drained::Stuck(tasks) => error!(tasks, "stopped with tasks that do not end"),
+        }
+        self.admin_drain.finish(std::time::Duration::ZERO).await;
+        drained
+    }
+}
+
+fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
+    let Ground { cluster, server_tls, client_verifier, tokens, kubelet_tls } = ground;
+    let pipeline = Pipeline {
+        authn: Authn::new(client_verifier, tokens, config.api.anonymous),
+        authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
+        locate: Locate::new(
+            cluster.clone(),
+            config.upstream.preferred_address_types.clone(),
+            config.cluster.read_timeout,
+        ),
+        upstream: Upstream::new(
+            kubelet_tls,
+            upstream::Settings {
+                connect_timeout: config.upstream.connect_timeout,
+                handshake_timeout: config.upstream.handshake_timeout,
+                upgrade_timeout: config.upstream.upgrade_timeout,
+                keepalive: config.upstream.keepalive,
+            },
+        ),
+    };
+    let sessions = Sessions::new(
+        session::Settings {
+            max_bytes_per_second: config.session.max_bytes_per_second,
+            linger: config.session.linger,
+        },
+        drain.clone(),
+    );
+    let settings = api::Settings {
+        handshake_timeout: config.api.handshake_timeout,
+        header_timeout: config.api.header_timeout,
+        max_header_bytes: config.api.max_header_bytes,
+        max_headers: config.api.max_headers,
+        max_http2_streams: config.api.max_http2_streams,
+        max_in_flight: config.api.max_in_flight,
+        request_timeout: config.api.request_timeout,
+    };
+    Api::new(server_tls, settings, pipeline, cluster, sessions, drain, metrics)
+}

@@ -1,0 +1,69 @@
+//! Cli: flags and environment as the user typed them. No files, no network; [`crate::config`] raises them to
+//! finished values.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::telemetry::LogFormat;
+
+/// The gateway through which people and programs get into Kubernetes pods.
+#[derive(Debug, Parser)]
+#[command(name = "podgate", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The faces of podgate.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run an embedded cluster on loopback, with podgate in front: real TLS, real kubectl, pods that are local
+    /// processes.
+    Dev(Dev),
+}
+
+/// Flags of `podgate dev`. What is not given comes from the file, then from the defaults.
+#[derive(Debug, Default, Args)]
+pub struct Dev {
+    /// YAML file with settings; `podgate dev --print-config` shows all of them.
+    #[arg(long, value_name = "FILE", env = "PODGATE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Folder for keys, certificates, tokens, the kubeconfig and the containers' files [default: .podgate].
+    #[arg(long, value_name = "DIR", env = "PODGATE_DIR")]
+    pub dir: Option<PathBuf>,
+    /// Folder of Kubernetes manifests to use instead of the built-in set.
+    #[arg(long, value_name = "DIR", env = "PODGATE_MANIFESTS")]
+    pub manifests: Option<PathBuf>,
+    /// Address of the API door [default: 127.0.0.1:8443].
+    #[arg(long, value_name = "ADDR", env = "PODGATE_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Address of health and metrics [default: 127.0.0.1:8444].
+    #[arg(long, value_name = "ADDR", env = "PODGATE_ADMIN_LISTEN")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Bytes per second that each direction of a session may move; 0 is no limit [default: 0].
+    #[arg(long, value_name = "BYTES", env = "PODGATE_MAX_BYTES_PER_SECOND")]
+    pub max_bytes_per_second: Option<u64>,
+    /// Form of log lines [default: text].
+    #[arg(long, value_name = "FORMAT", env = "PODGATE_LOG_FORMAT", value_parser = log_format)]
+    pub log_format: Option<LogFormat>,
+    /// Which log lines, such as `info` or `podgate=debug,access=info` [default: info].
+    #[arg(long, value_name = "FILTER", env = "PODGATE_LOG")]
+    pub log: Option<String>,
+    /// Listen on addresses that other machines can reach. Whoever gets in runs commands as you.
+    #[arg(long)]
+    pub danger_listen_beyond_loopback: bool,
+    /// Print the settings that would be used, as YAML, and end.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("is text or json".to_owned()),
+    }
+}
