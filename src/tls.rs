@@ -170,6 +170,11 @@ pub fn client(identity: &Identity, roots: Arc<RootCertStore>) -> Result<Arc<Clie
 // === impl Identity ===
 
 impl Identity {
+    /// A chain, leaf first, and the leaf's key.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
+        Self { chain, key }
+    }
+
     /// Reads a chain and its key from PEM files.
     ///
     /// # Errors

@@ -1,0 +1,108 @@
+//! A far side that does what a test tells it to: a TLS server that reads one request head per connection and
+//! hands the connection to a script.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::{Pki, soon};
+use crate::drain::Drain;
+use crate::tls::{self, Clients};
+
+/// The 101 of a kubelet, byte for byte as one writes it.
+pub const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\
+    Connection: Upgrade\r\n\
+    Upgrade: SPDY/3.1\r\n\
+    X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\
+    Date: Sun, 13 Nov 2022 09:15:18 GMT\r\n\r\n";
+
+/// A running far side.
+pub struct Far {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    heads: mpsc::UnboundedReceiver<String>,
+    drain: Drain,
+}
+
+impl Far {
+    /// Starts a far side that requires a client certificate of `pki` and runs `script` on every connection,
+    /// once the request head was read.
+    ///
+    /// # Panics
+    /// When loopback has no free port.
+    pub async fn start<S, F>(pki: &Pki, script: S) -> Self
+    where
+        S: Fn(TlsStream<TcpStream>) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind loopback");
+        let addr = listener.local_addr().expect("a bound address");
+        let config = tls::server(&pki.server(), &[tls::HTTP1], Clients::Require(pki.roots()));
+        let acceptor = TlsAcceptor::from(config.expect("TLS for the far side"));
+        let (seen, heads) = mpsc::unbounded_channel();
+        let (drain, script) = (Drain::new(), Arc::new(script));
+        let tasks = drain.clone();
+        drain.spawn(async move {
+            loop {
+                let tcp = tokio::select! {
+                    accepted = listener.accept() => accepted.expect("accept on loopback").0,
+                    () = tasks.stopping() => return,
+                };
+                let (acceptor, seen, script) = (acceptor.clone(), seen.clone(), script.clone());
+                let stop = tasks.clone();
+                tasks.spawn(async move {
+                    let talk = async {
+                        let Ok(mut io) = acceptor.accept(tcp).await else { return };
+                        let Some(head) = read_head(&mut io).await else { return };
+                        // A test that does not look at heads has dropped its end.
+                        let _ = seen.send(head);
+                        script(io).await;
+                    };
+                    tokio::select! {
+                        () = talk => {}
+                        () = stop.stopping() => {}
+                    }
+                });
+            }
+        });
+        Self { addr, heads, drain }
+    }
+
+    /// The next request head, blank line included.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub async fn head(&mut self) -> String {
+        soon("a request at the far side", self.heads.recv()).await.expect("the far side runs")
+    }
+
+    /// Whether no request came so far.
+    pub fn untouched(&mut self) -> bool {
+        self.heads.try_recv().is_err()
+    }
+
+    /// Connections alive.
+    pub fn connections(&self) -> usize {
+        self.drain.tasks().saturating_sub(1)
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        self.drain.stop();
+    }
+}
+
+/// Reads up to and with the blank line, one byte at a time so that nothing after it is taken.
+async fn read_head(io: &mut TlsStream<TcpStream>) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(io.read_u8().await.ok()?);
+    }
+    String::from_utf8(head).ok()
+}

@@ -1,0 +1,138 @@
+//! A gateway under test, and a client that can say anything to it.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{FakeCluster, Pki, soon};
+use crate::app::{Gateway, Ground};
+use crate::authn::Tokens;
+use crate::config::Config;
+use crate::drain::{Drain, Drained};
+use crate::tls::{self, ClientVerifier, Clients, Identity};
+
+/// A gateway in front of a [`FakeCluster`].
+pub struct TestGateway {
+    /// The gateway.
+    pub gateway: Gateway,
+    /// Who signs its callers, its own certificate and the far side's.
+    pub pki: Arc<Pki>,
+    /// What it stands in front of.
+    pub cluster: Arc<FakeCluster>,
+}
+
+/// Settings for tests: any port, short deadlines only where a test asks for them.
+pub fn config() -> Config {
+    let mut config = Config::default();
+    config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();
+    config.admin.listen = (Ipv4Addr::LOCALHOST, 0).into();
+    config
+}
+
+impl TestGateway {
+    /// A gateway with the settings of [`config`].
+    pub async fn start(pki: Arc<Pki>, cluster: Arc<FakeCluster>) -> Self {
+        Self::with(config(), pki, cluster).await
+    }
+
+    /// A gateway with these settings. Static tokens: `ana-token` is ana of group dev.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn with(config: Config, pki: Arc<Pki>, cluster: Arc<FakeCluster>) -> Self {
+        let tokens = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(tokens.path(), "ana-token,ana,u1,dev\n").expect("write the token file");
+        let ground = Ground {
+            cluster: cluster.clone(),
+            server_tls: tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
+            client_verifier: Some(ClientVerifier::new(pki.roots()).expect("a verifier")),
+            tokens: Tokens::from_file(tokens.path()).expect("the token file"),
+            kubelet_tls: tls::client(&pki.client("podgate", &[]), pki.roots()).expect("TLS to kubelets"),
+        };
+        let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
+        Self { gateway, pki, cluster }
+    }
+
+    /// A TLS connection as this user of group dev.
+    pub async fn connect_as(&self, user: &str) -> TlsStream<TcpStream> {
+        self.connect(tls::client(&self.pki.client(user, &["dev"]), self.pki.roots()).expect("TLS")).await
+    }
+
+    /// A TLS connection with this certificate.
+    pub async fn connect_with(&self, identity: &Identity) -> TlsStream<TcpStream> {
+        self.connect(tls::client(identity, self.pki.roots()).expect("TLS")).await
+    }
+
+    /// A TLS connection without a certificate.
+    pub async fn connect_anonymously(&self) -> TlsStream<TcpStream> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().expect("TLS versions");
+        let mut config = builder.with_root_certificates(self.pki.roots()).with_no_client_auth();
+        config.alpn_protocols = vec![tls::HTTP1.to_vec()];
+        self.connect(Arc::new(config)).await
+    }
+
+    async fn connect(&self, config: Arc<ClientConfig>) -> TlsStream<TcpStream> {
+        let tcp = TcpStream::connect(self.gateway.api).await.expect("connect to the gateway");
+        let name = ServerName::try_from("localhost").expect("a name");
+        TlsConnector::from(config).connect(name, tcp).await.expect("TLS with the gateway")
+    }
+
+    /// Sends bytes as ana on a connection of their own and returns everything that comes back until the
+    /// gateway closes.
+    pub async fn say(&self, bytes: &[u8]) -> String {
+        let mut io = self.connect_as("ana").await;
+        io.write_all(bytes).await.expect("write to the gateway");
+        read_to_end(&mut io).await
+    }
+
+    /// The value of a series, as `/metrics` prints it; 0 when it is not there.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = String::from_utf8(self.gateway.metrics.render()).expect("metrics are text");
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Stops, and fails the test if anything was left.
+    ///
+    /// # Panics
+    /// When a task did not end by itself.
+    pub async fn stop(self) {
+        assert_eq!(self.gateway.stop(Duration::from_secs(10)).await, Drained::Clean);
+    }
+}
+
+/// An upgrade request for `/api/v1/namespaces/default/pods/web/exec` with these further header lines.
+pub fn exec_request(query: &str, headers: &str) -> Vec<u8> {
+    format!(
+        "POST /api/v1/namespaces/default/pods/web/exec?{query} HTTP/1.1\r\n\
+         Host: podgate.test\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n{headers}\r\n"
+    )
+    .into_bytes()
+}
+
+/// Everything until the peer closes, one way or another.
+pub async fn read_to_end(io: &mut TlsStream<TcpStream>) -> String {
+    let mut all = Vec::new();
+    // A reset ends the answer just as well: what counts is what arrived before.
+    let _ = soon("the end of the connection", io.read_to_end(&mut all)).await;
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Exactly so many bytes.
+///
+/// # Panics
+/// When the peer closes before.
+pub async fn read_exactly(io: &mut TlsStream<TcpStream>, count: usize) -> Vec<u8> {
+    let mut all = vec![0; count];
+    soon("bytes", io.read_exact(&mut all)).await.expect("the peer still talks");
+    all
+}
