@@ -44,6 +44,8 @@ pub struct Sessions {
 pub struct Session<C, F> {
     /// The client's connection.
     pub client: C,
+    /// Tells when the client's peer is gone; absent where there is no socket.
+    pub hangup: Option<splice::Hangup>,
     /// What the client sent before it saw the 101.
     pub early: Bytes,
     /// The far side's connection.
@@ -82,7 +84,7 @@ impl Sessions {
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let Session { mut client, early, mut far, head, head_length, mut record } = session;
+        let Session { mut client, hangup, early, mut far, head, head_length, mut record } = session;
         let first = {
             let (client_reader, client_writer) = tokio::io::split(&mut client);
             let (far_reader, far_writer) = tokio::io::split(&mut far);
@@ -90,19 +92,20 @@ impl Sessions {
             let rate = self.settings.max_bytes_per_second;
             let down = async {
                 let (mut reader, mut writer) = (far_reader, client_writer);
-                if let Err(error) = splice::write(&mut writer, &head).await {
-                    return End::Write(error);
+                if let Err(end) = splice::write(&mut writer, &head, None).await {
+                    return end;
                 }
                 meters.down.add(head.len() - head_length);
-                splice::pump(&mut reader, &mut writer, &mut Throttle::new(rate), &meters.down).await
+                splice::pump(&mut reader, &mut writer, &mut Throttle::new(rate), &meters.down, None).await
             };
             let up = async {
                 let (mut reader, mut writer) = (client_reader, far_writer);
-                if let Err(error) = splice::write(&mut writer, &early).await {
-                    return End::Write(error);
+                let (throttle, hangup) = (&mut Throttle::new(rate), hangup.as_ref());
+                if let Err(end) = splice::write(&mut writer, &early, hangup).await {
+                    return end;
                 }
                 meters.up.add(early.len());
-                splice::pump(&mut reader, &mut writer, &mut Throttle::new(rate), &meters.up).await
+                splice::pump(&mut reader, &mut writer, throttle, &meters.up, hangup).await
             };
             tokio::pin!(down, up);
             let first = tokio::select! {
@@ -143,5 +146,6 @@ fn reason(first: First) -> (EndReason, Option<io::Error>) {
         First::Up(End::Finished) => (EndReason::ClientClosed, None),
         First::Down(End::Read(error)) | First::Up(End::Write(error)) => (EndReason::FarLost, Some(error)),
         First::Up(End::Read(error)) | First::Down(End::Write(error)) => (EndReason::ClientLost, Some(error)),
+        First::Up(End::Gone) | First::Down(End::Gone) => (EndReason::ClientLost, None),
     }
 }

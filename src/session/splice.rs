@@ -3,14 +3,19 @@
 //! A buffer has one owner: it is taken from the thread's spares when bytes are there, filled by one read,
 //! written out whole, and given back. A direction that waits for bytes holds none, so an idle session costs
 //! no buffer. Nothing is read before the last bytes were handed on: the writer's back pressure is the reader's.
+//! That has a blind spot: while a writer takes nothing, nobody reads, so a reader that goes away is not seen. A
+//! [`Hangup`] is asked about it from time to time, only then.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
@@ -27,6 +32,13 @@ thread_local! {
     static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// How often a direction that cannot write asks whether its reader's peer is still there.
+const STALL_CHECK: Duration = Duration::from_millis(250);
+
+/// Tells whether the peer of a socket has closed, even behind bytes that nobody has read.
+#[derive(Debug)]
+pub struct Hangup(OwnedFd);
+
 /// Bytes moved so far, readable while the session lives.
 #[derive(Debug, Default)]
 pub struct Meter(AtomicU64);
@@ -40,6 +52,37 @@ pub enum End {
     Read(io::Error),
     /// Writing failed.
     Write(io::Error),
+    /// The reader's peer went away while the writer took nothing; what was read last is lost.
+    Gone,
+}
+
+// === impl Hangup ===
+
+impl Hangup {
+    /// Watches a socket through a descriptor of its own.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn of(socket: impl AsFd) -> io::Result<Self> {
+        socket.as_fd().try_clone_to_owned().map(Self)
+    }
+
+    fn is_there(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        match poll(&mut fds, Some(&now)) {
+            Ok(_) => fds[0].revents().intersects(gone),
+            Err(_) => false,
+        }
+    }
+
+    /// Resolves once the peer has closed.
+    async fn happens(&self) {
+        while !self.is_there() {
+            tokio::time::sleep(STALL_CHECK).await;
+        }
+    }
 }
 
 // === impl Meter ===
@@ -50,7 +93,7 @@ impl Meter {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(super) fn add(&self, bytes: usize) {
+    pub(crate) fn add(&self, bytes: usize) {
         self.0.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
@@ -58,7 +101,13 @@ impl Meter {
 /// Moves bytes until the reader ends or either side fails. Dropping the future loses at most the bytes of one
 /// read, so it is dropped only when the session is over. A peer that takes nothing is waited for as long as it
 /// answers its keepalive: whoever pipes a session into a pager may read it tomorrow.
-pub async fn pump<R, W>(reader: &mut R, writer: &mut W, throttle: &mut Throttle, meter: &Meter) -> End
+pub async fn pump<R, W>(
+    reader: &mut R,
+    writer: &mut W,
+    throttle: &mut Throttle,
+    meter: &Meter,
+    hangup: Option<&Hangup>,
+) -> End
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -77,8 +126,8 @@ where
             Err(error) => return End::Read(error),
         };
         throttle.spend(filled);
-        if let Err(error) = write(writer, &buffer[..filled]).await {
-            return End::Write(error);
+        if let Err(end) = write(writer, &buffer[..filled], hangup).await {
+            return end;
         }
         meter.add(filled);
         give_back(buffer);
@@ -86,9 +135,21 @@ where
 }
 
 /// Writes all bytes and flushes them. Not cancel safe: a part may have been written.
-pub async fn write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> io::Result<()> {
-    writer.write_all(bytes).await?;
-    writer.flush().await
+pub async fn write<W>(writer: &mut W, bytes: &[u8], hangup: Option<&Hangup>) -> Result<(), End>
+where
+    W: AsyncWrite + Unpin,
+{
+    let written = async {
+        writer.write_all(bytes).await?;
+        writer.flush().await
+    };
+    let Some(hangup) = hangup else { return written.await.map_err(End::Write) };
+    tokio::select! {
+        biased;
+        written = written => written.map_err(End::Write),
+        // Polled, and its timer made, only when the write has to wait.
+        () = async { tokio::time::sleep(STALL_CHECK).await; hangup.happens().await } => Err(End::Gone),
+    }
 }
 
 /// One read of at most `allowed` bytes. Holds a buffer only inside a poll, until there are bytes. Cancel safe.
@@ -128,8 +189,6 @@ fn give_back(buffer: Box<[u8]>) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncReadExt;
 
     use super::*;
@@ -146,7 +205,7 @@ mod tests {
         };
         let meter = Meter::default();
         let move_all = async {
-            let end = pump(&mut reader, &mut writer, &mut Throttle::new(0), &meter).await;
+            let end = pump(&mut reader, &mut writer, &mut Throttle::new(0), &meter, None).await;
             drop(writer);
             end
         };
@@ -166,7 +225,7 @@ mod tests {
         drop(source);
         let start = Instant::now();
         let meter = Meter::default();
-        pump(&mut reader, &mut writer, &mut Throttle::new(10_000), &meter).await;
+        pump(&mut reader, &mut writer, &mut Throttle::new(10_000), &meter, None).await;
         drop(writer);
         let mut got = Vec::new();
         sink.read_to_end(&mut got).await.unwrap();
@@ -180,7 +239,7 @@ mod tests {
         let mut reader = ten_bytes_then_a_reset();
         let (mut writer, mut sink) = tokio::io::duplex(64);
         let meter = Meter::default();
-        let end = pump(&mut reader, &mut writer, &mut Throttle::new(0), &meter).await;
+        let end = pump(&mut reader, &mut writer, &mut Throttle::new(0), &meter, None).await;
         assert!(matches!(end, End::Read(error) if error.kind() == io::ErrorKind::ConnectionReset));
         drop(writer);
         let mut got = String::new();
@@ -201,5 +260,21 @@ mod tests {
             }
         }
         b"last words".chain(Failing)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_vanishes_behind_unread_bytes_is_found_while_the_writer_takes_nothing() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let hangup = Hangup::of(&socket).unwrap();
+        let (mut writer, _never_read) = tokio::io::duplex(1);
+        peer.write_all(&[7; 100_000]).await.unwrap();
+        drop(peer);
+        let meter = Meter::default();
+        let mut throttle = Throttle::new(0);
+        let moved = pump(&mut socket, &mut writer, &mut throttle, &meter, Some(&hangup));
+        let end = tokio::time::timeout(Duration::from_secs(20), moved).await.unwrap();
+        assert!(matches!(end, End::Gone), "{end:?}");
     }
 }

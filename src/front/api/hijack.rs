@@ -13,12 +13,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::TlsStream;
-use tracing::{Instrument, debug, info};
+use tracing::{Instrument, debug, error, info};
 
 use super::layers::{AUDIT_ID, AuditIdGiven};
 use super::{ClientIo, Door, whole};
 use crate::cluster::Body;
 use crate::locate::Place;
+use crate::session::splice::Hangup;
 use crate::session::{Session, close};
 use crate::status::Refusal;
 use crate::telemetry::{EndReason, Record, Subject, chain};
@@ -110,7 +111,15 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, mut record: Record) {
         return;
     };
     let Far { io, raw, head } = far;
-    let session = Session { client, early, far: io, head: raw, head_length: head.len, record };
+    let hangup = match Hangup::of(client.get_ref().0) {
+        Ok(hangup) => Some(hangup),
+        Err(error) => {
+            error!(error = %error, "no descriptor left to watch the client with");
+            record.end(EndReason::Aborted, Some(&error));
+            return;
+        }
+    };
+    let session = Session { client, hangup, early, far: io, head: raw, head_length: head.len, record };
     door.shared.sessions.run(session).await;
     // The slot under the connection cap is the session's until here.
     drop::<Arc<_>>(door.conn);
