@@ -35,6 +35,10 @@ pub enum Refusal {
     NoSuchPath,
     /// 405.
     MethodNotAllowed,
+    /// 413: the request body is larger than it may be.
+    TooLarge(String),
+    /// 415: the request body is of a type nobody here reads.
+    UnsupportedMediaType(String),
     /// 410: a list or watch asked for a version that is gone.
     Expired(String),
     /// 429: a limit of podgate's own was reached; try again after so many seconds.
@@ -126,6 +130,8 @@ impl Refusal {
             Self::NotFound(_) | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Expired(_) => StatusCode::GONE,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal(_) | Self::Filter { .. } | Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -142,6 +148,8 @@ impl Refusal {
             Self::NotFound(_) | Self::NoSuchPath => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Expired(_) => "expired",
+            Self::TooLarge(_) => "too_large",
+            Self::UnsupportedMediaType(_) => "unsupported_media_type",
             Self::TooManyRequests { .. } => "too_many_requests",
             Self::Internal(_) | Self::Filter { .. } => "internal",
             Self::Unavailable(_) => "unavailable",
@@ -159,6 +167,8 @@ impl Refusal {
             Self::NotFound(_) | Self::NoSuchPath => "NotFound",
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::Expired(_) => "Expired",
+            Self::TooLarge(_) => "RequestEntityTooLarge",
+            Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
             Self::TooManyRequests { .. } => "TooManyRequests",
             Self::Internal(_) | Self::Filter { .. } | Self::Panic => "",
             Self::Unavailable(_) => "ServiceUnavailable",
@@ -169,9 +179,12 @@ impl Refusal {
     /// The public message.
     pub fn message(&self) -> String {
         match self {
-            Self::BadRequest(text) | Self::Internal(text) | Self::Expired(text) | Self::Unavailable(text) => {
-                text.clone()
-            }
+            Self::BadRequest(text)
+            | Self::Internal(text)
+            | Self::Expired(text)
+            | Self::TooLarge(text)
+            | Self::UnsupportedMediaType(text)
+            | Self::Unavailable(text) => text.clone(),
             Self::Unauthorized => "Unauthorized".into(),
             Self::Forbidden { message, .. } | Self::TooManyRequests { message, .. } => message.clone(),
             Self::NotFound(about) if about.group.is_empty() => {
@@ -229,6 +242,8 @@ impl Refusal {
             Self::BadRequest(_)
             | Self::Unauthorized
             | Self::Expired(_)
+            | Self::TooLarge(_)
+            | Self::UnsupportedMediaType(_)
             | Self::Internal(_)
             | Self::Filter { .. }
             | Self::Unavailable(_)
@@ -373,6 +388,22 @@ mod tests {
              \"message\":\"pods \\\"nginx\\\" not found\",\"reason\":\"NotFound\",\
              \"details\":{\"name\":\"nginx\",\"kind\":\"pods\"},\"code\":404}\n"
         );
+    }
+
+    #[test]
+    fn bodies_that_are_not_read_are_refused_with_upstreams_reasons() {
+        for (refusal, end) in [
+            (
+                Refusal::TooLarge("t".into()),
+                "\"message\":\"t\",\"reason\":\"RequestEntityTooLarge\",\"code\":413}\n",
+            ),
+            (
+                Refusal::UnsupportedMediaType("t".into()),
+                "\"message\":\"t\",\"reason\":\"UnsupportedMediaType\",\"code\":415}\n",
+            ),
+        ] {
+            assert!(body(&refusal).ends_with(end), "{}", body(&refusal));
+        }
     }
 
     #[test]
