@@ -21,6 +21,7 @@ pub mod session;
 pub mod upstream;
 
 pub mod cluster;
+pub mod dev;
 pub mod health;
 pub mod request;
 pub mod tls;

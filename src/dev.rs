@@ -1,0 +1,5 @@
+//! Dev: an embedded cluster behind the same doors as a real one.
+
+pub mod manifests;
+pub mod rbac;
+pub mod store;
