@@ -1,0 +1,71 @@
+//! Cluster: the embedded cluster, which answers podgate's questions from manifests in memory.
+//!
+//! In the flow: where a real cluster would be, behind the same trait. It knows nothing of doors or sessions.
+//! Source: as `crate::cluster`; each answer's own source is in `rbac` and `api`.
+
+use std::sync::Arc;
+
+use futures_util::future::{self, BoxFuture, FutureExt};
+use http::{Request, Response};
+
+use super::api;
+use super::manifests::Loaded;
+use super::rbac;
+use super::store::{self, Store};
+use crate::cluster::{Body, Cluster, Decision, Error, Node, Pod, User};
+use crate::request::{Ask, Attributes};
+use crate::status::Refusal;
+
+/// A cluster in memory.
+#[derive(Debug, Clone)]
+pub struct DevCluster {
+    store: Arc<Store>,
+}
+
+// === impl DevCluster ===
+
+impl DevCluster {
+    /// A cluster of these objects. Its warnings are the caller's to print.
+    pub fn new(loaded: Loaded) -> Self {
+        Self { store: Store::new(loaded.objects) }
+    }
+
+    /// The objects, for node endpoints and those who wire them.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+}
+
+impl Cluster for DevCluster {
+    fn review<'a>(
+        &'a self,
+        user: &'a User,
+        attributes: &'a Attributes,
+    ) -> BoxFuture<'a, Result<Decision, Error>> {
+        let decision = rbac::review(&self.store.snapshot(), user, attributes);
+        future::ready(Ok(decision)).boxed()
+    }
+
+    fn pod<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<Pod>>, Error>> {
+        let pod = self.store.pod(namespace, name);
+        future::ready(Ok(pod.map(|pod| Arc::new(store::slim_pod(&pod))))).boxed()
+    }
+
+    fn node<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<Node>>, Error>> {
+        let node = self.store.node(name);
+        future::ready(Ok(node.map(|node| Arc::new(store::slim_node(&node))))).boxed()
+    }
+
+    fn serve<'a>(
+        &'a self,
+        user: &'a User,
+        ask: &'a Ask,
+        request: Request<Body>,
+    ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
+        api::serve(&self.store, user, ask, request).boxed()
+    }
+}
