@@ -21,11 +21,12 @@ pub mod session;
 pub mod upstream;
 
 pub mod cluster;
-pub mod dev;
 pub mod health;
 pub mod request;
 pub mod tls;
 pub mod wire;
+
+pub mod dev;
 
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -10,7 +10,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -18,7 +19,7 @@ use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use x509_cert::der::Decode;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::ext::pkix::name::DirectoryString;
@@ -92,6 +93,9 @@ pub enum Error {
     /// The chain does not lead to a root, is expired, or is not meant for clients.
     #[error("verify the client certificate")]
     Untrusted(#[source] rustls::Error),
+    /// A server's chain does not lead to a root, is expired, or does not cover a name.
+    #[error("verify the server certificate")]
+    UntrustedServer(#[source] rustls::Error),
     /// The certificate cannot be read as X.509.
     #[error("read the subject of the client certificate")]
     Subject(#[source] x509_cert::der::Error),
@@ -167,12 +171,38 @@ pub fn client(identity: &Identity, roots: Arc<RootCertStore>) -> Result<Arc<Clie
     Ok(Arc::new(config))
 }
 
+/// Judges a server's chain as one of its clients would: it leads to a root, holds at `now`, is meant for servers
+/// and covers every one of `names`.
+///
+/// # Errors
+/// [`Error::UntrustedServer`], or [`Error::Verifier`] when there are no roots.
+pub fn verify_server(
+    chain: &[CertificateDer<'_>],
+    roots: Arc<RootCertStore>,
+    names: &[ServerName<'_>],
+    now: UnixTime,
+) -> Result<(), Error> {
+    let none = Error::UntrustedServer(rustls::Error::NoCertificatesPresented);
+    let (leaf, intermediates) = chain.split_first().ok_or(none)?;
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(roots, provider()).build().map_err(Error::Verifier)?;
+    for name in names {
+        verifier.verify_server_cert(leaf, intermediates, name, &[], now).map_err(Error::UntrustedServer)?;
+    }
+    Ok(())
+}
+
 // === impl Identity ===
 
 impl Identity {
     /// A chain, leaf first, and the leaf's key.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
         Self { chain, key }
+    }
+
+    /// The certificates, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
     }
 
     /// Reads a chain and its key from PEM files.
