@@ -10,4 +10,5 @@ pub mod manifests;
 pub mod rbac;
 pub mod store;
 
+pub mod node;
 pub mod state;

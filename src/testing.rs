@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod far;
 pub mod gateway;
 pub mod pki;
+pub mod spdy;
 
 use std::time::Duration;
 

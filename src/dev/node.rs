@@ -1,0 +1,509 @@
+//! Node: the kubelet's side of exec for `podgate dev`, with local processes in the place of containers.
+//!
+//! In the flow: behind `upstream`, on a loopback address of its own, as a kubelet is. It asks nobody whether a
+//! command may run; that only podgate's client certificate opens it is what protects it (`dev::state`), as with
+//! a kubelet that trusts the API server.
+//!
+//! Invariants:
+//! - Only loopback addresses are bound, and a connection without a certificate of the required roots ends in the
+//!   handshake.
+//! - The accept loop waits for a free place and for nothing else of a connection.
+//! - A process runs in `<folder>/<namespace>/<pod>/<container>`; the names are checked, so that none leads out of
+//!   the folder. It runs as the user who started podgate: this is no sandbox.
+//! - Every connection is a task of the [`Drain`], and its processes are ended and reaped inside that task.
+//!
+//! Left out on purpose: attach, port-forward, WebSocket, logs, the URL form with a pod UID, and an authorizer.
+//! Source: `protocol.md` 3.2 to 3.4, 5.1, 6.1; kubelet `pkg/kubelet/server/server.go` (`getExec`),
+//! `cri/streaming/remotecommand/httpstream.go`, apimachinery `pkg/util/httpstream/spdy/upgrade.go`.
+
+mod process;
+mod session;
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
+use percent_encoding::percent_decode_str;
+use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tracing::{debug, warn};
+
+use crate::drain::Drain;
+use crate::request::Query;
+use crate::wire::remotecommand::{self, Asked, Negotiation, Protocol};
+use process::Command;
+use session::{End, Job};
+
+/// How long the accept loop rests after an error, most likely a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Silence after which the kernel asks whether the peer is still there, and how often it asks again. On loopback
+/// the answer is always yes; this is for whoever puts a forwarder in between.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Most bytes of a request head: hyper's least buffer; a command line in the query is what makes it long.
+/// Beyond it hyper answers 431.
+const MAX_HEAD: usize = 256 * 1024;
+
+/// Most characters of a name: what Kubernetes allows for the longest of the three.
+const MAX_NAME: usize = 253;
+
+/// The pods as this node sees them.
+pub trait Pods: Send + Sync {
+    /// The pod as it is now; of any node.
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+}
+
+/// Deadlines and bounds of an [`Endpoint`].
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// From accept to the end of the TLS handshake.
+    pub handshake: Duration,
+    /// For each request head, and for a kept connection until its next one.
+    pub head: Duration,
+    /// From the 101 until all streams are open (`protocol.md` 5.4).
+    pub stream_creation: Duration,
+    /// Without a frame either way the session ends; the kubelet's `streamingConnectionIdleTimeout`.
+    pub idle: Duration,
+    /// After the exit of a command: how long nothing must come of what it left behind until that is killed.
+    pub exit_silence: Duration,
+    /// Between asking processes to end and killing them.
+    pub kill_grace: Duration,
+    /// After the last frame: how long the client may take to close.
+    pub linger: Duration,
+    /// Connections at once. At the bound no more are accepted; they wait in the backlog.
+    pub max_connections: usize,
+}
+
+/// A bound node endpoint.
+pub struct Endpoint {
+    listener: TcpListener,
+    addr: SocketAddr,
+    acceptor: TlsAcceptor,
+    node: Arc<Node>,
+}
+
+/// Why an endpoint cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address could be reached by others, who could then run commands.
+    #[error("node endpoint address {addr} is not a loopback address")]
+    NotLoopback {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// The address cannot be had.
+    #[error("bind the node endpoint to {addr}")]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What every connection needs.
+struct Node {
+    name: String,
+    pods: Arc<dyn Pods>,
+    dir: PathBuf,
+    settings: Settings,
+}
+
+/// An answered upgrade, left by the request's handler for its connection's task.
+type Slot = Arc<Mutex<Option<(OnUpgrade, Job)>>>;
+
+type Answer = Response<Full<Bytes>>;
+
+// === impl Settings ===
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            head: Duration::from_secs(30),
+            stream_creation: Duration::from_secs(30),
+            idle: Duration::from_secs(4 * 60 * 60),
+            exit_silence: Duration::from_millis(500),
+            kill_grace: Duration::from_millis(500),
+            linger: Duration::from_secs(5),
+            max_connections: 256,
+        }
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Binds a loopback address. `tls` must require client certificates; `dir` must exist and be private.
+    ///
+    /// # Errors
+    /// [`Error::NotLoopback`] and [`Error::Bind`].
+    pub async fn bind(
+        addr: SocketAddr,
+        tls: Arc<ServerConfig>,
+        node: impl Into<String>,
+        pods: Arc<dyn Pods>,
+        dir: impl Into<PathBuf>,
+        settings: Settings,
+    ) -> Result<Self, Error> {
+        if !addr.ip().is_loopback() {
+            return Err(Error::NotLoopback { addr });
+        }
+        let failed = |source| Error::Bind { addr, source };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        let node = Arc::new(Node { name: node.into(), pods, dir: dir.into(), settings });
+        Ok(Self { listener, addr, acceptor: TlsAcceptor::from(tls), node })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Accepts until the drain stops it. Connections live on as tasks of the drain: kept ones are closed at its
+    /// stop, sessions at its cut.
+    pub async fn run(self, drain: Drain) {
+        let places = Arc::new(Semaphore::new(self.node.settings.max_connections));
+        let stop = drain.clone();
+        tokio::select! {
+            () = stop.stopping() => {}
+            () = self.accept(&places, &drain) => {}
+        }
+    }
+
+    async fn accept(&self, places: &Arc<Semaphore>, drain: &Drain) {
+        // The semaphore is never closed.
+        while let Ok(place) = places.clone().acquire_owned().await {
+            match self.listener.accept().await {
+                Ok((tcp, _)) => {
+                    let serve = serve(tcp, self.acceptor.clone(), self.node.clone(), drain.clone(), place);
+                    drain.spawn(serve);
+                }
+                Err(error) => {
+                    warn!(listen.addr = %self.addr, error = %error, "cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// One connection, from the handshake to the end of its session.
+async fn serve(
+    tcp: TcpStream,
+    acceptor: TlsAcceptor,
+    node: Arc<Node>,
+    drain: Drain,
+    _place: OwnedSemaphorePermit,
+) {
+    let watch = match prepare(&tcp) {
+        Ok(watch) => watch,
+        Err(error) => return debug!(error = %error, "cannot set up the connection"),
+    };
+    let handshake = tokio::time::timeout(node.settings.handshake, acceptor.accept(tcp));
+    let io = tokio::select! {
+        biased;
+        () = drain.stopping() => return,
+        done = handshake => match done {
+            Ok(Ok(io)) => io,
+            Ok(Err(error)) => return debug!(error = %error, "handshake failed"),
+            Err(_) => return debug!("handshake took too long"),
+        },
+    };
+    let Some((upgrade, job)) = requests(io, &node, &drain).await else {
+        return;
+    };
+    // Ready: the connection was taken apart by the future that `requests` has awaited.
+    let parts = match upgrade.await {
+        Ok(upgraded) => upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>(),
+        Err(error) => return debug!(error = %error, "the upgrade did not happen"),
+    };
+    let Ok(parts) = parts else {
+        unreachable!("the connection is the one that was served");
+    };
+    let session = session::run(parts.io.into_inner(), watch, parts.read_buf, job, &node.settings, &drain);
+    let end = Box::pin(session).await;
+    match end {
+        End::NotSpdy(error) => debug!(error = %error, "exec ended, the client does not speak SPDY"),
+        end => debug!(end = ?end, "exec ended"),
+    }
+}
+
+/// Socket options, and a second handle by which a session sees the peer close behind unread bytes.
+fn prepare(tcp: &TcpStream) -> io::Result<TcpStream> {
+    tcp.set_nodelay(true)?;
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    TcpStream::from_std(socket.try_clone()?.into())
+}
+
+/// Serves requests until the connection closes or one of them was upgraded.
+async fn requests(io: TlsStream<TcpStream>, node: &Arc<Node>, drain: &Drain) -> Option<(OnUpgrade, Job)> {
+    let slot = Slot::default();
+    let service = service_fn(|request| {
+        let answer = node.answer(request, &slot);
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(node.settings.head)
+        .max_buf_size(MAX_HEAD)
+        .title_case_headers(true)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let mut told = false;
+    let served = loop {
+        tokio::select! {
+            biased;
+            () = drain.cutting() => return None,
+            () = drain.stopping(), if !told => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            served = &mut connection => break served,
+        }
+    };
+    if let Err(error) = served {
+        debug!(error = %error, "connection failed");
+        return None;
+    }
+    // Nothing panics with the slot in hand.
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+// === impl Node ===
+
+impl Node {
+    fn answer(&self, mut request: Request<Incoming>, slot: &Slot) -> Answer {
+        match self.route(&request) {
+            Ok(Some(job)) => {
+                let switching = switching(job.protocol);
+                let upgrade = hyper::upgrade::on(&mut request);
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, job));
+                switching
+            }
+            Ok(None) => plain(StatusCode::OK, "ok"),
+            Err(refusal) => *refusal,
+        }
+    }
+
+    /// A job for an exec, nothing for a health check. The order of the checks is the kubelet's.
+    fn route(&self, request: &Request<Incoming>) -> Result<Option<Job>, Box<Answer>> {
+        let path = request.uri().path();
+        if path == "/healthz" {
+            return Ok(None);
+        }
+        let not_found = || Box::new(plain(StatusCode::NOT_FOUND, "404 page not found\n"));
+        let mut segments = path.strip_prefix("/exec/").ok_or_else(not_found)?.split('/');
+        let mut segment = || {
+            let raw = segments.next().filter(|raw| !raw.is_empty())?;
+            percent_decode_str(raw).decode_utf8().ok()
+        };
+        let (namespace, pod, container) = (segment(), segment(), segment());
+        let (Some(namespace), Some(pod), Some(container), None) =
+            (namespace, pod, container, segments.next())
+        else {
+            return Err(not_found());
+        };
+        if request.method() != Method::POST && request.method() != Method::GET {
+            return Err(Box::new(plain(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")));
+        }
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let asked = asked(&query)?;
+        let found = self.pods.pod(&namespace, &pod).filter(|pod| self.is_here(pod));
+        let found = found.filter(|_| is_name(&namespace) && is_name(&pod));
+        let Some(found) = found else {
+            return Err(Box::new(plain(StatusCode::NOT_FOUND, "pod does not exist")));
+        };
+        let Some(runs) = Runs::find(&found, &container).filter(|_| is_name(&container)) else {
+            let text = format!("container not found (\"{container}\")");
+            return Err(Box::new(plain(StatusCode::INTERNAL_SERVER_ERROR, text)));
+        };
+        let protocol = negotiate(request.headers())?;
+        let dir =
+            [&namespace, &pod, &container].iter().fold(self.dir.clone(), |dir, name| dir.join(&***name));
+        let argv = query.all("command").map(|arg| OsString::from_vec(arg.to_vec())).collect();
+        let env = environment(&pod, &dir, asked.tty, runs.env);
+        let Asked { stdin, stdout, stderr, tty } = asked;
+        let command = Command { argv, dir, env, tty, size: None, stdin, stdout, stderr };
+        let working_dir = runs.working_dir.map(PathBuf::from).filter(|dir| is_below(dir));
+        Ok(Some(Job { protocol, asked, command, working_dir }))
+    }
+
+    fn is_here(&self, pod: &Pod) -> bool {
+        pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(self.name.as_str())
+    }
+}
+
+/// What of a container's manifest matters here.
+struct Runs<'a> {
+    env: &'a [EnvVar],
+    working_dir: Option<&'a str>,
+}
+
+impl<'a> Runs<'a> {
+    /// The container, if something of it can be running: a regular or ephemeral one, a sidecar, or an init
+    /// container that has started and not ended.
+    fn find(pod: &'a Pod, name: &str) -> Option<Self> {
+        let spec = pod.spec.as_ref()?;
+        let of = |container: &'a Container| Self {
+            env: container.env.as_deref().unwrap_or_default(),
+            working_dir: container.working_dir.as_deref(),
+        };
+        if let Some(container) = spec.containers.iter().find(|container| container.name == name) {
+            return Some(of(container));
+        }
+        let mut ephemeral = spec.ephemeral_containers.iter().flatten();
+        if let Some(container) = ephemeral.find(|container| container.name == name) {
+            return Some(Self {
+                env: container.env.as_deref().unwrap_or_default(),
+                working_dir: container.working_dir.as_deref(),
+            });
+        }
+        let container = spec.init_containers.iter().flatten().find(|container| container.name == name)?;
+        let mut statuses =
+            pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+        let state = statuses.find(|status| status.name == name).and_then(|status| status.state.as_ref());
+        let sidecar = container.restart_policy.as_deref() == Some("Always");
+        let runs = match state {
+            Some(state) => state.running.is_some(),
+            None => sidecar,
+        };
+        runs.then(|| of(container))
+    }
+}
+
+/// The kubelet's options: only the value `1` counts, and a terminal has no stderr.
+fn asked(query: &Query) -> Result<Asked, Box<Answer>> {
+    let flag = |name| query.first(name).as_deref() == Some("1");
+    let tty = flag("tty");
+    let asked = Asked { stdin: flag("input"), stdout: flag("output"), stderr: flag("error") && !tty, tty };
+    // Counted before stderr is dropped for a terminal.
+    if asked.stdin || asked.stdout || flag("error") {
+        return Ok(asked);
+    }
+    let text = "you must specify at least 1 of stdin, stdout, stderr";
+    Err(Box::new(plain(StatusCode::BAD_REQUEST, text)))
+}
+
+/// The headers of the upgrade and the protocol to speak, or the answer instead.
+fn negotiate(headers: &HeaderMap) -> Result<Protocol, Box<Answer>> {
+    let first = |name| {
+        headers
+            .get(name)
+            .map_or(String::new(), |value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase())
+    };
+    let (connection, upgrade) = (first(header::CONNECTION), first(header::UPGRADE));
+    if connection.contains("upgrade") && upgrade.contains("websocket") {
+        let text = "this node endpoint speaks SPDY/3.1 only, not WebSocket\n";
+        return Err(Box::new(plain(StatusCode::FORBIDDEN, text)));
+    }
+    if !connection.contains("upgrade") || !upgrade.contains("spdy/3.1") {
+        // Go prints names and values; the names are enough to see what is missing.
+        let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        let text =
+            format!("unable to upgrade: missing upgrade headers in request: map[{}]\n", names.join(" "));
+        return Err(Box::new(plain(StatusCode::BAD_REQUEST, text)));
+    }
+    let lines = headers.get_all(remotecommand::PROTOCOL_HEADER).iter();
+    let lines: Vec<_> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+    match remotecommand::negotiate(lines.iter().map(|line| &**line), &Protocol::SPDY) {
+        Negotiation::Chosen(protocol) => Ok(protocol),
+        Negotiation::Missing => {
+            Err(Box::new(plain(StatusCode::BAD_REQUEST, remotecommand::missing_body(headers.keys_len()))))
+        }
+        Negotiation::NoCommon { client } => {
+            let text = remotecommand::no_common_body(&client, &Protocol::SPDY);
+            let mut answer = plain(StatusCode::FORBIDDEN, text);
+            for protocol in Protocol::SPDY {
+                let name = HeaderValue::from_static(protocol.name());
+                answer.headers_mut().append(remotecommand::ACCEPTED_HEADER, name);
+            }
+            Err(Box::new(answer))
+        }
+    }
+}
+
+/// The 101 of `protocol.md` 5.1; the date is hyper's.
+fn switching(protocol: Protocol) -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+    headers.insert(remotecommand::PROTOCOL_HEADER, HeaderValue::from_static(protocol.name()));
+    answer
+}
+
+fn plain(status: StatusCode, text: impl Into<String>) -> Answer {
+    let mut answer = Response::new(Full::from(text.into()));
+    *answer.status_mut() = status;
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(header::CONTENT_TYPE, text);
+    answer
+}
+
+/// Podgate's own environment stays outside: it may hold secrets, and containers do not see their runtime's.
+fn environment(pod: &str, home: &Path, tty: bool, own: &[EnvVar]) -> Vec<(OsString, OsString)> {
+    let mut env = vec![("HOSTNAME".into(), pod.into()), ("HOME".into(), home.into())];
+    if tty {
+        env.push(("TERM".into(), "xterm".into()));
+    }
+    // Values taken from elsewhere (`valueFrom`) have nothing to be taken from.
+    for variable in own.iter().filter(|variable| variable.value_from.is_none()) {
+        let value = variable.value.as_deref().unwrap_or_default();
+        let fits = !variable.name.is_empty() && !variable.name.contains(['=', '\0']) && !value.contains('\0');
+        if fits {
+            env.push((variable.name.as_str().into(), value.into()));
+        }
+    }
+    env
+}
+
+/// Whether a name may become a folder's: Kubernetes allows no others.
+fn is_name(name: &str) -> bool {
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    name.len() <= MAX_NAME
+        && name.bytes().all(allowed)
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+}
+
+/// Whether a path is relative and leads nowhere but down.
+fn is_below(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        && !path.as_os_str().as_encoded_bytes().contains(&0)
+}
+
+/// Makes a folder and its parents, for the owner alone.
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests;
