@@ -1,5 +1,7 @@
 //! App: the only wiring. Builds rooms from their own part of the config, binds, and runs until told to stop.
 
+pub mod dev;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod far;
 pub mod gateway;
+pub mod golden;
 pub mod pki;
 pub mod spdy;
 

@@ -10,6 +10,7 @@ use http::{Request, Response};
 
 use super::api;
 use super::manifests::Loaded;
+use super::node::Pods;
 use super::rbac;
 use super::store::{self, Store};
 use crate::cluster::{Body, Cluster, Decision, Error, Node, Pod, User};
@@ -67,5 +68,12 @@ impl Cluster for DevCluster {
         request: Request<Body>,
     ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
         api::serve(&self.store, user, ask, request).boxed()
+    }
+}
+
+/// What node endpoints see of the cluster, as kubelets see pods through the API server.
+impl Pods for Store {
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<k8s_openapi::api::core::v1::Pod>> {
+        Self::pod(self, namespace, name)
     }
 }

@@ -1,0 +1,247 @@
+//! `podgate dev`: an embedded cluster with a gateway in front, from start to the second Ctrl-C.
+//!
+//! The gateway is the same as in front of any cluster: it gets a [`Cluster`](crate::cluster::Cluster), addresses
+//! and keys, and does not know that they are of this process.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+use super::{Gateway, Ground};
+use crate::authn::{self, Tokens};
+use crate::config::Config;
+use crate::dev::cluster::DevCluster;
+use crate::dev::node::{self, Endpoint};
+use crate::dev::state::{self, State};
+use crate::dev::{manifests, store};
+use crate::drain::{Drain, Drained};
+use crate::listen;
+use crate::telemetry::Metrics;
+use crate::tls::{self, ClientVerifier, Clients};
+
+/// Exit code after a second signal: 128 and SIGINT, as a shell counts.
+const INTERRUPTED: u8 = 130;
+
+/// Exit code when something outlived the drain.
+const STUCK: u8 = 70;
+
+/// A running embedded cluster.
+pub struct Dev {
+    gateway: Gateway,
+    state: State,
+    nodes: Vec<(String, SocketAddr)>,
+}
+
+/// The embedded cluster cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state folder is of no use.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// A manifest is wrong.
+    #[error(transparent)]
+    Manifests(#[from] manifests::Error),
+    /// The store does not take what the manifests say.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A key or certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The token file cannot be used.
+    #[error(transparent)]
+    Tokens(#[from] authn::Error),
+    /// A node endpoint cannot listen.
+    #[error("start node {name}")]
+    Node {
+        /// The node.
+        name: String,
+        /// The cause.
+        #[source]
+        source: node::Error,
+    },
+    /// An address of the gateway cannot be had.
+    #[error(transparent)]
+    Listen(#[from] listen::Error),
+    /// Signals cannot be received.
+    #[error("listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs until a signal; the exit code.
+///
+/// # Errors
+/// When it cannot start; then nothing was left running.
+pub async fn run(config: &Config) -> Result<u8, Error> {
+    let mut signals = Signals::new().map_err(Error::Signals)?;
+    info!(settings = config.to_yaml(), "podgate dev starts");
+    let dev = Dev::start(config).await?;
+    // A closed pipe is no reason not to serve.
+    let _ = std::io::stdout().write_all(dev.banner().as_bytes());
+    signals.next().await;
+    info!(deadline = ?config.drain.deadline, "stopping; once more to stop at once");
+    let drain = dev.gateway.drain.clone();
+    let mut stop = std::pin::pin!(dev.stop(config.drain.deadline));
+    let (drained, again) = tokio::select! {
+        drained = &mut stop => (drained, false),
+        () = signals.next() => {
+            drain.cut();
+            (stop.await, true)
+        }
+    };
+    Ok(match drained {
+        Drained::Stuck(_) => STUCK,
+        Drained::Clean | Drained::Cut if again => INTERRUPTED,
+        Drained::Clean | Drained::Cut => 0,
+    })
+}
+
+/// The signals that ask for a stop.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// The next one of any kind. Cancel safe.
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+// === impl Dev ===
+
+impl Dev {
+    /// Reads or makes the state, loads the manifests, starts the nodes that are up, and the gateway.
+    ///
+    /// # Errors
+    /// When anything of that fails; what was started is stopped.
+    pub async fn start(config: &Config) -> Result<Self, Error> {
+        let drain = Drain::new();
+        let started = Self::start_under(config, &drain).await;
+        if started.is_err() {
+            drain.finish(Duration::ZERO).await;
+        }
+        started
+    }
+
+    async fn start_under(config: &Config, drain: &Drain) -> Result<Self, Error> {
+        let loaded = match &config.dev.manifests {
+            Some(folder) => manifests::folder(folder)?,
+            None => manifests::builtin()?,
+        };
+        for note in &loaded.warnings {
+            warn!(manifest.file = note.file, manifest.line = note.line, "{}", note.what);
+        }
+        let ask = state::Ask { hosts: vec![config.api.listen.ip().to_string()], now: SystemTime::now() };
+        let state = State::open(&config.dev.dir, &ask)?;
+        let cluster = Arc::new(DevCluster::new(loaded));
+
+        let mut nodes = Vec::new();
+        let node_tls =
+            tls::server(state.node_server(), &[tls::HTTP1], Clients::Require(state.node_client_roots()))?;
+        for node in cluster.store().nodes() {
+            let name = node.metadata.name.clone().unwrap_or_default();
+            if !store::is_up(&node) {
+                continue;
+            }
+            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, store::slim_node(&node).kubelet_port));
+            let endpoint = Endpoint::bind(
+                addr,
+                node_tls.clone(),
+                name.clone(),
+                cluster.store().clone(),
+                state.pods_dir(),
+                node::Settings::default(),
+            )
+            .await
+            .map_err(|source| Error::Node { name: name.clone(), source })?;
+            let addr = endpoint.local_addr();
+            cluster.store().set_node_endpoint(&name, addr)?;
+            drain.spawn(endpoint.run(drain.clone()));
+            nodes.push((name, addr));
+        }
+
+        let ground = Ground {
+            server_tls: tls::server(state.api_server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask)?,
+            client_verifier: Some(ClientVerifier::new(state.client_roots())?),
+            tokens: Tokens::from_file(&state.tokens_path())?,
+            kubelet_tls: tls::client(state.kubelet_client(), state.node_roots())?,
+            cluster,
+        };
+        let gateway = Gateway::start(config, ground, drain.clone()).await?;
+        state.write_kubeconfig(gateway.api)?;
+        Ok(Self { gateway, state, nodes })
+    }
+
+    /// Address of the API door.
+    pub fn api(&self) -> SocketAddr {
+        self.gateway.api
+    }
+
+    /// Address of health and metrics.
+    pub fn admin(&self) -> SocketAddr {
+        self.gateway.admin
+    }
+
+    /// The gateway's series.
+    pub fn metrics(&self) -> &Metrics {
+        &self.gateway.metrics
+    }
+
+    /// What keys and certificates there are.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The nodes that are up, with their endpoints.
+    pub fn nodes(&self) -> &[(String, SocketAddr)] {
+        &self.nodes
+    }
+
+    /// Takes both steps of the stop.
+    pub async fn stop(self, deadline: Duration) -> Drained {
+        self.gateway.stop(deadline).await
+    }
+
+    /// What a newcomer needs to know, in a few lines.
+    fn banner(&self) -> String {
+        let kubeconfig = self.state.kubeconfig_path();
+        let kubeconfig: PathBuf = std::path::absolute(&kubeconfig).unwrap_or(kubeconfig);
+        let nodes: Vec<_> = self.nodes.iter().map(|(name, addr)| format!("{name} https://{addr}")).collect();
+        let mut text = String::new();
+        let _ = write!(
+            text,
+            "podgate dev: an embedded cluster with podgate in front of it\n\n  \
+             API      https://{}\n  \
+             nodes    {}\n  \
+             health   http://{}/readyz, /metrics\n\n  \
+             export KUBECONFIG={}\n\n  \
+             kubectl get pods -A -o wide\n  \
+             kubectl exec -it web -- sh\n  \
+             kubectl --context mallory exec web -- id\n\n\
+             Dev pods are plain local processes: commands run as you, on this machine, without isolation.\n\
+             Ctrl-C drains and ends; a second Ctrl-C ends at once.\n",
+            self.gateway.api,
+            nodes.join(", "),
+            self.gateway.admin,
+            kubeconfig.display(),
+        );
+        text
+    }
+}
