@@ -1,5 +1,10 @@
 //! Podgate from outside: one binary, a module per behaviour, real loopback sockets.
 
 #![allow(missing_docs, reason = "names of tests are claims already")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod dev;
+
+mod answers;
+mod kubectl;
 mod upgrade;

@@ -1,0 +1,297 @@
+//! Real kubectls, against the embedded cluster.
+//!
+//! `PODGATE_KUBECTLS` names the binaries, joined by colons (`tests/kubectls.sh` finds or fetches some); without it the one
+//! on the PATH is run. Every test runs with each of them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use podgate::testing::{soon, until};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+
+use crate::dev::Running;
+
+/// How long one kubectl may take: they are slow to start on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One kubectl with its own home: discovery caches of versions do not mix.
+pub(crate) struct Kubectl {
+    binary: PathBuf,
+    home: tempfile::TempDir,
+    kubeconfig: PathBuf,
+}
+
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+pub(crate) fn all(kubeconfig: &Path) -> Vec<Kubectl> {
+    let named = std::env::var("PODGATE_KUBECTLS").unwrap_or_else(|_| "kubectl".into());
+    let one = |binary: &str| Kubectl {
+        binary: binary.into(),
+        home: tempfile::tempdir().unwrap(),
+        kubeconfig: kubeconfig.to_owned(),
+    };
+    named.split(':').filter(|name| !name.is_empty()).map(one).collect()
+}
+
+impl Kubectl {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.home.path())
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    pub(crate) fn spawn(&self, command: &mut Command) -> Child {
+        command.spawn().unwrap_or_else(|error| {
+            panic!(
+                "cannot run {}: {error}; install kubectl, or name binaries in PODGATE_KUBECTLS (tests/kubectls.sh fetches some)",
+                self.binary.display()
+            )
+        })
+    }
+
+    pub(crate) async fn run(&self, args: &[&str]) -> Said {
+        let child = self.spawn(&mut self.command(args));
+        said(self.output(child).await)
+    }
+
+    pub(crate) async fn feed(&self, args: &[&str], input: &[u8]) -> Output {
+        let mut child = self.spawn(self.command(args).stdin(Stdio::piped()));
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        let write = async move {
+            stdin.write_all(&input).await.unwrap();
+            drop(stdin);
+        };
+        let (output, ()) = tokio::join!(self.output(child), write);
+        output
+    }
+
+    async fn output(&self, child: Child) -> Output {
+        match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
+            Ok(output) => output.unwrap(),
+            Err(_) => panic!("{} did not end within {PATIENCE:?}", self.binary.display()),
+        }
+    }
+
+    fn name(&self) -> String {
+        self.binary.display().to_string()
+    }
+}
+
+fn said(output: Output) -> Said {
+    Said {
+        code: output.status.code(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> Vec<u8> {
+    digest::digest(&digest::SHA256, bytes).as_ref().to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn item_116_discovery_and_lists_look_right_to_every_kubectl() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        let pods = kubectl.run(&["get", "pods", "-A", "-o", "wide"]).await;
+        assert_eq!(pods.code, Some(0), "{}: {}", kubectl.name(), pods.err);
+        assert!(pods.out.lines().next().unwrap().starts_with("NAMESPACE"), "{}", pods.out);
+        let web = pods.out.lines().find(|line| line.contains(" web ")).unwrap();
+        let words: Vec<_> = web.split_whitespace().collect();
+        assert_eq!(&words[..4], ["default", "web", "1/1", "Running"], "{}", kubectl.name());
+        assert!(words.contains(&"node-a"), "{web}");
+        let nodes = kubectl.run(&["get", "nodes"]).await;
+        assert!(nodes.out.contains("node-down") && nodes.out.contains("NotReady"), "{}", nodes.out);
+        assert!(kubectl.run(&["get", "ns"]).await.out.contains("shop"));
+        let version = kubectl.run(&["version"]).await;
+        assert!(version.out.contains("Server Version"), "{}{}", version.out, version.err);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn auth_can_i_tells_what_rbac_says() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        let ask = async |context: &str, namespace: &str| {
+            // To kubectl `pods/exec` would be a pod named exec; the subresource has a flag of its own.
+            let args = [
+                "--context",
+                context,
+                "auth",
+                "can-i",
+                "create",
+                "pods",
+                "--subresource=exec",
+                "-n",
+                namespace,
+            ];
+            kubectl.run(&args).await.out.trim().to_owned()
+        };
+        assert_eq!(ask("alice", "default").await, "yes", "{}", kubectl.name());
+        assert_eq!(ask("alice", "shop").await, "no", "{}", kubectl.name());
+        assert_eq!(ask("mallory", "default").await, "no", "{}", kubectl.name());
+        assert_eq!(ask("admin", "shop").await, "yes", "{}", kubectl.name());
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_streams_and_the_exit_code_come_back() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        let said = kubectl.run(&["exec", "web", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).await;
+        assert_eq!(said.code, Some(7), "{}: {}", kubectl.name(), said.err);
+        assert_eq!(said.out, "out\n");
+        assert_eq!(said.err, "err\ncommand terminated with exit code 7\n");
+        let said = kubectl.run(&["exec", "web", "--", "true"]).await;
+        assert_eq!(
+            (said.code, said.out.as_str(), said.err.as_str()),
+            (Some(0), "", ""),
+            "{}",
+            kubectl.name()
+        );
+        let said = kubectl.run(&["exec", "web", "--", "sh", "-c", "kill -9 $$"]).await;
+        assert_eq!(said.code, Some(137), "{}", said.err);
+        let said = kubectl.run(&["exec", "web", "--", "no-such-command"]).await;
+        assert_ne!(said.code, Some(0));
+        assert!(said.err.contains("executable file not found in $PATH"), "{}", said.err);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn item_103_stdin_reaches_the_command_and_its_end_too() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        let output = kubectl.feed(&["exec", "-i", "web", "--", "cat"], b"data\n").await;
+        assert!(output.status.success(), "{}: {:?}", kubectl.name(), output);
+        assert_eq!(output.stdout, b"data\n");
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn megabytes_of_random_bytes_come_back_with_the_same_hash() {
+    let running = Running::start().await;
+    let mut bytes = vec![0; 16 * 1024 * 1024];
+    aws_lc_rs::rand::fill(&mut bytes).unwrap();
+    for kubectl in all(&running.kubeconfig()) {
+        let output = kubectl.feed(&["exec", "-i", "web", "--", "cat"], &bytes).await;
+        assert!(output.status.success(), "{}", kubectl.name());
+        assert_eq!(output.stdout.len(), bytes.len(), "{}", kubectl.name());
+        assert!(sha256(&output.stdout) == sha256(&bytes), "{}: other bytes came back", kubectl.name());
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_are_chosen_as_kubectl_and_the_api_server_do() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        let named = kubectl.run(&["exec", "multi", "-c", "sidecar", "--", "pwd"]).await;
+        assert_eq!(named.code, Some(0), "{}: {}", kubectl.name(), named.err);
+        assert!(named.out.trim_end().ends_with("sidecar"), "{}", named.out);
+        let wrong = kubectl.run(&["exec", "multi", "-c", "nope", "--", "true"]).await;
+        assert_eq!(wrong.code, Some(1));
+        assert!(wrong.err.contains("container nope is not valid for pod multi"), "{}", wrong.err);
+        let ephemeral = kubectl.run(&["exec", "multi", "-c", "debugger", "--", "true"]).await;
+        assert_eq!(ephemeral.code, Some(0), "{}", ephemeral.err);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn item_104_refusals_reach_the_user_as_the_api_servers_words() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        let exec = async |context: &str, pod: &str| {
+            kubectl.run(&["--context", context, "exec", pod, "--", "true"]).await
+        };
+        assert_eq!(exec("alice", "web").await.code, Some(0), "{}", kubectl.name());
+        let mallory = exec("mallory", "web").await;
+        assert_eq!(mallory.code, Some(1));
+        let text = "Error from server (Forbidden): pods \"web\" is forbidden: User \"mallory\" cannot";
+        assert!(mallory.err.contains(text), "{}: {}", kubectl.name(), mallory.err);
+        let shop = kubectl.run(&["--context", "alice", "-n", "shop", "exec", "cart", "--", "true"]).await;
+        assert!(shop.err.contains("is forbidden: User \"alice\" cannot"), "{}", shop.err);
+        let missing = exec("admin", "nope").await;
+        assert!(
+            missing.err.contains("Error from server (NotFound): pods \"nope\" not found"),
+            "{}",
+            missing.err
+        );
+        let waiting = exec("admin", "unscheduled").await;
+        assert!(waiting.err.contains("pod unscheduled does not have a host assigned"), "{}", waiting.err);
+        let down = exec("admin", "on-down-node").await;
+        assert_eq!(down.code, Some(1));
+        assert!(down.err.contains("error dialing backend: dial tcp 127.0.0.1:"), "{}", down.err);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_sees_what_is_there_and_ends_with_podgate() {
+    let running = Running::start().await;
+    let mut watches = Vec::new();
+    for kubectl in all(&running.kubeconfig()) {
+        let mut child = kubectl.spawn(&mut kubectl.command(&["get", "pods", "-w"]));
+        let mut out = child.stdout.take().unwrap();
+        let mut seen = Vec::new();
+        soon("the pods in a watch", async {
+            while !String::from_utf8_lossy(&seen).contains("unscheduled") {
+                use tokio::io::AsyncReadExt;
+                assert_ne!(out.read_buf(&mut seen).await.unwrap(), 0, "the watch ended");
+            }
+        })
+        .await;
+        watches.push((kubectl, child));
+    }
+    // Clean: the watches end by the drain's first step, not by its deadline.
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_kubectl_leaves_no_process_behind() {
+    let running = Running::start().await;
+    for (number, kubectl) in all(&running.kubeconfig()).into_iter().enumerate() {
+        // A duration nobody else sleeps for marks the processes of this test.
+        let mark = format!("{}.{number}", 86_400 + std::process::id());
+        let script = format!("sleep {mark} & exec sleep {mark}");
+        let mut child = kubectl
+            .spawn(kubectl.command(&["exec", "-i", "web", "--", "sh", "-c", &script]).stdin(Stdio::piped()));
+        until("both sleeps run", || sleeping(&mark) == 2).await;
+        child.start_kill().unwrap();
+        until("no sleep runs", || sleeping(&mark) == 0).await;
+        until("the session is over", || running.dev.metrics().sessions.get() == 0).await;
+    }
+    running.stop().await;
+}
+
+/// Processes that sleep for this long.
+fn sleeping(mark: &str) -> usize {
+    let wanted = format!("sleep\0{mark}\0");
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes
+        .filter(|entry| {
+            std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted.as_bytes())
+        })
+        .count()
+}
