@@ -1,0 +1,423 @@
+//! What podgate costs: the same work through it and against its node endpoint directly, in one run.
+//!
+//! Three processes, so that the operating system's own accounts tell who spent what: this one is the client, one
+//! child is a node endpoint, one the gateway (full work: TLS on both sides, client certificate, RBAC, locate, end
+//! record). CPU is user and system time of the child from `/proc/PID/stat`, memory its `VmRSS`. Machines differ and
+//! are shared: compare the columns of one run, not numbers of two. benches/README.md says how each figure is taken.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use podgate::app::{Gateway, Ground};
+use podgate::authn::Tokens;
+use podgate::config::Config;
+use podgate::dev::cluster::DevCluster;
+use podgate::dev::manifests;
+use podgate::dev::node::{Endpoint, Settings};
+use podgate::dev::state::{Ask, State};
+use podgate::drain::Drain;
+use podgate::tls::{self, ClientVerifier, Clients};
+use podgate::wire::http1::ResponseHead;
+use podgate::wire::spdy::{Decoder, Encoder, Frame, Headers};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+const SETUPS: usize = 400;
+const SETUPS_AT_ONCE: usize = 8;
+const GIB: u64 = 1 << 30;
+const ROUND_TRIPS: usize = 3000;
+const IDLE: usize = 1000;
+
+/// Kernel ticks per second in `/proc/PID/stat`: fixed at 100 for user space on Linux.
+const TICKS: f64 = 100.0;
+
+type Io = TlsStream<TcpStream>;
+
+fn main() {
+    let role = std::env::var("PODGATE_BENCH_ROLE").unwrap_or_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        match role.as_str() {
+            "node" => node().await,
+            "gateway" => gateway().await,
+            _ => client().await,
+        }
+    });
+}
+
+// === the two children ===
+
+fn folder() -> PathBuf {
+    std::env::var_os("PODGATE_BENCH_DIR").expect("PODGATE_BENCH_DIR names the state folder").into()
+}
+
+/// Opens the state for its keys. The parent has made it and let go of it.
+fn state() -> State {
+    State::open(&folder(), &Ask { hosts: vec!["127.0.0.1".into()], now: SystemTime::now() })
+        .expect("open the state")
+}
+
+/// Tells the parent an address and waits until it goes away.
+async fn announce(addr: SocketAddr) {
+    println!("{addr}");
+    let gone = tokio::task::spawn_blocking(|| std::io::Read::read(&mut std::io::stdin(), &mut [0]));
+    let _ = gone.await;
+}
+
+async fn node() {
+    let state = state();
+    let cluster = DevCluster::new(manifests::builtin().expect("the built-in manifests"));
+    let clients = Clients::Require(state.node_client_roots());
+    let tls = tls::server(state.node_server(), &[tls::HTTP1], clients).expect("TLS");
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let dir = state.pods_dir();
+    let endpoint = Endpoint::bind(any, tls, "node-a", cluster.store().clone(), dir, Settings::default());
+    let endpoint = endpoint.await.expect("bind the node endpoint");
+    let (addr, drain) = (endpoint.local_addr(), Drain::new());
+    drop(state);
+    drain.spawn(endpoint.run(drain.clone()));
+    announce(addr).await;
+    drain.cut();
+    drain.finish(Duration::ZERO).await;
+}
+
+async fn gateway() {
+    let node: SocketAddr = std::env::var("PODGATE_BENCH_NODE").expect("a node").parse().expect("an address");
+    let state = state();
+    let cluster = Arc::new(DevCluster::new(manifests::builtin().expect("the built-in manifests")));
+    cluster.store().set_node_endpoint("node-a", node).expect("node-a is built in");
+    let ground = Ground {
+        cluster,
+        server_tls: tls::server(state.api_server(), &[tls::HTTP1], Clients::Ask).expect("TLS"),
+        client_verifier: Some(ClientVerifier::new(state.client_roots()).expect("a verifier")),
+        tokens: Tokens::default(),
+        kubelet_tls: tls::client(state.kubelet_client(), state.node_roots()).expect("TLS"),
+    };
+    let mut config = Config::default();
+    config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();
+    config.admin.listen = (Ipv4Addr::LOCALHOST, 0).into();
+    drop(state);
+    let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
+    announce(gateway.api).await;
+    gateway.drain.cut();
+    gateway.stop(Duration::ZERO).await;
+}
+
+struct Role {
+    child: Child,
+    addr: SocketAddr,
+    _stdin: ChildStdin,
+}
+
+impl Role {
+    fn start(role: &str, dir: &Path, node: Option<SocketAddr>) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this binary"));
+        command.env("PODGATE_BENCH_ROLE", role).env("PODGATE_BENCH_DIR", dir);
+        if let Some(node) = node {
+            command.env("PODGATE_BENCH_NODE", node.to_string());
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start a child");
+        let mut line = String::new();
+        let out = child.stdout.take().expect("a pipe");
+        BufReader::new(out).read_line(&mut line).expect("the child's address");
+        let addr =
+            line.trim().parse().unwrap_or_else(|_| panic!("{role} said {line:?} instead of an address"));
+        let stdin = child.stdin.take().expect("a pipe");
+        Self { child, addr, _stdin: stdin }
+    }
+
+    /// CPU seconds so far, user and system, all threads.
+    fn cpu(&self) -> f64 {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the child lives");
+        let fields: Vec<&str> =
+            stat.rsplit(')').next().expect("a name in parentheses").split_whitespace().collect();
+        // Fields 14 and 15 of proc_pid_stat(5); the list begins at field 3.
+        let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("a number")).sum();
+        ticks / TICKS
+    }
+
+    /// Resident memory in KiB.
+    fn memory(&self) -> f64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the child lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+// === the client ===
+
+/// One way to the same pod.
+#[derive(Clone)]
+struct Route {
+    name: &'static str,
+    addr: SocketAddr,
+    tls: TlsConnector,
+    target: fn(&str) -> String,
+}
+
+/// An open session.
+struct Session {
+    io: Io,
+    decoder: Decoder,
+    buffer: BytesMut,
+    stdin: u32,
+}
+
+impl Route {
+    async fn open(&self, command: &[&str], stdin: bool) -> Session {
+        let query: String =
+            command.iter().map(|word| format!("command={}&", word.replace(' ', "+"))).collect();
+        let tcp = TcpStream::connect(self.addr).await.expect("connect");
+        tcp.set_nodelay(true).expect("a connected socket");
+        let name = ServerName::try_from("127.0.0.1").expect("an address is a name");
+        let mut io = self.tls.connect(name, tcp).await.expect("TLS");
+        let flags = match (self.name, stdin) {
+            ("node", true) => "input=1&output=1",
+            ("node", false) => "output=1",
+            (_, true) => "stdin=true&stdout=true",
+            (_, false) => "stdout=true",
+        };
+        let request = format!(
+            "POST {} HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+             X-Stream-Protocol-Version: v4.channel.k8s.io\r\nContent-Length: 0\r\n\r\n",
+            (self.target)(&format!("{query}{flags}"))
+        );
+        io.write_all(request.as_bytes()).await.expect("write the request");
+        let mut buffer = BytesMut::with_capacity(64 * 1024);
+        let head = loop {
+            assert_ne!(
+                io.read_buf(&mut buffer).await.expect("read the answer"),
+                0,
+                "closed before an answer"
+            );
+            if let Some(head) = ResponseHead::parse(&buffer).expect("an HTTP answer") {
+                break head;
+            }
+        };
+        assert_eq!(head.status, 101, "{}", String::from_utf8_lossy(&buffer));
+        let _ = buffer.split_to(head.len);
+        let mut encoder = Encoder::new();
+        let mut out = BytesMut::new();
+        let kinds: &[&str] = if stdin { &["error", "stdin", "stdout"] } else { &["error", "stdout"] };
+        for (index, kind) in kinds.iter().enumerate() {
+            let id = 2 * u32::try_from(index).expect("a few streams") + 1;
+            let headers = Headers::new().with("streamType", *kind);
+            encoder.syn_stream(&mut out, id, &headers).expect("a short header");
+        }
+        io.write_all(&out).await.expect("open the streams");
+        let mut session = Session { io, decoder: Decoder::new(), buffer, stdin: 3 };
+        for _ in kinds {
+            assert!(
+                matches!(session.frame().await, Some(Frame::SynReply { .. })),
+                "a reply for every stream"
+            );
+        }
+        session
+    }
+}
+
+impl Session {
+    /// The next frame; `None` at the end.
+    async fn frame(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.decode(&mut self.buffer).expect("SPDY") {
+                return Some(frame);
+            }
+            self.buffer.reserve(64 * 1024);
+            if self.io.read_buf(&mut self.buffer).await.ok()? == 0 {
+                return None;
+            }
+        }
+    }
+
+    /// Reads to the end; bytes of output, without the result.
+    async fn drain(mut self) -> u64 {
+        let (mut bytes, mut result) = (0, Vec::new());
+        while let Some(frame) = self.frame().await {
+            match frame {
+                Frame::Data { stream: 1, bytes: piece, .. } => result.extend_from_slice(&piece),
+                Frame::Data { bytes: piece, .. } => bytes += piece.len() as u64,
+                Frame::GoAway { .. } => break,
+                _ => {}
+            }
+        }
+        let result = String::from_utf8_lossy(&result);
+        assert!(result.contains("Success"), "the command failed: {result:?}");
+        bytes
+    }
+
+    async fn send(&mut self, bytes: &[u8], fin: bool) {
+        let head = Encoder::data_head(self.stdin, bytes.len(), fin);
+        self.io.write_all(&head).await.expect("write");
+        self.io.write_all(bytes).await.expect("write");
+        self.io.flush().await.expect("write");
+    }
+}
+
+async fn setups(route: &Route) -> f64 {
+    let started = Instant::now();
+    let mut lanes = tokio::task::JoinSet::new();
+    for _ in 0..SETUPS_AT_ONCE {
+        let route = route.clone();
+        lanes.spawn(async move {
+            for _ in 0..SETUPS / SETUPS_AT_ONCE {
+                route.open(&["true"], false).await.drain().await;
+            }
+        });
+    }
+    while let Some(lane) = lanes.join_next().await {
+        lane.expect("a lane of set-ups");
+    }
+    SETUPS as f64 / started.elapsed().as_secs_f64()
+}
+
+async fn down(route: &Route) -> f64 {
+    let started = Instant::now();
+    let session = route.open(&["head", "-c", &GIB.to_string(), "/dev/zero"], false).await;
+    assert_eq!(session.drain().await, GIB, "every byte arrives");
+    started.elapsed().as_secs_f64()
+}
+
+async fn up(route: &Route) -> f64 {
+    let started = Instant::now();
+    let mut session = route.open(&["sh", "-c", "wc -c"], true).await;
+    let piece = Bytes::from(vec![0; 32 * 1024]);
+    for _ in 0..GIB / piece.len() as u64 {
+        session.send(&piece, false).await;
+    }
+    session.send(b"", true).await;
+    let mut said = Vec::new();
+    while let Some(frame) = session.frame().await {
+        match frame {
+            Frame::Data { stream: 5, bytes, .. } => said.extend_from_slice(&bytes),
+            Frame::GoAway { .. } => break,
+            _ => {}
+        }
+    }
+    assert_eq!(String::from_utf8_lossy(&said).trim(), GIB.to_string(), "every byte arrives");
+    started.elapsed().as_secs_f64()
+}
+
+/// Microseconds of each round trip of one byte, sorted.
+async fn keystrokes(route: &Route) -> Vec<f64> {
+    let mut session = route.open(&["cat"], true).await;
+    let mut taken = Vec::with_capacity(ROUND_TRIPS);
+    for _ in 0..ROUND_TRIPS {
+        let started = Instant::now();
+        session.send(b"k", false).await;
+        while !matches!(session.frame().await, Some(Frame::Data { stream: 5, .. })) {}
+        taken.push(started.elapsed().as_secs_f64() * 1e6);
+    }
+    taken.sort_by(f64::total_cmp);
+    taken
+}
+
+async fn idle(route: &Route) -> Vec<Session> {
+    let mut sessions = Vec::with_capacity(IDLE);
+    for _ in 0..IDLE {
+        sessions.push(route.open(&["sleep", "600"], true).await);
+    }
+    sessions
+}
+
+async fn client() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let dir = folder.path().join("state");
+    let ask = Ask { hosts: vec!["127.0.0.1".into()], now: SystemTime::now() };
+    let state = State::open(&dir, &ask).expect("make the state");
+    let admin =
+        tls::Identity::from_files(&dir.join("admin.crt"), &dir.join("admin.key")).expect("admin's keys");
+    let to_api = TlsConnector::from(tls::client(&admin, state.client_roots()).expect("TLS"));
+    let to_node = TlsConnector::from(tls::client(state.kubelet_client(), state.node_roots()).expect("TLS"));
+    // The folder is locked while it is open, and the children open it.
+    drop(state);
+    let node = Role::start("node", &dir, None);
+    let gateway = Role::start("gateway", &dir, Some(node.addr));
+    let routes = [
+        Route {
+            name: "podgate",
+            addr: gateway.addr,
+            tls: to_api,
+            target: |query| format!("/api/v1/namespaces/default/pods/web/exec?{query}"),
+        },
+        Route {
+            name: "node",
+            addr: node.addr,
+            tls: to_node,
+            target: |query| format!("/exec/default/web/web?{query}"),
+        },
+    ];
+    println!("{:44}{:>16}{:>16}", "", "through podgate", "node directly");
+    let row = |what: &str, values: [f64; 2], digits: usize| {
+        println!("{what:44}{:16.digits$}{:16.digits$}", values[0], values[1]);
+        std::io::stdout().flush().expect("a terminal or a pipe");
+    };
+    let spent = || (gateway.cpu(), node.cpu());
+
+    // Warm up: pages, caches, the first growth of buffers.
+    for route in &routes {
+        route.open(&["true"], false).await.drain().await;
+    }
+    let (mut rate, mut own, mut behind) = ([0.0; 2], [0.0; 2], [0.0; 2]);
+    for (index, route) in routes.iter().enumerate() {
+        let before = spent();
+        rate[index] = setups(route).await;
+        let after = spent();
+        own[index] = (after.0 - before.0) * 1e3 / SETUPS as f64;
+        behind[index] = (after.1 - before.1) * 1e3 / SETUPS as f64;
+    }
+    row("session set-ups per second", rate, 0);
+    row("  CPU ms per set-up, gateway", own, 2);
+    row("  CPU ms per set-up, node", behind, 2);
+
+    for (what, downwards) in [("down", true), ("up", false)] {
+        let (mut seconds, mut own, mut behind) = ([0.0; 2], [0.0; 2], [0.0; 2]);
+        for (index, route) in routes.iter().enumerate() {
+            let before = spent();
+            seconds[index] = if downwards { down(route).await } else { up(route).await };
+            let after = spent();
+            own[index] = after.0 - before.0;
+            behind[index] = after.1 - before.1;
+        }
+        row(&format!("seconds per GiB {what}"), seconds, 2);
+        row("  CPU seconds per GiB, gateway", own, 2);
+        row("  CPU seconds per GiB, node", behind, 2);
+    }
+
+    let mut times = Vec::new();
+    for route in &routes {
+        times.push(keystrokes(route).await);
+    }
+    let at = |share: f64| [0, 1].map(|index| times[index][(ROUND_TRIPS as f64 * share) as usize]);
+    row("keystroke round trip, us, p50", at(0.50), 0);
+    row("keystroke round trip, us, p99", at(0.99), 0);
+
+    let (mut own, mut behind) = ([0.0; 2], [0.0; 2]);
+    for (index, route) in routes.iter().enumerate() {
+        let before = (gateway.memory(), node.memory());
+        let sessions = idle(route).await;
+        own[index] = (gateway.memory() - before.0) / IDLE as f64;
+        behind[index] = (node.memory() - before.1) / IDLE as f64;
+        drop(sessions);
+    }
+    row(&format!("KiB per idle session at {IDLE}, gateway"), own, 1);
+    row(&format!("KiB per idle session at {IDLE}, node"), behind, 1);
+}
