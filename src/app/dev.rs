@@ -204,6 +204,11 @@ impl Dev {
         &self.gateway.metrics
     }
 
+    /// Its stop, and the tracker of its tasks.
+    pub fn drain(&self) -> &Drain {
+        &self.gateway.drain
+    }
+
     /// What keys and certificates there are.
     pub fn state(&self) -> &State {
         &self.state

@@ -149,7 +149,7 @@ impl Default for Settings {
             exit_silence: Duration::from_millis(500),
             kill_grace: Duration::from_millis(500),
             linger: Duration::from_secs(5),
-            max_connections: 256,
+            max_connections: 4096,
         }
     }
 }

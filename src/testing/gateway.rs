@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -72,12 +72,7 @@ impl TestGateway {
 
     /// A TLS connection without a certificate.
     pub async fn connect_anonymously(&self) -> TlsStream<TcpStream> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider);
-        let builder = builder.with_safe_default_protocol_versions().expect("TLS versions");
-        let mut config = builder.with_root_certificates(self.pki.roots()).with_no_client_auth();
-        config.alpn_protocols = vec![tls::HTTP1.to_vec()];
-        self.connect(Arc::new(config)).await
+        self.connect(without_certificate(self.pki.roots())).await
     }
 
     async fn connect(&self, config: Arc<ClientConfig>) -> TlsStream<TcpStream> {
@@ -108,6 +103,19 @@ impl TestGateway {
     pub async fn stop(self) {
         assert_eq!(self.gateway.stop(Duration::from_secs(10)).await, Drained::Clean);
     }
+}
+
+/// TLS of a client that has no certificate.
+///
+/// # Panics
+/// When TLS cannot be set up.
+pub fn without_certificate(roots: Arc<RootCertStore>) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().expect("TLS versions");
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![tls::HTTP1.to_vec()];
+    Arc::new(config)
 }
 
 /// An upgrade request for `/api/v1/namespaces/default/pods/web/exec` with these further header lines.

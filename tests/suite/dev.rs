@@ -7,7 +7,7 @@ use std::time::Duration;
 use podgate::app::dev::Dev;
 use podgate::config::Config;
 use podgate::drain::Drained;
-use podgate::tls;
+use podgate::testing::gateway::without_certificate;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -45,11 +45,11 @@ impl Running {
         line.split(',').next().unwrap().to_owned()
     }
 
-    /// A TLS connection without a client certificate that the API door would take: podgate's own is for kubelets.
+    /// A TLS connection without a client certificate.
     pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
-        let config = tls::client(self.dev.state().kubelet_client(), self.dev.state().client_roots()).unwrap();
+        let tls = TlsConnector::from(without_certificate(self.dev.state().client_roots()));
         let tcp = TcpStream::connect(self.dev.api()).await.unwrap();
-        TlsConnector::from(config).connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
+        tls.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
     }
 
     /// Stops, and fails the test if a session was still there.

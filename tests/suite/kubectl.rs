@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use podgate::testing::{soon, until};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use crate::dev::Running;
+use crate::sessions::sleeping;
 
 /// How long one kubectl may take: they are slow to start on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -257,7 +258,6 @@ async fn a_watch_sees_what_is_there_and_ends_with_podgate() {
         let mut seen = Vec::new();
         soon("the pods in a watch", async {
             while !String::from_utf8_lossy(&seen).contains("unscheduled") {
-                use tokio::io::AsyncReadExt;
                 assert_ne!(out.read_buf(&mut seen).await.unwrap(), 0, "the watch ended");
             }
         })
@@ -285,13 +285,57 @@ async fn a_killed_kubectl_leaves_no_process_behind() {
     running.stop().await;
 }
 
-/// Processes that sleep for this long.
-fn sleeping(mark: &str) -> usize {
-    let wanted = format!("sleep\0{mark}\0");
-    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    processes
-        .filter(|entry| {
-            std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted.as_bytes())
-        })
-        .count()
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_follows_the_users_window_and_ends_with_its_shell() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        let (mut terminal, pts) = pty_process::open().unwrap();
+        terminal.resize(pty_process::Size::new(30, 100)).unwrap();
+        let mut command = pty_process::Command::new(&kubectl.binary)
+            .args(["exec", "-it", "web", "--", "sh"])
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", kubectl.home.path())
+            .env("KUBECONFIG", &kubectl.kubeconfig)
+            .kill_on_drop(true)
+            .spawn(pts)
+            .unwrap();
+        let mut screen = Screen { terminal, seen: String::new() };
+        screen.types("stty size; echo ready-$((40+2))\r").await;
+        screen.shows("30 100").await;
+        screen.shows("ready-42").await;
+        screen.terminal.resize(pty_process::Size::new(44, 121)).unwrap();
+        // The new size is on its way while the shell runs: ask until it is there.
+        screen
+            .types("while [ \"$(stty size)\" != '44 121' ]; do sleep 0.05; done; echo resized-$((40+3))\r")
+            .await;
+        screen.shows("resized-43").await;
+        screen.types("exit 5\r").await;
+        let status = soon("kubectl ends", command.wait()).await.unwrap();
+        assert_eq!(status.code(), Some(5), "{}: {}", kubectl.name(), screen.seen);
+    }
+    running.stop().await;
+}
+
+/// A terminal with kubectl on it, as its user sees it.
+struct Screen {
+    terminal: pty_process::Pty,
+    seen: String,
+}
+
+impl Screen {
+    async fn types(&mut self, keys: &str) {
+        self.terminal.write_all(keys.as_bytes()).await.unwrap();
+    }
+
+    async fn shows(&mut self, text: &str) {
+        let mut bytes = [0; 4096];
+        while !self.seen.contains(text) {
+            let read = self.terminal.read(&mut bytes);
+            match tokio::time::timeout(PATIENCE, read).await {
+                Ok(Ok(count @ 1..)) => self.seen.push_str(&String::from_utf8_lossy(&bytes[..count])),
+                other => panic!("{text:?} was not shown ({other:?}): {:?}", self.seen),
+            }
+        }
+    }
 }

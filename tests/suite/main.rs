@@ -7,4 +7,5 @@ mod dev;
 
 mod answers;
 mod kubectl;
+mod sessions;
 mod upgrade;
