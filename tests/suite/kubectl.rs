@@ -289,7 +289,7 @@ async fn a_killed_kubectl_leaves_no_process_behind() {
 async fn a_terminal_follows_the_users_window_and_ends_with_its_shell() {
     let running = Running::start().await;
     for kubectl in all(&running.kubeconfig()) {
-        let (mut terminal, pts) = pty_process::open().unwrap();
+        let (terminal, pts) = pty_process::open().unwrap();
         terminal.resize(pty_process::Size::new(30, 100)).unwrap();
         let mut command = pty_process::Command::new(&kubectl.binary)
             .args(["exec", "-it", "web", "--", "sh"])

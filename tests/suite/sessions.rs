@@ -125,21 +125,18 @@ async fn a_thousand_killed_sessions_leave_nothing_behind() {
     let tasks = running.dev.drain().tasks();
     let mark = format!("{}.5", 200_000 + std::process::id());
     for round in 0..ROUNDS {
-        let mut opened = Vec::new();
+        let mut opened = tokio::task::JoinSet::new();
         for number in 0..AT_ONCE {
             let (running, mark) = (running.clone(), mark.clone());
-            opened.push(tokio::spawn(async move {
+            opened.spawn(async move {
                 let query = format!("command=sleep&command={mark}&stdin=1&stdout=1");
                 let mut client =
                     exec(&running, &query, &lines(&["v4.channel.k8s.io"]), number % 2 == 0).await;
                 client.open(&[StreamType::Error, StreamType::Stdin, StreamType::Stdout]).await;
                 client
-            }));
+            });
         }
-        let mut clients = Vec::new();
-        for client in opened {
-            clients.push(client.await.unwrap());
-        }
+        let clients = opened.join_all().await;
         assert_eq!(running.dev.metrics().sessions.get(), i64::try_from(AT_ONCE).unwrap(), "round {round}");
         drop(clients);
     }
