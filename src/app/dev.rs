@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Gateway, Ground};
 use crate::authn::{self, Tokens};
@@ -79,7 +79,8 @@ pub enum Error {
 /// When it cannot start; then nothing was left running.
 pub async fn run(config: &Config) -> Result<u8, Error> {
     let mut signals = Signals::new().map_err(Error::Signals)?;
-    info!(settings = config.to_yaml(), "podgate dev starts");
+    // In full on request: a newcomer is to see a few lines.
+    debug!(settings = config.to_yaml(), "podgate dev starts");
     let dev = Dev::start(config).await?;
     // A closed pipe is no reason not to serve.
     let _ = std::io::stdout().write_all(dev.banner().as_bytes());
