@@ -3,6 +3,7 @@
 //!
 //! Never in a shipped binary: behind the feature `testing`.
 
+pub mod answer;
 pub mod cluster;
 pub mod far;
 pub mod gateway;
@@ -12,6 +13,7 @@ pub mod spdy;
 
 use std::time::Duration;
 
+pub use answer::Answer;
 pub use cluster::FakeCluster;
 pub use far::Far;
 pub use gateway::TestGateway;

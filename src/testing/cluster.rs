@@ -1,12 +1,13 @@
 //! A cluster that says what a test tells it to, and remembers what it was asked.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, StreamBody};
 
 use crate::cluster::{Body, Cluster, Decision, Error, Node, Pod, User};
 use crate::request::{Ask, Attributes};
@@ -20,6 +21,10 @@ pub struct FakeCluster {
     nodes: Mutex<HashMap<String, Arc<Node>>>,
     judge: Mutex<Judge>,
     asked: Mutex<Vec<String>>,
+    reads: Mutex<Vec<String>>,
+    served: Mutex<Vec<String>>,
+    reviews_hang: AtomicBool,
+    reads_hang: AtomicBool,
 }
 
 impl FakeCluster {
@@ -30,6 +35,10 @@ impl FakeCluster {
             nodes: Mutex::default(),
             judge: Mutex::new(Box::new(|_, _| Ok(allow()))),
             asked: Mutex::default(),
+            reads: Mutex::default(),
+            served: Mutex::default(),
+            reviews_hang: AtomicBool::new(false),
+            reads_hang: AtomicBool::new(false),
         })
     }
 
@@ -46,8 +55,23 @@ impl FakeCluster {
 
     /// Adds a node whose kubelet listens on loopback.
     pub fn node(&self, name: &str, port: u16) {
-        let addresses = vec![("InternalIP".to_owned(), "127.0.0.1".to_owned())];
+        self.node_at(name, &[("InternalIP", "127.0.0.1")], port);
+    }
+
+    /// Adds a node with these addresses, as (type, address).
+    pub fn node_at(&self, name: &str, addresses: &[(&str, &str)], port: u16) {
+        let addresses = addresses.iter().map(|&(kind, at)| (kind.to_owned(), at.to_owned())).collect();
         lock(&self.nodes).insert(name.to_owned(), Arc::new(Node { addresses, kubelet_port: port }));
+    }
+
+    /// From now on no review is answered.
+    pub fn hang_reviews(&self) {
+        self.reviews_hang.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on no read of a pod or node is answered.
+    pub fn hang_reads(&self) {
+        self.reads_hang.store(true, Ordering::Relaxed);
     }
 
     /// Replaces the judge.
@@ -62,6 +86,24 @@ impl FakeCluster {
     pub fn reviews(&self) -> Vec<String> {
         lock(&self.asked).clone()
     }
+
+    /// Pods and nodes read so far, as `pod namespace/name` or `node name`.
+    pub fn reads(&self) -> Vec<String> {
+        lock(&self.reads).clone()
+    }
+
+    /// Requests that came to be answered by the cluster so far, as `user verb path`.
+    pub fn served(&self) -> Vec<String> {
+        lock(&self.served).clone()
+    }
+
+    async fn read<T>(&self, what: String, answer: T) -> Result<T, Error> {
+        lock(&self.reads).push(what);
+        if self.reads_hang.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        Ok(answer)
+    }
 }
 
 /// Yes, without a reason.
@@ -72,6 +114,11 @@ pub fn allow() -> Decision {
 /// No, with this reason.
 pub fn deny(reason: &str) -> Decision {
     Decision { allowed: false, reason: reason.to_owned() }
+}
+
+/// No decision, because of this.
+pub fn undecided(text: &str) -> Error {
+    Error::Unanswered { act: text.to_owned(), source: "told to".into() }
 }
 
 /// A test that panicked elsewhere must not hide behind a poisoned lock.
@@ -92,7 +139,8 @@ impl Cluster for FakeCluster {
         };
         lock(&self.asked).push(format!("{} {} {what}", user.name, attributes.verb));
         let decision = lock(&self.judge)(user, attributes);
-        Box::pin(async move { decision })
+        let hangs = self.reviews_hang.load(Ordering::Relaxed);
+        Box::pin(async move { if hangs { std::future::pending().await } else { decision } })
     }
 
     fn pod<'a>(
@@ -101,28 +149,37 @@ impl Cluster for FakeCluster {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<Pod>>, Error>> {
         let pod = lock(&self.pods).get(&format!("{namespace}/{name}")).cloned();
-        Box::pin(async move { Ok(pod) })
+        Box::pin(self.read(format!("pod {namespace}/{name}"), pod))
     }
 
     fn node<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<Node>>, Error>> {
         let node = lock(&self.nodes).get(name).cloned();
-        Box::pin(async move { Ok(node) })
+        Box::pin(self.read(format!("node {name}"), node))
     }
 
-    /// Answers `/hang` never, `/panic` by panicking, and everything else with the caller's name.
+    /// Answers `/hang` never, `/panic` by panicking, a watch with one line and no end, and everything else with
+    /// the caller as `name groups extra`.
     fn serve<'a>(
         &'a self,
         user: &'a User,
         ask: &'a Ask,
         _: Request<Body>,
     ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
+        let (verb, path) = (&ask.attributes.verb, &ask.attributes.path);
+        lock(&self.served).push(format!("{} {verb} {path}", user.name));
         Box::pin(async move {
             match ask.attributes.path.as_str() {
                 "/hang" => std::future::pending().await,
                 "/panic" => panic!("told to"),
+                _ if ask.attributes.verb == "watch" => {
+                    let first = Ok(http_body::Frame::data(Bytes::from_static(b"first\n")));
+                    let frames = futures_util::stream::iter([first]);
+                    let endless = futures_util::StreamExt::chain(frames, futures_util::stream::pending());
+                    Ok(Response::new(StreamBody::new(endless).boxed_unsync()))
+                }
                 _ => {
-                    let name = Bytes::from(user.name.clone());
-                    Ok(Response::new(http_body_util::Full::new(name).map_err(|n| match n {}).boxed_unsync()))
+                    let whole = Bytes::from(format!("{} {:?} {:?}", user.name, user.groups, user.extra));
+                    Ok(Response::new(http_body_util::Full::new(whole).map_err(|n| match n {}).boxed_unsync()))
                 }
             }
         })

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +27,7 @@ pub struct Far {
     /// Where it listens.
     pub addr: SocketAddr,
     heads: mpsc::UnboundedReceiver<String>,
+    accepted: Arc<AtomicUsize>,
     drain: Drain,
 }
 
@@ -40,19 +42,35 @@ impl Far {
         S: Fn(TlsStream<TcpStream>) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::by_head(pki, move |io, _| script(io)).await
+    }
+
+    /// As [`Far::start`], for a script that acts by the request head.
+    ///
+    /// # Panics
+    /// When loopback has no free port.
+    pub async fn by_head<S, F>(pki: &Pki, script: S) -> Self
+    where
+        S: Fn(TlsStream<TcpStream>, String) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind loopback");
         let addr = listener.local_addr().expect("a bound address");
-        let config = tls::server(&pki.server(), &[tls::HTTP1], Clients::Require(pki.roots()));
+        let config = tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Require(pki.roots()));
         let acceptor = TlsAcceptor::from(config.expect("TLS for the far side"));
         let (seen, heads) = mpsc::unbounded_channel();
         let (drain, script) = (Drain::new(), Arc::new(script));
-        let tasks = drain.clone();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (tasks, count) = (drain.clone(), accepted.clone());
         drain.spawn(async move {
             loop {
                 let tcp = tokio::select! {
                     accepted = listener.accept() => accepted.expect("accept on loopback").0,
                     () = tasks.stopping() => return,
                 };
+                count.fetch_add(1, Ordering::Relaxed);
+                // As every Go server; without it the kernel would hold small writes back.
+                tcp.set_nodelay(true).expect("a live socket");
                 let (acceptor, seen, script) = (acceptor.clone(), seen.clone(), script.clone());
                 let stop = tasks.clone();
                 tasks.spawn(async move {
@@ -60,8 +78,8 @@ impl Far {
                         let Ok(mut io) = acceptor.accept(tcp).await else { return };
                         let Some(head) = read_head(&mut io).await else { return };
                         // A test that does not look at heads has dropped its end.
-                        let _ = seen.send(head);
-                        script(io).await;
+                        let _ = seen.send(head.clone());
+                        script(io, head).await;
                     };
                     tokio::select! {
                         () = talk => {}
@@ -70,7 +88,7 @@ impl Far {
                 });
             }
         });
-        Self { addr, heads, drain }
+        Self { addr, heads, accepted, drain }
     }
 
     /// The next request head, blank line included.
@@ -84,6 +102,11 @@ impl Far {
     /// Whether no request came so far.
     pub fn untouched(&mut self) -> bool {
         self.heads.try_recv().is_err()
+    }
+
+    /// TCP connections so far, whatever became of them.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Connections alive.

@@ -1,17 +1,18 @@
 //! A gateway under test, and a client that can say anything to it.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{FakeCluster, Pki, soon};
+use super::{Answer, FakeCluster, Far, Pki, soon};
 use crate::app::{Gateway, Ground};
 use crate::authn::Tokens;
 use crate::config::Config;
@@ -47,22 +48,38 @@ impl TestGateway {
     /// # Panics
     /// When it cannot be started.
     pub async fn with(config: Config, pki: Arc<Pki>, cluster: Arc<FakeCluster>) -> Self {
-        let tokens = tempfile::NamedTempFile::new().expect("a temporary file");
-        std::fs::write(tokens.path(), "ana-token,ana,u1,dev\n").expect("write the token file");
-        let ground = Ground {
-            cluster: cluster.clone(),
-            server_tls: tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
-            client_verifier: Some(ClientVerifier::new(pki.roots()).expect("a verifier")),
-            tokens: Tokens::from_file(tokens.path()).expect("the token file"),
-            kubelet_tls: tls::client(&pki.client("podgate", &[]), pki.roots()).expect("TLS to kubelets"),
-        };
+        let ground = Self::ground(&pki, cluster.clone());
         let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
         Self { gateway, pki, cluster }
     }
 
+    /// What such a gateway stands on.
+    ///
+    /// # Panics
+    /// When there is no place for a temporary file.
+    pub fn ground(pki: &Pki, cluster: Arc<FakeCluster>) -> Ground {
+        let tokens = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(tokens.path(), "ana-token,ana,u1,dev\n").expect("write the token file");
+        Ground {
+            cluster,
+            server_tls: tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
+            client_verifier: Some(ClientVerifier::new(pki.roots()).expect("a verifier")),
+            tokens: Tokens::from_file(tokens.path()).expect("the token file"),
+            kubelet_tls: tls::client(&pki.client("podgate", &[]), pki.roots()).expect("TLS to kubelets"),
+        }
+    }
+
+    /// A gateway with these settings, in front of pod `default/web` on node `n`, whose kubelet is `far`.
+    pub async fn facing(far: &Far, config: Config, pki: Arc<Pki>) -> Self {
+        let cluster = FakeCluster::new();
+        cluster.node("n", far.addr.port());
+        cluster.simple_pod("default/web", "n");
+        Self::with(config, pki, cluster).await
+    }
+
     /// A TLS connection as this user of group dev.
     pub async fn connect_as(&self, user: &str) -> TlsStream<TcpStream> {
-        self.connect(tls::client(&self.pki.client(user, &["dev"]), self.pki.roots()).expect("TLS")).await
+        self.connect(self.client_tls(user)).await
     }
 
     /// A TLS connection with this certificate.
@@ -75,17 +92,65 @@ impl TestGateway {
         self.connect(without_certificate(self.pki.roots())).await
     }
 
-    async fn connect(&self, config: Arc<ClientConfig>) -> TlsStream<TcpStream> {
-        let tcp = TcpStream::connect(self.gateway.api).await.expect("connect to the gateway");
-        let name = ServerName::try_from("localhost").expect("a name");
-        TlsConnector::from(config).connect(name, tcp).await.expect("TLS with the gateway")
+    /// A TLS connection with this configuration.
+    ///
+    /// # Panics
+    /// When there is none to be had.
+    pub async fn connect(&self, config: Arc<ClientConfig>) -> TlsStream<TcpStream> {
+        self.try_connect(config).await.expect("TLS with the gateway")
+    }
+
+    /// A TLS connection with this configuration, if the gateway takes it.
+    ///
+    /// # Errors
+    /// When it does not.
+    ///
+    /// # Panics
+    /// When it neither takes nor refuses it.
+    pub async fn try_connect(&self, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+        let connected = async {
+            let tcp = TcpStream::connect(self.gateway.api).await?;
+            // As every Go client; without it the kernel would hold small writes back.
+            tcp.set_nodelay(true)?;
+            let name = ServerName::try_from("localhost").expect("a name");
+            TlsConnector::from(config).connect(name, tcp).await
+        };
+        soon("a connection to the gateway", connected).await
+    }
+
+    /// The configuration of this user of group dev, for connections of any kind.
+    ///
+    /// # Panics
+    /// When there is none to be had.
+    pub fn client_tls(&self, user: &str) -> Arc<ClientConfig> {
+        tls::client(&self.pki.client(user, &["dev"]), self.pki.roots()).expect("TLS")
+    }
+
+    /// Sends bytes as ana on a connection of their own and returns the first answer.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub async fn ask(&self, bytes: &[u8]) -> Answer {
+        let mut io = self.connect_as("ana").await;
+        send(&mut io, bytes).await;
+        Answer::read(&mut io).await.expect("an answer")
+    }
+
+    /// What the admin address answers to this request line, such as `GET /readyz`.
+    ///
+    /// # Panics
+    /// When it answers nothing.
+    pub async fn admin(&self, line: &str) -> Answer {
+        let mut io = TcpStream::connect(self.gateway.admin).await.expect("connect to the admin address");
+        send(&mut io, &request(line, "Connection: close\r\n")).await;
+        Answer::read(&mut io).await.expect("an answer")
     }
 
     /// Sends bytes as ana on a connection of their own and returns everything that comes back until the
     /// gateway closes.
     pub async fn say(&self, bytes: &[u8]) -> String {
         let mut io = self.connect_as("ana").await;
-        io.write_all(bytes).await.expect("write to the gateway");
+        send(&mut io, bytes).await;
         read_to_end(&mut io).await
     }
 
@@ -116,6 +181,20 @@ pub fn without_certificate(roots: Arc<RootCertStore>) -> Arc<ClientConfig> {
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![tls::HTTP1.to_vec()];
     Arc::new(config)
+}
+
+/// Writes all bytes and flushes them: TLS may keep what it took.
+///
+/// # Panics
+/// When the peer has closed.
+pub async fn send<I: AsyncWrite + Unpin>(io: &mut I, bytes: &[u8]) {
+    io.write_all(bytes).await.expect("the peer still listens");
+    io.flush().await.expect("the peer still listens");
+}
+
+/// A request with this line, such as `GET /version`, and these further header lines.
+pub fn request(line: &str, headers: &str) -> Vec<u8> {
+    format!("{line} HTTP/1.1\r\nHost: podgate.test\r\n{headers}\r\n").into_bytes()
 }
 
 /// An upgrade request for `/api/v1/namespaces/default/pods/web/exec` with these further header lines.
