@@ -8,4 +8,8 @@ mod dev;
 mod answers;
 mod kubectl;
 mod sessions;
+
+mod hostile;
+mod operations;
+mod pipeline;
 mod upgrade;
