@@ -121,6 +121,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
         session::Settings {
             max_bytes_per_second: config.session.max_bytes_per_second,
             linger: config.session.linger,
+            refusal_timeout: config.session.refusal_timeout,
         },
         drain.clone(),
     );

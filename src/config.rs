@@ -123,6 +123,9 @@ pub struct Session {
     /// How long a peer may take to close after podgate did.
     #[serde(with = "duration")]
     pub linger: Duration,
+    /// For passing a kubelet's refusal on, body included.
+    #[serde(with = "duration")]
+    pub refusal_timeout: Duration,
 }
 
 /// Stopping.
@@ -263,6 +266,7 @@ impl Config {
             ("upstream.handshakeTimeout", self.upstream.handshake_timeout),
             ("upstream.upgradeTimeout", self.upstream.upgrade_timeout),
             ("upstream.keepalive", self.upstream.keepalive),
+            ("session.refusalTimeout", self.session.refusal_timeout),
         ];
         for (key, value) in deadlines {
             if value < Duration::from_millis(1) {
@@ -351,7 +355,12 @@ impl Default for Upstream {
 
 impl Default for Session {
     fn default() -> Self {
-        Self { max_bytes_per_second: 0, linger: Duration::from_secs(1) }
+        Self {
+            max_bytes_per_second: 0,
+            linger: Duration::from_secs(1),
+            // `protocol.md` 4.3, step 4.
+            refusal_timeout: Duration::from_secs(10),
+        }
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Settings {
     pub max_bytes_per_second: u64,
     /// How long a peer may take to close after we did.
     pub linger: Duration,
+    /// How long the answer of a far side that refused the upgrade may take to read, and to write to the client.
+    pub refusal_timeout: Duration,
 }
 
 /// Runs sessions; cheap to clone.

@@ -12,10 +12,6 @@ use tokio::time::Instant;
 /// How long a far side that takes no more bytes may still be read from: its receive buffer is what is left.
 pub const FAR_DRAIN: Duration = Duration::from_secs(30);
 
-/// How long the answer of a far side that refused the upgrade may take to read, and to write to the client.
-/// Source: `protocol.md` 4.3, step 4.
-pub const REFUSAL: Duration = Duration::from_secs(10);
-
 /// Shuts the write side, then reads and drops what comes until the peer closes; all within `linger`.
 pub async fn gently<I: AsyncRead + AsyncWrite + Unpin>(mut io: I, linger: Duration) {
     let until = Instant::now() + linger;

@@ -262,8 +262,13 @@ fn settings_that_cannot_be_used_are_refused_with_file_key_and_reason() {
     let refused = |text: &str| load(text).unwrap_err();
     assert!(refused("apis: {}\n").starts_with("config file FILE, at apis: "));
     assert!(refused("session:\n  linger: soon\n").starts_with("config file FILE, at session.linger: "));
+    assert!(refused("session:\n  refusalTimeot: 1s\n").contains("session.refusalTimeot"));
     assert!(refused("{").starts_with("config file FILE, at "), "{}", refused("{"));
     assert_eq!(refused("api:\n  maxInFlight: 0\n"), "setting api.maxInFlight: is at least 1");
+    assert_eq!(
+        refused("session:\n  refusalTimeout: 0s\n"),
+        "setting session.refusalTimeout: is at least 1ms"
+    );
     assert!(refused("api:\n  listen: 0.0.0.0:1\n").starts_with("setting api.listen: 0.0.0.0:1 is not"));
     assert_eq!(load("session:\n  linger: 2s\n").unwrap().session.linger, Duration::from_secs(2));
     let flags = cli::Dev { config: Some("/nonexistent/podgate.yaml".into()), ..cli::Dev::default() };

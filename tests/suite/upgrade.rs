@@ -285,6 +285,21 @@ async fn item_014_035_043_a_refusal_is_echoed_whole_and_the_connection_ends() {
 }
 
 #[tokio::test]
+async fn item_044_a_refusal_with_a_stalled_body_is_cut_at_the_deadline() {
+    let mut short = config();
+    short.session.refusal_timeout = Duration::from_millis(200);
+    let rig = rig_with(short, |mut io| async move {
+        send(&mut io, b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\npart").await;
+        drain(&mut io).await;
+    })
+    .await;
+    let all = rig.gateway.say(&exec_request("command=id", "")).await;
+    assert_eq!(all, "HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\npart");
+    until("the far side to be left", || rig.far.connections() == 0).await;
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn item_045_other_answers_are_500_and_no_location_leaks() {
     let cases: [(u16, &'static [u8]); 7] = [
         (200, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nX-Secret: s\r\n\r\nsecret"),

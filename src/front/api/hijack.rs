@@ -129,7 +129,8 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, mut record: Record) {
 /// never kept alive (`protocol.md` 4.3 step 4; CVE-2018-1002105 is what happens otherwise).
 async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far) {
     let Some((mut client, _early)) = taken_over(upgrade).await else { return };
-    let until = Instant::now() + close::REFUSAL;
+    let settings = door.shared.sessions.settings();
+    let until = Instant::now() + settings.refusal_timeout;
     let echoed = async {
         let length = far.head.body_length().map_err(|error| error.to_string())?;
         let mut scanner = BodyScanner::new(length);
@@ -151,8 +152,7 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far) {
     match timeout_at(until, echoed).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => info!(error, "the far side's refusal could not be passed on whole"),
-        Err(_) => info!("the far side's refusal was cut off after {:?}", close::REFUSAL),
+        Err(_) => info!("the far side's refusal was cut off after {:?}", settings.refusal_timeout),
     }
-    let linger = door.shared.sessions.settings().linger;
-    tokio::join!(close::gently(client, linger), close::gently(far.io, linger));
+    tokio::join!(close::gently(client, settings.linger), close::gently(far.io, settings.linger));
 }
