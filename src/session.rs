@@ -134,7 +134,8 @@ impl Sessions {
             // A cut connection must not look like a proper end: no close_notify, no FIN after the last byte.
             EndReason::FarLost | EndReason::ClientLost => {}
             EndReason::FarClosed | EndReason::ClientClosed | EndReason::Drained | EndReason::Aborted => {
-                tokio::join!(close::gently(client, linger), close::gently(far, linger));
+                // Boxed: a session that lives needs no room for its end.
+                Box::pin(close::both(&mut client, &mut far, linger, &self.drain)).await;
             }
         }
     }

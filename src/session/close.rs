@@ -7,13 +7,39 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
+
+use crate::drain::Drain;
 
 /// How long a far side that takes no more bytes may still be read from: its receive buffer is what is left.
 pub const FAR_DRAIN: Duration = Duration::from_secs(30);
 
+/// How long peers have left to close once the drain cuts: below the drain's own grace, or it would report the
+/// session as stuck.
+const CUT_LINGER: Duration = Duration::from_secs(1);
+
+/// Ends both connections of a session at once: shuts the write sides, then reads and drops what comes until the
+/// peers close too, within `linger`; the drain's cut ends all patience. The sockets are closed by their drop.
+pub async fn both<C, F>(client: &mut C, far: &mut F, linger: Duration, drain: &Drain)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    F: AsyncRead + AsyncWrite + Unpin,
+{
+    let cut = async {
+        drain.cutting().await;
+        tokio::time::sleep(linger.min(CUT_LINGER)).await;
+    };
+    let closed = async {
+        tokio::join!(gently(client, linger), gently(far, linger));
+    };
+    tokio::select! {
+        () = closed => {}
+        () = cut => {}
+    }
+}
+
 /// Shuts the write side, then reads and drops what comes until the peer closes; all within `linger`.
-pub async fn gently<I: AsyncRead + AsyncWrite + Unpin>(mut io: I, linger: Duration) {
+async fn gently<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I, linger: Duration) {
     let until = Instant::now() + linger;
     let closed = async {
         if io.shutdown().await.is_err() {
@@ -22,6 +48,6 @@ pub async fn gently<I: AsyncRead + AsyncWrite + Unpin>(mut io: I, linger: Durati
         let mut dropped = [0; 2048];
         while let Ok(1..) = io.read(&mut dropped).await {}
     };
-    // Past the deadline the peer has had its time; the socket is closed by the drop.
-    let _ = tokio::time::timeout_at(until, closed).await;
+    // Past the deadline the peer has had its time; the socket is closed when the caller drops it.
+    let _ = timeout_at(until, closed).await;
 }

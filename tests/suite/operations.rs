@@ -158,6 +158,35 @@ async fn a_watch_ends_with_the_first_step_of_the_stop() {
 }
 
 #[tokio::test]
+async fn a_refusal_whose_body_stalls_does_not_outlive_the_cut() {
+    let pki = Arc::new(Pki::new());
+    let far = Far::start(&pki, |mut io| async move {
+        send(&mut io, b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\npart").await;
+        let _ = io.read_u8().await;
+    })
+    .await;
+    let mut long = config();
+    long.session.refusal_timeout = Duration::from_secs(600);
+    let gateway = TestGateway::facing(&far, long, pki).await;
+    let mut client = gateway.connect_as("ana").await;
+    send(&mut client, &exec_request("command=id", "")).await;
+    let head = b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\npart";
+    assert_eq!(read_exactly(&mut client, head.len()).await, head);
+    assert_eq!(cut(gateway.gateway).await, Drained::Cut);
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_close_does_not_outlive_the_cut() {
+    let mut long = config();
+    long.session.linger = Duration::from_secs(600);
+    let rig = rig_with(long).await;
+    // Neither reads on nor closes: the close of the session has nobody to answer it.
+    let client = session(&rig.gateway).await;
+    assert_eq!(cut(rig.gateway.gateway).await, Drained::Cut);
+    drop(client);
+}
+
+#[tokio::test]
 async fn a_stop_in_the_middle_of_a_short_request_waits_for_its_answer() {
     let mut short = config();
     short.api.request_timeout = Duration::from_millis(300);

@@ -149,10 +149,14 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far) {
             }
         }
     };
-    match timeout_at(until, echoed).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => info!(error, "the far side's refusal could not be passed on whole"),
-        Err(_) => info!("the far side's refusal was cut off after {:?}", settings.refusal_timeout),
+    let drain = &door.shared.drain;
+    tokio::select! {
+        echoed = timeout_at(until, echoed) => match echoed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => info!(error, "the far side's refusal could not be passed on whole"),
+            Err(_) => info!("the far side's refusal was cut off after {:?}", settings.refusal_timeout),
+        },
+        () = drain.cutting() => info!("the far side's refusal was cut off by the stop"),
     }
-    tokio::join!(close::gently(client, settings.linger), close::gently(far.io, settings.linger));
+    close::both(&mut client, &mut far.io, settings.linger, drain).await;
 }
