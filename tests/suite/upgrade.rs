@@ -532,6 +532,33 @@ async fn item_049_a_far_sides_last_bytes_arrive_although_the_client_is_still_sen
 }
 
 #[tokio::test]
+async fn item_049_a_client_that_pauses_at_the_end_gets_everything_although_it_is_still_sending() {
+    const ALL: usize = 5 << 20;
+    let mut short = config();
+    short.session.linger = Duration::from_millis(500);
+    let rig = rig_with(short, |mut io| async move {
+        send(&mut io, SWITCHING).await;
+        send(&mut io, &vec![b'x'; ALL]).await;
+        io.shutdown().await.unwrap();
+        drain(&mut io).await;
+    })
+    .await;
+    let mut client = session(&rig.gateway).await;
+    let mut all = read_exactly(&mut client, 1 << 20).await;
+    // Longer than the linger in all, with input that never pauses for as long. Input may be refused by then;
+    // output must still be there.
+    for _ in 0..24 {
+        let _ = client.write_all(b"input").await;
+        let _ = client.flush().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    soon("the rest", client.read_to_end(&mut all)).await.expect("a clean end");
+    assert_eq!(all.len(), ALL);
+    drop(client);
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn item_049_a_client_that_reads_slowly_gets_everything() {
     const ALL: usize = 8 << 20;
     let rig = rig(|mut io| async move {
