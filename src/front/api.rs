@@ -124,7 +124,13 @@ impl Api {
             metrics.connections_refused.with_label_values(&[reason]).inc();
             info!(client.addr = %peer, reason, error = cause, "TLS handshake failed");
         };
-        let stream = match timeout(within, self.shared.tls.accept(tcp)).await {
+        let handshake = tokio::select! {
+            biased;
+            // Who has not said anything yet has nothing to lose.
+            () = self.shared.drain.stopping() => return,
+            handshake = timeout(within, self.shared.tls.accept(tcp)) => handshake,
+        };
+        let stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return refused("handshake_failed", chain(&error)),
             Err(_) => return refused("handshake_timeout", format!("no handshake within {within:?}")),

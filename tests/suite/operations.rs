@@ -158,6 +158,17 @@ async fn a_watch_ends_with_the_first_step_of_the_stop() {
 }
 
 #[tokio::test]
+async fn a_handshake_that_stalls_does_not_outlive_the_stop() {
+    let mut long = config();
+    long.api.handshake_timeout = Duration::from_secs(600);
+    let rig = rig_with(long).await;
+    let mut tcp = TcpStream::connect(rig.gateway.gateway.api).await.unwrap();
+    tcp.write_all(b"\x16\x03\x01\x02\x00\x01").await.unwrap();
+    until("it to be accepted", || rig.gateway.metric("podgate_connections_accepted_total") == 1.0).await;
+    assert_eq!(soon("the stop", rig.gateway.gateway.stop(Duration::from_secs(60))).await, Drained::Clean);
+}
+
+#[tokio::test]
 async fn a_refusal_whose_body_stalls_does_not_outlive_the_cut() {
     let pki = Arc::new(Pki::new());
     let far = Far::start(&pki, |mut io| async move {
