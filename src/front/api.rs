@@ -22,6 +22,7 @@ use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use prometheus::IntGauge;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -87,6 +88,7 @@ struct Door {
     shared: Arc<Shared>,
     conn: Arc<Conn>,
     mute: Mute,
+    open: Arc<Open>,
 }
 
 // === impl Api ===
@@ -141,9 +143,9 @@ impl Api {
             .peer_certificates()
             .map(|chain| chain.iter().map(|certificate| certificate.clone().into_owned()).collect());
         let conn = Conn { peer, certificates: certificates.unwrap_or_default(), slot: Some(slot) };
-        let _open = Open::new(metrics);
+        let open = Arc::new(Open::new(metrics.connections.clone()));
         let (stream, mute) = Takeover::new(stream);
-        let door = Door { shared: self.shared.clone(), conn: Arc::new(conn), mute };
+        let door = Door { shared: self.shared.clone(), conn: Arc::new(conn), mute, open };
         let service = TowerToHyperService::new(layers::around(door));
         let io: ClientIo = TokioIo::new(stream);
         let served = if http2 {
@@ -196,19 +198,19 @@ impl Api {
     }
 }
 
-/// Keeps the gauge of open connections true on every path.
-struct Open<'a>(&'a Metrics);
+/// Keeps the gauge of open connections true on every path, for as long as a session holds the connection.
+struct Open(IntGauge);
 
-impl<'a> Open<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.connections.inc();
-        Self(metrics)
+impl Open {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.0.connections.dec();
+        self.0.dec();
     }
 }
 

@@ -437,6 +437,31 @@ async fn item_049_a_client_that_leaves_before_the_answer_leaves_no_far_side_behi
 // === the session ===
 
 #[tokio::test]
+async fn item_049_050_a_client_that_closes_ends_the_far_side_and_no_half_stays_open() {
+    let rig = rig(echoes).await;
+    let mut client = session(&rig.gateway).await;
+    send(&mut client, b"hello").await;
+    assert_eq!(read_exactly(&mut client, 5).await, b"hello");
+    assert_eq!(rig.gateway.metric("podgate_sessions"), 1.0);
+    assert_eq!(rig.gateway.metric("podgate_connections"), 1.0, "a session is an open connection");
+    // Only this half is closed; the other half must not stay.
+    client.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    soon("the end", client.read_to_end(&mut rest)).await.expect("a clean end");
+    assert_eq!(rest, b"");
+    until("the far side to be left", || rig.far.connections() == 0).await;
+    until("the record", || rig.gateway.metric(&ended("client_closed")) == 1.0).await;
+    until("the gauges to fall", || {
+        rig.gateway.metric("podgate_connections") == 0.0 && rig.gateway.metric("podgate_sessions") == 0.0
+    })
+    .await;
+    assert_eq!(rig.gateway.metric("podgate_session_bytes_total{direction=\"up\"}"), 5.0);
+    assert_eq!(rig.gateway.metric("podgate_session_bytes_total{direction=\"down\"}"), 5.0);
+    assert_eq!(rig.gateway.metric("podgate_session_setup_seconds_count"), 1.0);
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn item_049_a_far_side_that_closes_ends_the_client_cleanly() {
     let rig = rig(says(SWITCHING)).await;
     let mut client = session(&rig.gateway).await;

@@ -121,8 +121,8 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, mut record: Record) {
     };
     let session = Session { client, hangup, early, far: io, head: raw, head_length: head.len, record };
     door.shared.sessions.run(session).await;
-    // The slot under the connection cap is the session's until here.
-    drop::<Arc<_>>(door.conn);
+    // The slot under the connection cap, and the connection in the gauge, are the session's until here.
+    drop::<(Arc<_>, Arc<_>)>((door.conn, door.open));
 }
 
 /// Writes the far side's refusal to the client, re-serialised as Go does, and closes both sides: never reused,
