@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -282,6 +282,8 @@ fn check_upgrade(request: &Request<Incoming>, exec: &Exec) -> Result<(), Refusal
         Err(Refusal::BadRequest(text.to_owned()))
     };
     match Upgrade::of(request.headers()) {
+        // RFC 9110 section 7.8: HTTP/1.0 has no upgrades, and hyper would not hand the connection over.
+        _ if request.version() < Version::HTTP_11 => return refused(UPGRADE_REQUIRED),
         Upgrade::Spdy => {}
         Upgrade::None => return refused(UPGRADE_REQUIRED),
         // Any answer but 101 makes kubectl 1.29 and newer ask again with SPDY (`protocol.md` 7.5).

@@ -7,7 +7,7 @@ use podgate::config::Config;
 use podgate::testing::answer::status;
 use podgate::testing::far::SWITCHING;
 use podgate::testing::gateway::{config, exec_request, read_exactly, request, send};
-use podgate::testing::{Far, Pki, TestGateway, soon, until};
+use podgate::testing::{Answer, Far, Pki, TestGateway, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -678,6 +678,19 @@ async fn item_052_a_stalled_session_does_not_slow_a_hundred_others() {
 }
 
 // === answers to what is no upgrade ===
+
+#[tokio::test]
+async fn item_008_an_upgrade_by_http_1_0_is_none() {
+    // RFC 9110 section 7.8: a server ignores `Upgrade` in an HTTP/1.0 request.
+    let rig = rig(says(SWITCHING)).await;
+    let asked = String::from_utf8(exec_request("command=id", "")).unwrap().replace("HTTP/1.1", "HTTP/1.0");
+    let mut client = rig.gateway.connect_as("ana").await;
+    send(&mut client, asked.as_bytes()).await;
+    let answer = Answer::read(&mut client).await.expect("an answer");
+    assert_eq!(answer.body, status(400, "BadRequest", "Upgrade request required", ""));
+    assert_eq!(rig.far.accepted(), 0);
+    rig.gateway.stop().await;
+}
 
 /// Closes with a reset.
 fn reset(tcp: TcpStream) {
