@@ -240,8 +240,7 @@ impl Door {
                 response
             }
             Err(refusal) => {
-                metrics.refusals.with_label_values(&[refusal.word()]).inc();
-                metrics.requests.with_label_values(&[refusal.code().as_str()]).inc();
+                metrics.refused(&refusal);
                 refusal.response(encoding).map(whole)
             }
         })

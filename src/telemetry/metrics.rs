@@ -5,6 +5,7 @@ use prometheus::{
 };
 
 use super::EndReason;
+use crate::status::Refusal;
 
 /// Set-up takes milliseconds beside the kubelet and seconds when something waits.
 const SETUP_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -117,6 +118,12 @@ impl Metrics {
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("the process's own series are registered once");
         metrics
+    }
+
+    /// Counts an answer that is a refusal of podgate's own.
+    pub fn refused(&self, refusal: &Refusal) {
+        self.refusals.with_label_values(&[refusal.word()]).inc();
+        self.requests.with_label_values(&[refusal.code().as_str()]).inc();
     }
 
     pub(super) fn session_ended(&self, subresource: &str, end: EndReason, up: u64, down: u64, seconds: f64) {

@@ -574,6 +574,23 @@ async fn item_110_short_requests_beyond_the_limit_are_429_and_sessions_do_not_co
 }
 
 #[tokio::test]
+async fn a_panic_is_answered_and_counted_and_the_gateway_lives_on() {
+    let rig = rig().await;
+    let mut client = rig.gateway.connect_as("ana").await;
+    send(&mut client, &request("GET /panic", "")).await;
+    let answer = Answer::read(&mut client).await.expect("an answer");
+    assert_eq!(answer.code(), 500);
+    assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(answer.body, "This request caused apiserver to panic. Look in the logs for details.\n");
+    send(&mut client, &request("GET /whoami", "")).await;
+    assert_eq!(Answer::read(&mut client).await.expect("an answer").code(), 200);
+    assert_eq!(rig.gateway.metric("podgate_refusals_total{reason=\"panic\"}"), 1.0);
+    assert_eq!(rig.gateway.metric("podgate_requests_total{code=\"500\"}"), 1.0);
+    drop(client);
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
 async fn item_113_an_audit_id_is_kept_or_made_up_on_answers_of_the_gateway() {
     let rig = rig().await;
     let answer = rig.gateway.ask(&request("GET /whoami", "audit-id: mine\r\n")).await;

@@ -22,6 +22,7 @@ use super::{Door, whole};
 use crate::cluster::{Body, Cluster, User};
 use crate::request::Ask;
 use crate::status::{Encoding, Refusal};
+use crate::telemetry::Metrics;
 
 /// Kubernetes' request id, in both directions (`protocol.md` 8.6).
 pub(super) const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
@@ -50,7 +51,7 @@ pub(super) fn around(
 > + Clone
 + Send
 + 'static {
-    let peer = door.conn.peer;
+    let (peer, metrics) = (door.conn.peer, door.shared.metrics.clone());
     ServiceBuilder::new()
         .map_request(|mut request: Request<Incoming>| {
             let given = AuditIdGiven(request.headers().contains_key(AUDIT_ID));
@@ -71,7 +72,7 @@ pub(super) fn around(
                 .on_eos(())
                 .on_failure(()),
         )
-        .layer(CatchPanicLayer::custom(panicked))
+        .layer(CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| panicked(panic, &metrics)))
         .service(door)
 }
 
@@ -87,13 +88,14 @@ fn span(request: &Request<Incoming>, peer: std::net::SocketAddr) -> Span {
     )
 }
 
-fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
+fn panicked(panic: Box<dyn Any + Send>, metrics: &Metrics) -> Response<Body> {
     let text = panic
         .downcast_ref::<String>()
         .cloned()
         .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
         .unwrap_or_default();
     error!(panic = text, "a request made podgate panic");
+    metrics.refused(&Refusal::Panic);
     Refusal::Panic.response(Encoding::default()).map(whole)
 }
 
