@@ -149,7 +149,11 @@ impl Upstream {
         let (head, raw) = answered?;
         match head.status {
             101 => Ok(Answer::Switched(Far { io, raw, head })),
-            400.. => Ok(Answer::Refused(Far { io, raw, head })),
+            400.. => {
+                // Told now: once the client's connection is taken over, there is no Status left to say it with.
+                head.body_length().map_err(Error::Malformed)?;
+                Ok(Answer::Refused(Far { io, raw, head }))
+            }
             other => Err(Error::NoUpgrade(other)),
         }
     }

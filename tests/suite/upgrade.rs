@@ -285,6 +285,16 @@ async fn item_014_035_043_a_refusal_is_echoed_whole_and_the_connection_ends() {
 }
 
 #[tokio::test]
+async fn item_043_a_refusal_whose_body_length_is_in_doubt_is_500_and_not_silence() {
+    let said = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nfour";
+    let rig = rig(says(said)).await;
+    let answer = rig.gateway.ask(&exec_request("command=id", "")).await;
+    let text = "HTTP response has a bad Content-Length \"5\"";
+    assert_eq!((answer.code(), answer.body), (500, status(500, "", text, "")));
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn item_044_a_refusal_with_a_stalled_body_is_cut_at_the_deadline() {
     let mut short = config();
     short.session.refusal_timeout = Duration::from_millis(200);
