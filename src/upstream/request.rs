@@ -59,15 +59,16 @@ pub(super) fn head(place: &Place, client: &ClientHead<'_>) -> BytesMut {
 
 /// Whether a client's header goes on to the kubelet.
 fn passes(name: &HeaderName) -> bool {
-    let written_here = [
+    let not_copied = [
         header::HOST,
         header::USER_AGENT,
         header::CONTENT_LENGTH,
         header::TRANSFER_ENCODING,
+        header::TRAILER,
         HeaderName::from_static("x-forwarded-for"),
     ];
     let text = name.as_str();
-    !(written_here.contains(name)
+    !(not_copied.contains(name)
         || *name == header::AUTHORIZATION
         || text.starts_with(impersonation::PREFIX)
         || REMOTE.contains(&text)

@@ -148,6 +148,44 @@ async fn item_034_a_kubelet_of_another_authority_is_500_and_gets_no_request() {
 }
 
 #[tokio::test]
+async fn item_038_039_040_the_whole_head_that_the_kubelet_gets() {
+    let mut rig = rig(says(SWITCHING)).await;
+    let headers = "x-stream-protocol-version: v4.channel.k8s.io\r\n\
+                   Authorization: Bearer nobodys\r\n\
+                   authorization: Basic eDp5\r\n\
+                   Impersonate-User: \r\n\
+                   X-Remote-User: root\r\n\
+                   X-REMOTE-GROUP: system:masters\r\n\
+                   X-Remote-Uid: 0\r\n\
+                   X-Remote-Extra-Scopes: all\r\n\
+                   X-Forwarded-For: 192.0.2.1\r\n\
+                   x-forwarded-for: 192.0.2.2, 192.0.2.3\r\n\
+                   X-Stream-Protocol-Version: v3.channel.k8s.io\r\n\
+                   kubectl-command: kubectl exec\r\n\
+                   Cookie: a=b\r\n\
+                   Origin: https://x\r\n\
+                   Content-Length: 0\r\n\
+                   Trailer: X-Late\r\n";
+    rig.gateway.say(&exec_request("command=id", headers)).await;
+    assert_eq!(
+        rig.far.head().await,
+        "POST /exec/default/web/app?command=id HTTP/1.1\r\n\
+         Host: podgate.test\r\n\
+         User-Agent: Go-http-client/1.1\r\n\
+         Content-Length: 0\r\n\
+         Connection: Upgrade\r\n\
+         Cookie: a=b\r\n\
+         Kubectl-Command: kubectl exec\r\n\
+         Origin: https://x\r\n\
+         Upgrade: SPDY/3.1\r\n\
+         X-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, 127.0.0.1\r\n\
+         X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\
+         X-Stream-Protocol-Version: v3.channel.k8s.io\r\n\r\n"
+    );
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn item_038_impersonation_that_succeeded_is_not_told_to_the_kubelet() {
     let mut rig = rig(says(SWITCHING)).await;
     let headers = "Impersonate-User: ben\r\nImpersonate-Group: ops\r\nImpersonate-Uid: 7\r\n\
