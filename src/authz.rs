@@ -46,6 +46,9 @@ pub enum Error {
         message: String,
         /// The parent resource.
         about: About,
+        /// Why there was no decision, where that is told as a denial.
+        #[source]
+        source: Option<Box<Error>>,
     },
     /// The cluster has no answer, which is a no.
     #[error("review the request")]
@@ -59,6 +62,9 @@ pub enum Error {
     /// The cluster did not answer in time.
     #[error("the review took longer than {0:?}")]
     Late(Duration, String),
+    /// No decision on the second review of a session; unlike the first it is no filter's, and told as a Status.
+    #[error("review the session as create")]
+    NoSession(#[source] Box<Error>),
     /// Impersonation headers that do not make an identity.
     #[error("{0}")]
     Impersonation(String),
@@ -75,13 +81,14 @@ impl Authz {
     /// The caller after impersonation, if any was asked for and every item of it is allowed.
     ///
     /// # Errors
-    /// The first item that is denied, or headers that name no user.
+    /// The first item that is denied, or on which there is no decision, or headers that name no user.
     pub async fn assume(&self, caller: Caller, headers: &HeaderMap, uri: &str) -> Result<Caller, Error> {
         let Some(wanted) = impersonation::Wanted::of(headers)? else { return Ok(caller) };
         for attributes in wanted.items() {
-            let decision = self.ask(caller.user(), &attributes, uri).await?;
-            if !decision.allowed {
-                return Err(denied(caller.user(), &attributes, &decision.reason));
+            match self.ask(caller.user(), &attributes, uri).await {
+                Ok(decision) if decision.allowed => {}
+                Ok(decision) => return Err(denied(caller.user(), &attributes, &decision.reason, None)),
+                Err(error) => return Err(denied(caller.user(), &attributes, "", Some(error))),
             }
         }
         Ok(caller.impersonate(wanted.into_user()))
@@ -94,7 +101,7 @@ impl Authz {
     pub async fn review(&self, caller: Caller, attributes: &Attributes, uri: &str) -> Result<Permit, Error> {
         let decision = self.ask(caller.user(), attributes, uri).await?;
         if !decision.allowed {
-            return Err(denied(caller.user(), attributes, &decision.reason));
+            return Err(denied(caller.user(), attributes, &decision.reason, None));
         }
         Ok(Permit { caller })
     }
@@ -112,12 +119,14 @@ impl Authz {
         uri: &str,
     ) -> Result<SessionPermit, Error> {
         if attributes.verb != "create" {
-            let decision = self.ask(permit.caller.user(), &attributes.with_verb("create"), uri).await?;
+            let attributes = attributes.with_verb("create");
+            let decision = self.ask(permit.caller.user(), &attributes, uri).await;
+            let decision = decision.map_err(|error| Error::NoSession(Box::new(error)))?;
             if !decision.allowed {
                 let message =
                     format!("pods {} is forbidden: {}", go_quote(exec.pod.as_bytes()), decision.reason);
                 let about = About { name: exec.pod, group: String::new(), kind: "pods".into() };
-                return Err(Error::Denied { message, about });
+                return Err(Error::Denied { message, about, source: None });
             }
         }
         Ok(SessionPermit { caller: permit.caller, exec })
@@ -133,13 +142,14 @@ impl Authz {
 }
 
 /// The denial of `protocol.md` 8.4. The part after "forbidden: " is HTML-escaped, the reason is not.
-fn denied(user: &User, attributes: &Attributes, reason: &str) -> Error {
+fn denied(user: &User, attributes: &Attributes, reason: &str, undecided: Option<Error>) -> Error {
+    let source = undecided.map(Box::new);
     let quote = |text: &str| go_quote(text.as_bytes());
     let verb = &attributes.verb;
     let Some(resource) = &attributes.resource else {
         let what = format!("User {} cannot {verb} path {}", quote(&user.name), quote(&attributes.path));
         let message = format!("forbidden: {}", with_reason(&what, reason));
-        return Error::Denied { message, about: About::default() };
+        return Error::Denied { message, about: About::default(), source };
     };
     let mut full = resource.resource.clone();
     if !resource.subresource.is_empty() {
@@ -170,6 +180,7 @@ fn denied(user: &User, attributes: &Attributes, reason: &str) -> Error {
             group: resource.group.clone(),
             kind: resource.resource.clone(),
         },
+        source,
     }
 }
 
@@ -207,13 +218,17 @@ impl Error {
     /// What the client is told.
     pub fn refusal(&self) -> Refusal {
         match self {
-            Self::Denied { message, about } => {
+            Self::Denied { message, about, .. } => {
                 Refusal::Forbidden { message: message.clone(), about: about.clone() }
             }
             Self::NoDecision { uri, source } => {
                 Refusal::Filter { uri: uri.clone(), text: source.to_string() }
             }
             Self::Late(_, uri) => Refusal::Filter { uri: uri.clone(), text: self.to_string() },
+            Self::NoSession(error) => match error.refusal() {
+                Refusal::Filter { text, .. } => Refusal::Internal(text),
+                refusal => refusal,
+            },
             Self::Impersonation(text) => Refusal::BadRequest(text.clone()),
         }
     }

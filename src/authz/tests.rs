@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue};
 use super::impersonation::Wanted;
 use super::*;
 use crate::request::Resource;
-use crate::testing::cluster::{FakeCluster, allow, deny};
+use crate::testing::cluster::{FakeCluster, allow, deny, undecided};
 
 fn user(name: &str) -> User {
     User { name: name.into(), ..User::default() }
@@ -64,7 +64,7 @@ async fn caller(cluster: &Arc<FakeCluster>, lines: &[(&str, &str)]) -> Result<Ca
 
 #[test]
 fn item_109_a_denial_names_who_what_and_where() {
-    let text = |attributes: &Attributes, reason: &str| match denied(&user("jane"), attributes, reason) {
+    let text = |attributes: &Attributes, reason: &str| match denied(&user("jane"), attributes, reason, None) {
         Error::Denied { message, about, .. } => (message, about),
         other => panic!("{other}"),
     };
@@ -107,7 +107,7 @@ fn item_109_a_denial_names_who_what_and_where() {
 #[test]
 fn item_109_names_in_a_denial_are_html_escaped_and_quoted_as_go_does() {
     let asked = attributes("get", "", "pods", "<ns>", "a&b");
-    let error = denied(&user("<script>\"&\n"), &asked, "a<b");
+    let error = denied(&user("<script>\"&\n"), &asked, "a<b", None);
     assert_eq!(
         error.to_string(),
         "pods \"a&b\" is forbidden: User \"&lt;script&gt;\\\"&amp;\\n\" cannot get resource \"pods\" in API \
@@ -194,6 +194,17 @@ async fn item_107_the_first_denial_ends_the_reviews() {
         cluster.reviews(),
         ["system:anonymous impersonate users /jane", "system:anonymous impersonate groups /ops"]
     );
+}
+
+#[tokio::test]
+async fn item_107_no_decision_on_an_impersonation_is_a_denial() {
+    let cluster = FakeCluster::new();
+    cluster.judge(|_, _| Err(undecided("no quorum")));
+    let refusal = caller(&cluster, &[("Impersonate-User", "jane")]).await.unwrap_err().refusal();
+    let message = "users \"jane\" is forbidden: User \"system:anonymous\" cannot impersonate resource \"users\" \
+                   in API group \"\" at the cluster scope";
+    let about = About { name: "jane".into(), group: String::new(), kind: "users".into() };
+    assert_eq!(refusal, Refusal::Forbidden { message: message.into(), about });
 }
 
 #[tokio::test]

@@ -142,6 +142,17 @@ async fn item_004_005_a_get_without_create_is_403_before_the_pod_is_read() {
 }
 
 #[tokio::test]
+async fn item_003_no_decision_on_the_second_review_is_a_500_status() {
+    let rig = rig().await;
+    rig.gateway.cluster.judge(|_, attributes| {
+        if attributes.verb == "create" { Err(undecided("no quorum")) } else { Ok(allow()) }
+    });
+    let answer = rig.gateway.ask(&request(&format!("GET {EXEC}"), UPGRADE)).await;
+    assert_eq!((answer.code(), answer.body), (500, status(500, "", "no quorum", "")));
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
 async fn item_007_any_dry_run_is_400_before_the_pod_is_read() {
     let rig = rig().await;
     for query in ["dryRun", "dryRun=", "command=id&dryRun=All", "dryRun=None"] {
