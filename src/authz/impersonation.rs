@@ -36,8 +36,9 @@ impl Wanted {
             user.groups.push(String::from_utf8_lossy(value.as_bytes()).into_owned());
         }
         for (name, value) in headers {
+            // Names are lower-case here, whatever the client wrote; only an escape can still make a capital.
             let Some(key) = name.as_str().strip_prefix(EXTRA_PREFIX) else { continue };
-            let key = percent_decode_str(key).decode_utf8_lossy().to_lowercase();
+            let key = percent_decode_str(key).decode_utf8_lossy().into_owned();
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
             user.extra.entry(key).or_default().push(value);
         }
@@ -86,9 +87,13 @@ impl Wanted {
             user.groups.push("system:serviceaccounts".to_owned());
             user.groups.push(format!("system:serviceaccounts:{namespace}"));
         }
-        let implied = if user.name == ANONYMOUS { UNAUTHENTICATED } else { AUTHENTICATED };
-        if !user.groups.iter().any(|group| group == AUTHENTICATED || group == UNAUTHENTICATED) {
-            user.groups.push(implied.to_owned());
+        let has = |wanted: &str| user.groups.iter().any(|group| group == wanted);
+        if user.name == ANONYMOUS {
+            if !has(UNAUTHENTICATED) {
+                user.groups.push(UNAUTHENTICATED.to_owned());
+            }
+        } else if !has(AUTHENTICATED) && !has(UNAUTHENTICATED) {
+            user.groups.push(AUTHENTICATED.to_owned());
         }
         user
     }

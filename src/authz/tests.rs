@@ -146,6 +146,12 @@ fn item_107_items_come_as_user_groups_extras_uid() {
 }
 
 #[test]
+fn item_107_an_escaped_letter_of_an_extras_key_keeps_its_case() {
+    let wanted = wanted(&[("Impersonate-User", "jane"), ("Impersonate-Extra-%41cme", "x")]);
+    assert_eq!(items(&wanted)[1], "authentication.k8s.io userextras/Acme /x");
+}
+
+#[test]
 fn item_107_a_service_account_is_one_and_gets_its_groups() {
     let name = "system:serviceaccount:shop:cart";
     let account = wanted(&[("Impersonate-User", name)]);
@@ -159,6 +165,25 @@ fn item_107_a_service_account_is_one_and_gets_its_groups() {
     for odd in ["system:serviceaccount:shop", "system:serviceaccount:shop:", "system:serviceaccount:a:b:c"] {
         assert_eq!(items(&wanted(&[("Impersonate-User", odd)])), [format!(" users/ /{odd}")]);
     }
+}
+
+#[test]
+fn item_108_groups_replace_and_authenticated_is_added_by_rule() {
+    let groups = |lines: &[(&str, &str)]| wanted(lines).into_user().groups;
+    let jane = ("Impersonate-User", "jane");
+    let anonymous = ("Impersonate-User", "system:anonymous");
+    let group = |name| ("Impersonate-Group", name);
+    assert_eq!(groups(&[jane]), ["system:authenticated"]);
+    assert_eq!(groups(&[jane, group("dev")]), ["dev", "system:authenticated"]);
+    assert_eq!(groups(&[jane, group("system:authenticated"), group("dev")]), ["system:authenticated", "dev"]);
+    assert_eq!(groups(&[jane, group("system:unauthenticated")]), ["system:unauthenticated"]);
+    assert_eq!(groups(&[anonymous]), ["system:unauthenticated"]);
+    assert_eq!(groups(&[anonymous, group("dev")]), ["dev", "system:unauthenticated"]);
+    assert_eq!(
+        groups(&[anonymous, group("system:authenticated")]),
+        ["system:authenticated", "system:unauthenticated"],
+        "who is anonymous is never only authenticated"
+    );
 }
 
 #[test]
