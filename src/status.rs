@@ -198,7 +198,11 @@ impl Refusal {
                 "the server does not allow this method on the requested resource".into()
             }
             Self::Filter { uri, text } => {
-                format!("Internal Server Error: \"{}\": {}\n", html_escape(uri), html_escape(text))
+                format!(
+                    "Internal Server Error: {}: {}\n",
+                    html_escape(&go_quote(uri.as_bytes())),
+                    html_escape(text)
+                )
             }
             Self::Timeout => "Timeout: request did not complete within the allotted timeout".into(),
             Self::Panic => "This request caused apiserver to panic. Look in the logs for details.\n".into(),
@@ -444,6 +448,12 @@ mod tests {
     #[test]
     fn item_017_angle_brackets_and_ampersands_are_escaped_as_go_does() {
         assert!(body(&Refusal::BadRequest("a<b>&c".into())).contains(r"a\u003cb\u003e\u0026c"));
+    }
+
+    #[test]
+    fn a_filters_answer_quotes_the_uri_as_go_does_and_escapes_it() {
+        let refusal = Refusal::Filter { uri: "/a\"b?c&d".into(), text: "x<y".into() };
+        assert_eq!(body(&refusal), "Internal Server Error: \"/a\\\"b?c&amp;d\": x&lt;y\n");
     }
 
     #[test]
