@@ -5,10 +5,11 @@
 //! is allocated for a length that a peer only announced, and each limit is a named constant with its
 //! reason.
 //!
-//! In reading order: the upgrade answer of the far side, the frames that follow it, and what the frames
-//! mean.
+//! In reading order: the upgrade answer of the far side, the frames that follow it on either transport, and
+//! what the frames mean.
 
 pub mod http1;
 pub mod spdy;
+pub mod ws;
 
 pub mod remotecommand;
