@@ -12,4 +12,5 @@ pub mod http1;
 pub mod spdy;
 pub mod ws;
 
+pub mod channel;
 pub mod remotecommand;
