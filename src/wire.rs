@@ -13,4 +13,5 @@ pub mod spdy;
 pub mod ws;
 
 pub mod channel;
+pub mod portforward;
 pub mod remotecommand;
