@@ -108,8 +108,10 @@ impl Locate {
     /// Upstream's refusals in upstream's order: pod, container, host, node, address.
     pub async fn find(&self, permit: SessionPermit) -> Result<Place, Error> {
         let exec = permit.exec();
-        if let Some(problem) = name_problem(&exec.pod) {
-            return Err(Error::BadName { name: exec.pod.clone(), problem });
+        for name in [&exec.namespace, &exec.pod] {
+            if let Some(problem) = name_problem(name) {
+                return Err(Error::BadName { name: name.clone(), problem });
+            }
         }
         let what = || format!("pod {}/{}", exec.namespace, exec.pod);
         let pod = self.within(self.cluster.pod(&exec.namespace, &exec.pod), what).await?;

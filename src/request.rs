@@ -120,7 +120,10 @@ impl Ask {
         let query = Query::parse(uri.query().unwrap_or(""));
         let attributes = Attributes::of(method, path, &query)?;
         let encoding = Encoding::of(headers, query.first("pretty").as_deref());
-        let exec = attributes.resource.as_ref().and_then(|resource| Exec::of(method, resource, &query));
+        let exec = attributes
+            .resource
+            .as_ref()
+            .and_then(|resource| Exec::of(method, &attributes.verb, resource, &query));
         let uri = uri.path_and_query().map_or("/", |all| all.as_str()).to_owned();
         Ok(Self { attributes, query, uri, encoding, exec })
     }
@@ -187,7 +190,8 @@ impl Attributes {
             // A list or watch of exactly one name is authorized for that name.
             if let Some(selector) = query.first("fieldSelector")
                 && let Some(name) = selector.strip_prefix("metadata.name=")
-                && !name.contains(',')
+                && !name.contains([',', '!', '\\'])
+                && name_problem(name).is_none()
             {
                 resource.name = name.strip_prefix('=').unwrap_or(name).to_owned();
             }
@@ -229,7 +233,7 @@ impl Subresource {
 
 impl Exec {
     /// `None` when the resource is no session; the checks are those of `protocol.md` 1.3, steps 1 to 3.
-    fn of(method: &Method, resource: &Resource, query: &Query) -> Option<Result<Self, Refusal>> {
+    fn of(method: &Method, verb: &str, resource: &Resource, query: &Query) -> Option<Result<Self, Refusal>> {
         if !(resource.group.is_empty() && resource.version == "v1" && resource.resource == "pods") {
             return None;
         }
@@ -239,7 +243,9 @@ impl Exec {
             "portforward" => Subresource::PortForward,
             _ => return None,
         };
-        if !resource.rest.is_empty() || resource.namespace.is_empty() {
+        // `/api/v1/watch/...` and `/api/v1/proxy/...` are old prefixes of collections; no session is behind them.
+        let prefixed = matches!(verb, "watch" | "proxy");
+        if prefixed || !resource.rest.is_empty() || resource.namespace.is_empty() {
             return Some(Err(Refusal::NoSuchPath));
         }
         if !matches!(*method, Method::GET | Method::POST) {

@@ -118,5 +118,11 @@ fn item(group: &str, resource: &str, subresource: &str, namespace: &str, name: &
 /// Namespace and name of `system:serviceaccount:NAMESPACE:NAME`.
 fn service_account(user: &str) -> Option<(&str, &str)> {
     let (namespace, name) = user.strip_prefix("system:serviceaccount:")?.split_once(':')?;
-    (!namespace.is_empty() && !name.is_empty() && !name.contains(':')).then_some((namespace, name))
+    (is_label(namespace) && name.split('.').all(is_label)).then_some((namespace, name))
+}
+
+/// A DNS label, RFC 1123; upstream takes no other namespace or service account for one.
+fn is_label(text: &str) -> bool {
+    let inner = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    !text.is_empty() && text.bytes().all(|b| inner(&b)) && !text.starts_with('-') && !text.ends_with('-')
 }

@@ -148,3 +148,12 @@ fn item_037_an_upgrade_is_any_connection_line_that_says_so() {
     assert_eq!(of(&[("connection", "upgrade")]), Upgrade::Other);
     assert_eq!(of(&[("upgrade", "SPDY/3.1")]), Upgrade::None);
 }
+
+#[test]
+fn the_old_watch_and_proxy_prefixes_lead_to_no_session() {
+    for prefix in ["watch", "proxy"] {
+        let asked =
+            ask(Method::POST, &format!("/api/v1/{prefix}/namespaces/default/pods/web/exec?command=id"));
+        assert!(!matches!(asked.exec, Some(Ok(_))), "{prefix}");
+    }
+}

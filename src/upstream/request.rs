@@ -5,7 +5,7 @@
 //! Source: `protocol.md` 3.2 and 4.2 (Go net/http `Request.Write`).
 
 use bytes::BytesMut;
-use http::{HeaderName, Method, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use super::ClientHead;
@@ -23,6 +23,9 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 /// Front-proxy headers: whoever speaks to podgate cannot speak to a kubelet as somebody else.
 const REMOTE: [&str; 3] = ["x-remote-user", "x-remote-group", "x-remote-uid"];
 const REMOTE_EXTRA: &str = "x-remote-extra-";
+
+/// How a subprotocol that is a bearer token begins.
+const BEARER: &[u8] = b"base64url.bearer.authorization.k8s.io.";
 
 /// The whole head, blank line included.
 pub(super) fn head(place: &Place, client: &ClientHead<'_>) -> BytesMut {
@@ -43,7 +46,7 @@ pub(super) fn head(place: &Place, client: &ClientHead<'_>) -> BytesMut {
     let mut rest: Vec<(String, &[u8])> = client
         .headers
         .iter()
-        .filter(|(name, _)| passes(name))
+        .filter(|(name, value)| passes(name, value))
         .map(|(name, value)| (canonical(name.as_str()), value.as_bytes()))
         .collect();
     let forwarded = forwarded_for(client);
@@ -58,7 +61,7 @@ pub(super) fn head(place: &Place, client: &ClientHead<'_>) -> BytesMut {
 }
 
 /// Whether a client's header goes on to the kubelet.
-fn passes(name: &HeaderName) -> bool {
+fn passes(name: &HeaderName, value: &HeaderValue) -> bool {
     let not_copied = [
         header::HOST,
         header::USER_AGENT,
@@ -70,9 +73,16 @@ fn passes(name: &HeaderName) -> bool {
     let text = name.as_str();
     !(not_copied.contains(name)
         || *name == header::AUTHORIZATION
+        || *name == header::PROXY_AUTHORIZATION
+        || (*name == header::SEC_WEBSOCKET_PROTOCOL && carries_token(value))
         || text.starts_with(impersonation::PREFIX)
         || REMOTE.contains(&text)
         || text.starts_with(REMOTE_EXTRA))
+}
+
+/// Whether a list of WebSocket subprotocols has a bearer token in it (`protocol.md` 6.2).
+fn carries_token(value: &HeaderValue) -> bool {
+    value.as_bytes().windows(BEARER.len()).any(|window| window.eq_ignore_ascii_case(BEARER))
 }
 
 /// Earlier hops joined with `, `, then the client's address without its port.
