@@ -48,13 +48,17 @@ impl Admin {
             async move { Ok::<_, Infallible>(answer) }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
+        // One request a connection, and a bound on all of it: a client that never reads must not keep a slot.
+        builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout).keep_alive(false);
         let serving = builder.serve_connection(TokioIo::new(tcp), service);
         tokio::select! {
             served = serving => if let Err(error) = served {
                 debug!(client.addr = %peer, error = chain(&error), "admin connection ended by an error");
             },
             () = self.own.stopping() => {}
+            () = tokio::time::sleep(self.header_timeout * 2) => {
+                debug!(client.addr = %peer, "admin connection ended: it took too long");
+            }
         }
     }
 

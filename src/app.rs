@@ -128,6 +128,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
     let settings = api::Settings {
         handshake_timeout: config.api.handshake_timeout,
         header_timeout: config.api.header_timeout,
+        write_timeout: config.api.write_timeout,
         max_header_bytes: config.api.max_header_bytes,
         max_headers: config.api.max_headers,
         max_http2_streams: config.api.max_http2_streams,

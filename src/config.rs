@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::cli;
 use crate::telemetry::LogFormat;
 
+/// The longest duration that makes sense: a year. Without a bound, adding one to now could overflow.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// All settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -51,6 +54,9 @@ pub struct Api {
     /// For a whole request head, and for the pause between two requests of a connection.
     #[serde(with = "duration")]
     pub header_timeout: Duration,
+    /// How long a client may take nothing of an answer; sessions are not answers.
+    #[serde(with = "duration")]
+    pub write_timeout: Duration,
     /// Bytes of a request head; more is 431.
     pub max_header_bytes: usize,
     /// Header lines of a request; more is 431.
@@ -240,6 +246,9 @@ impl Config {
     }
 
     fn validate(&self) -> Result<(), Error> {
+        if self.api.max_http2_streams == 0 {
+            return Err(Error::Invalid { key: "api.maxHttp2Streams", what: "is at least 1".into() });
+        }
         let positive = [
             ("api.maxConnections", self.api.max_connections),
             ("api.maxHeaders", self.api.max_headers),
@@ -251,26 +260,40 @@ impl Config {
                 return Err(Error::Invalid { key, what: "is at least 1".into() });
             }
         }
-        if self.api.max_header_bytes < 4096 {
-            return Err(Error::Invalid { key: "api.maxHeaderBytes", what: "is at least 4096".into() });
+        // hyper's least buffer.
+        if self.api.max_header_bytes < 8192 {
+            return Err(Error::Invalid { key: "api.maxHeaderBytes", what: "is at least 8192".into() });
         }
         let deadlines = [
             ("api.handshakeTimeout", self.api.handshake_timeout),
             ("api.headerTimeout", self.api.header_timeout),
+            ("api.writeTimeout", self.api.write_timeout),
             ("api.requestTimeout", self.api.request_timeout),
-            ("api.keepalive", self.api.keepalive),
             ("admin.headerTimeout", self.admin.header_timeout),
             ("cluster.reviewTimeout", self.cluster.review_timeout),
             ("cluster.readTimeout", self.cluster.read_timeout),
             ("upstream.connectTimeout", self.upstream.connect_timeout),
             ("upstream.handshakeTimeout", self.upstream.handshake_timeout),
             ("upstream.upgradeTimeout", self.upstream.upgrade_timeout),
-            ("upstream.keepalive", self.upstream.keepalive),
             ("session.refusalTimeout", self.session.refusal_timeout),
         ];
         for (key, value) in deadlines {
-            if value < Duration::from_millis(1) {
-                return Err(Error::Invalid { key, what: "is at least 1ms".into() });
+            if value < Duration::from_millis(1) || value > LONGEST {
+                return Err(Error::Invalid { key, what: "is from 1ms to 8760h".into() });
+            }
+        }
+        for (key, value) in [("session.linger", self.session.linger), ("drain.deadline", self.drain.deadline)]
+        {
+            if value > LONGEST {
+                return Err(Error::Invalid { key, what: "is at most 8760h".into() });
+            }
+        }
+        // What the kernel takes for TCP_KEEPIDLE (tcp(7)), in whole seconds.
+        let keepalives =
+            [("api.keepalive", self.api.keepalive), ("upstream.keepalive", self.upstream.keepalive)];
+        for (key, value) in keepalives {
+            if !(Duration::from_secs(1)..=Duration::from_secs(32_767)).contains(&value) {
+                return Err(Error::Invalid { key, what: "is from 1s to 32767s".into() });
             }
         }
         if self.upstream.preferred_address_types.is_empty() {
@@ -310,9 +333,11 @@ impl Default for Api {
             listen: (Ipv4Addr::LOCALHOST, 8443).into(),
             max_connections: 16_384,
             handshake_timeout: Duration::from_secs(10),
-            // kube-apiserver's ReadHeaderTimeout and maximum header size (`protocol.md` 8.5).
+            // kube-apiserver's ReadHeaderTimeout (`protocol.md` 8.5).
             header_timeout: Duration::from_secs(32),
-            max_header_bytes: 1024 * 1024,
+            write_timeout: Duration::from_secs(60),
+            // Twice the longest URI there can be; upstream takes 1 MiB, before it knows from whom.
+            max_header_bytes: 128 * 1024,
             max_headers: 256,
             max_http2_streams: 250,
             max_in_flight: 400,

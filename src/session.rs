@@ -9,6 +9,7 @@
 //! Source: `protocol.md` 4.3 and 4.4 (apimachinery `pkg/util/proxy/upgradeaware.go`).
 
 pub mod close;
+pub mod socket;
 pub mod splice;
 pub mod throttle;
 
@@ -19,7 +20,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::drain::Drain;
-use crate::telemetry::{EndReason, Record};
+use crate::telemetry::{EndReason, Meter, Record};
+use socket::Socket;
 use splice::End;
 use throttle::Throttle;
 
@@ -46,8 +48,9 @@ pub struct Sessions {
 pub struct Session<C, F> {
     /// The client's connection.
     pub client: C,
-    /// Tells when the client's peer is gone; absent where there is no socket.
-    pub hangup: Option<splice::Hangup>,
+    /// A second hold on the client's socket; without it a vanished client is found later, and a cut looks like an
+    /// end.
+    pub socket: Option<Socket>,
     /// What the client sent before it saw the 101.
     pub early: Bytes,
     /// The far side's connection.
@@ -86,28 +89,30 @@ impl Sessions {
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let Session { mut client, hangup, early, mut far, head, head_length, mut record } = session;
+        let Session { mut client, socket, early, mut far, head, head_length, mut record } = session;
         let first = {
-            let (client_reader, client_writer) = tokio::io::split(&mut client);
-            let (far_reader, far_writer) = tokio::io::split(&mut far);
+            let (mut client_reader, mut client_writer) = tokio::io::split(&mut client);
+            let (mut far_reader, mut far_writer) = tokio::io::split(&mut far);
             let meters = record.meters();
             let rate = self.settings.max_bytes_per_second;
             let down = async {
-                let (mut reader, mut writer) = (far_reader, client_writer);
-                if let Err(end) = splice::write(&mut writer, &head, None).await {
+                let (reader, writer, meter) = (&mut far_reader, &mut client_writer, &meters.down);
+                // The head is not the session's: only what follows it counts.
+                let (head, first) = head.split_at(head_length);
+                if let Err(end) = splice::hand_on(reader, writer, head, &Meter::default(), None).await {
                     return end;
                 }
-                meters.down.add(head.len() - head_length);
-                splice::pump(&mut reader, &mut writer, &mut Throttle::new(rate), &meters.down, None).await
+                if let Err(end) = splice::hand_on(reader, writer, first, meter, None).await {
+                    return end;
+                }
+                splice::pump(reader, writer, &mut Throttle::new(rate), meter, None).await
             };
             let up = async {
-                let (mut reader, mut writer) = (client_reader, far_writer);
-                let (throttle, hangup) = (&mut Throttle::new(rate), hangup.as_ref());
-                if let Err(end) = splice::write(&mut writer, &early, hangup).await {
+                let (reader, writer, meter) = (&mut client_reader, &mut far_writer, &meters.up);
+                if let Err(end) = splice::hand_on(reader, writer, &early, meter, socket.as_ref()).await {
                     return end;
                 }
-                meters.up.add(early.len());
-                splice::pump(&mut reader, &mut writer, throttle, &meters.up, hangup).await
+                splice::pump(reader, writer, &mut Throttle::new(rate), meter, socket.as_ref()).await
             };
             tokio::pin!(down, up);
             let first = tokio::select! {
@@ -130,11 +135,19 @@ impl Sessions {
         let linger = self.settings.linger;
         let (reason, cause) = reason(first);
         record.end(reason, cause.as_ref());
+        // Boxed: a session that lives needs no room for its end.
         match reason {
-            // A cut connection must not look like a proper end: no close_notify, no FIN after the last byte.
-            EndReason::FarLost | EndReason::ClientLost => {}
+            EndReason::FarLost => {
+                drop(far);
+                if let Some(socket) = socket {
+                    Box::pin(close::cut(&mut client, &socket, linger, &self.drain)).await;
+                }
+            }
+            EndReason::ClientLost => {
+                drop(client);
+                Box::pin(close::one(&mut far, linger, &self.drain)).await;
+            }
             EndReason::FarClosed | EndReason::ClientClosed | EndReason::Drained | EndReason::Aborted => {
-                // Boxed: a session that lives needs no room for its end.
                 Box::pin(close::both(&mut client, &mut far, linger, &self.drain)).await;
             }
         }

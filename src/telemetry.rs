@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 pub use metrics::Metrics;
-pub use record::{EndReason, Meters, Record, Subject};
+pub use record::{EndReason, Meter, Meters, Record, Subject};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]

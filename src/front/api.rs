@@ -7,6 +7,7 @@
 //! Invariant: nothing here decides who may do what.
 //! Source: `protocol.md` 1.1 and 1.3 (order of checks), 4.1 to 4.3 (upgrade), 8.1 and 8.5 (surroundings).
 
+mod activity;
 mod hijack;
 mod layers;
 
@@ -20,7 +21,7 @@ use futures_util::StreamExt;
 use http::{Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::IntGauge;
 use tokio::net::TcpStream;
@@ -38,6 +39,7 @@ use crate::session::Sessions;
 use crate::status::{Encoding, Refusal};
 use crate::telemetry::{Metrics, chain};
 use crate::tls;
+use activity::{Activity, Busy};
 use layers::Short;
 
 /// The client's stream as hyper holds it.
@@ -53,6 +55,8 @@ pub struct Settings {
     pub handshake_timeout: Duration,
     /// For a whole request head, and for the pause between two requests of a connection.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of an answer.
+    pub write_timeout: Duration,
     /// Bytes of a request head at most; beyond it 431.
     pub max_header_bytes: usize,
     /// Header lines of a request at most; beyond it 431.
@@ -88,7 +92,9 @@ struct Door {
     shared: Arc<Shared>,
     conn: Arc<Conn>,
     mute: Mute,
-    open: Arc<Open>,
+    /// Held for its drop.
+    _open: Arc<Open>,
+    activity: Arc<Activity>,
 }
 
 // === impl Api ===
@@ -144,57 +150,87 @@ impl Api {
             .map(|chain| chain.iter().map(|certificate| certificate.clone().into_owned()).collect());
         let conn = Conn { peer, certificates: certificates.unwrap_or_default(), slot: Some(slot) };
         let open = Arc::new(Open::new(metrics.connections.clone()));
-        let (stream, mute) = Takeover::new(stream);
-        let door = Door { shared: self.shared.clone(), conn: Arc::new(conn), mute, open };
+        let (stream, mute) = Takeover::new(stream, self.shared.settings.write_timeout);
+        let activity = Arc::new(Activity::default());
+        let door = Door {
+            shared: self.shared.clone(),
+            conn: Arc::new(conn),
+            mute,
+            _open: open,
+            activity: activity.clone(),
+        };
         let service = TowerToHyperService::new(layers::around(door));
         let io: ClientIo = TokioIo::new(stream);
+        let settings = &self.shared.settings;
         let served = if http2 {
-            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let executor = Tracked(self.shared.drain.clone());
+            let mut builder = hyper::server::conn::http2::Builder::new(executor);
             builder
                 .timer(TokioTimer::new())
-                .max_concurrent_streams(self.shared.settings.max_http2_streams)
-                .max_header_list_size(
-                    u32::try_from(self.shared.settings.max_header_bytes).unwrap_or(u32::MAX),
-                )
-                .keep_alive_interval(self.shared.settings.header_timeout)
-                .keep_alive_timeout(self.shared.settings.handshake_timeout);
+                .max_concurrent_streams(settings.max_http2_streams)
+                .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
+                .keep_alive_interval(settings.header_timeout)
+                .keep_alive_timeout(settings.handshake_timeout);
             let serving = std::pin::pin!(builder.serve_connection(io, service));
-            self.until_done(serving, |serving| serving.graceful_shutdown()).await
+            // hyper has no deadline for a preface that never comes, nor for a peer that only answers pings.
+            let leave = activity.unwelcome_or_idle(settings.header_timeout);
+            self.until_done(serving, leave, |serving| serving.graceful_shutdown()).await
         } else {
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder
                 .timer(TokioTimer::new())
-                .header_read_timeout(self.shared.settings.header_timeout)
-                .max_headers(self.shared.settings.max_headers)
-                .max_header_size(self.shared.settings.max_header_bytes)
+                .header_read_timeout(settings.header_timeout)
+                .max_headers(settings.max_headers)
+                .max_buf_size(settings.max_header_bytes)
                 .title_case_headers(true);
             let serving = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
-            self.until_done(serving, |serving| serving.graceful_shutdown()).await
+            self.until_done(serving, std::future::pending(), |serving| serving.graceful_shutdown()).await
         };
         if let Err(error) = served {
             info!(client.addr = %peer, error = chain(&error), "connection ended by an error");
         }
     }
 
-    /// Drives a connection; tells it at the drain's first step, drops it at the second.
+    /// Drives a connection; tells it at the drain's first step or when it should leave, and drops it at the
+    /// drain's second step or when it does not.
     async fn until_done<C>(
         &self,
         mut serving: std::pin::Pin<&mut C>,
+        leave: impl Future<Output = ()>,
         stop: impl FnOnce(std::pin::Pin<&mut C>),
     ) -> hyper::Result<()>
     where
         C: Future<Output = hyper::Result<()>>,
     {
-        tokio::select! {
+        let left = tokio::select! {
             biased;
             done = serving.as_mut() => return done,
-            () = self.shared.drain.stopping() => stop(serving.as_mut()),
-        }
+            () = self.shared.drain.stopping() => false,
+            () = leave => true,
+        };
+        stop(serving.as_mut());
+        let patience = async {
+            match left {
+                true => tokio::time::sleep(self.shared.settings.handshake_timeout).await,
+                false => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             done = serving => done,
             () = self.shared.drain.cutting() => Ok(()),
+            () = patience => Ok(()),
         }
+    }
+}
+
+/// Runs hyper's own tasks as tasks of the drain.
+#[derive(Debug, Clone)]
+struct Tracked(Drain);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tracked {
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
     }
 }
 
@@ -219,6 +255,27 @@ impl Drop for Open {
 impl Door {
     /// Answers one request. Never fails: what is wrong becomes a Status.
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let (activity, http2) = (self.activity.clone(), request.version() == Version::HTTP_2);
+        let busy = http2.then(|| Busy::new(activity.clone()));
+        if request.headers().len() > self.shared.settings.max_headers {
+            info!(headers = request.headers().len(), "request refused: too many headers");
+            let mut response = Response::new(whole(Bytes::new()));
+            *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            self.shared.metrics.requests.with_label_values(&["431"]).inc();
+            return Ok(response);
+        }
+        let response = self.answer_within_bounds(request).await;
+        if http2 && response.status() == StatusCode::UNAUTHORIZED {
+            activity.unwelcome.notify_one();
+        }
+        Ok(match busy {
+            // Busy until the last frame of the body is gone.
+            Some(busy) => response.map(|body| body.map_frame(move |frame| busy.with(frame)).boxed_unsync()),
+            None => response,
+        })
+    }
+
+    async fn answer_within_bounds(self, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
         let metrics = self.shared.metrics.clone();
         let (mut encoding, headers) = (Encoding::of(request.headers(), None), request.headers());
@@ -232,7 +289,7 @@ impl Door {
                 Err(refusal)
             }
         };
-        Ok(match answered {
+        match answered {
             // The far side's own answer stands behind a takeover: it is counted where it is known.
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => response,
             Ok(response) => {
@@ -243,7 +300,7 @@ impl Door {
                 metrics.refused(&refusal);
                 refusal.response(encoding).map(whole)
             }
-        })
+        }
     }
 
     async fn admitted(
@@ -288,6 +345,10 @@ fn check_upgrade(request: &Request<Incoming>, exec: &Exec) -> Result<(), Refusal
         // Any answer but 101 makes kubectl 1.29 and newer ask again with SPDY (`protocol.md` 7.5).
         Upgrade::WebSocket => return refused("WebSocket is not served here, ask again with SPDY/3.1"),
         Upgrade::Other => return refused("the only protocol to upgrade to is SPDY/3.1"),
+    }
+    let lines = |name| request.headers().get_all(name).iter().count();
+    if lines(header::HOST) != 1 || lines(header::UPGRADE) != 1 {
+        return refused("an upgrade request has one Host and one Upgrade header");
     }
     let length = request.headers().get(header::CONTENT_LENGTH).map_or(&b"0"[..], |value| value.as_bytes());
     if length != b"0" || request.headers().contains_key(header::TRANSFER_ENCODING) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::socket::Socket;
 use crate::drain::Drain;
 
 /// How long a far side that takes no more bytes may still be read from: its receive buffer is what is left.
@@ -30,12 +31,29 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     F: AsyncRead + AsyncWrite + Unpin,
 {
+    let closed = async {
+        tokio::join!(gently(client, linger, linger.max(CLIENT_LINGER)), gently(far, linger, linger));
+    };
+    patiently(closed, linger, drain).await;
+}
+
+/// Ends one connection of a session whose other one is gone, as [`both`] does.
+pub async fn one<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I, linger: Duration, drain: &Drain) {
+    patiently(gently(io, linger, linger), linger, drain).await;
+}
+
+/// Ends the client's connection so that what it was sent still arrives, but not as a proper end: the far side
+/// broke, and what is missing must be seen to be missing.
+pub async fn cut<C: AsyncRead + Unpin>(client: &mut C, socket: &Socket, linger: Duration, drain: &Drain) {
+    socket.finish();
+    patiently(drop_input(client, linger, linger.max(CLIENT_LINGER)), linger, drain).await;
+}
+
+/// Closes, unless the drain cuts.
+async fn patiently(closed: impl Future<Output = ()>, linger: Duration, drain: &Drain) {
     let cut = async {
         drain.cutting().await;
         tokio::time::sleep(linger.min(CUT_LINGER)).await;
-    };
-    let closed = async {
-        tokio::join!(gently(client, linger, linger.max(CLIENT_LINGER)), gently(far, linger, linger));
     };
     tokio::select! {
         () = closed => {}
@@ -43,17 +61,18 @@ where
     }
 }
 
-/// Shuts the write side, then reads and drops what comes, until the peer closes, says nothing for `linger`, or
-/// has had `longest`.
+/// Shuts the write side, then drops what comes.
 async fn gently<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I, linger: Duration, longest: Duration) {
     let until = Instant::now() + longest;
-    let closed = async {
-        if io.shutdown().await.is_err() {
-            return;
-        }
-        let mut dropped = [0; 2048];
-        while let Ok(Ok(1..)) = timeout(linger, io.read(&mut dropped)).await {}
-    };
-    // Past the deadline the peer has had its time; the socket is closed when the caller drops it.
-    let _ = timeout_at(until, closed).await;
+    // A peer that takes no end has its time, too; the socket is closed when the caller drops it.
+    if let Ok(Ok(())) = timeout_at(until, io.shutdown()).await {
+        drop_input(io, linger, until.saturating_duration_since(Instant::now())).await;
+    }
+}
+
+/// Reads and drops what comes, until the peer closes, says nothing for `linger`, or has had `longest`.
+async fn drop_input<I: AsyncRead + Unpin>(io: &mut I, linger: Duration, longest: Duration) {
+    let mut dropped = [0; 2048];
+    let all = async { while let Ok(Ok(1..)) = timeout(linger, io.read(&mut dropped)).await {} };
+    let _ = timeout(longest, all).await;
 }

@@ -3,23 +3,23 @@
 //! A buffer has one owner: it is taken from the thread's spares when bytes are there, filled by one read,
 //! written out whole, and given back. A direction that waits for bytes holds none, so an idle session costs
 //! no buffer. Nothing is read before the last bytes were handed on: the writer's back pressure is the reader's.
-//! That has a blind spot: while a writer takes nothing, nobody reads, so a reader that goes away is not seen. A
-//! [`Hangup`] is asked about it from time to time, only then.
+//! That has a blind spot: while a writer takes nothing, nobody reads, so a reader that goes away is not seen. Its
+//! [`Socket`] is asked about it from time to time, only then.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::Instant;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, timeout};
 
+use super::close::FAR_DRAIN;
+use super::socket::{Hangup, Socket};
 use super::throttle::{Grant, Throttle};
+use crate::telemetry::Meter;
 
 /// Read size in bytes: four full TLS records (RFC 8446 section 5.1), so that a burst takes one wake-up.
 const READ: usize = 64 * 1024;
@@ -32,16 +32,16 @@ thread_local! {
     static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How often a direction that cannot write asks whether its reader's peer is still there.
-const STALL_CHECK: Duration = Duration::from_millis(250);
+/// Reads after which a busy direction lets the others of its task run: below tokio's budget per poll (128), so
+/// that a bulk copy one way cannot starve the keystrokes the other way.
+const TURN: u32 = 16;
 
-/// Tells whether the peer of a socket has closed, even behind bytes that nobody has read.
-#[derive(Debug)]
-pub struct Hangup(OwnedFd);
+/// Most bytes read at once of a peer that has closed while its bytes could not be handed on: more than a socket's
+/// receive buffer holds.
+const REST: u64 = 8 * 1024 * 1024;
 
-/// Bytes moved so far, readable while the session lives.
-#[derive(Debug, Default)]
-pub struct Meter(AtomicU64);
+/// How long reading them may take: they are on this machine already.
+const REST_READ: Duration = Duration::from_secs(1);
 
 /// Which side ended a direction, and how.
 #[derive(Debug)]
@@ -52,50 +52,8 @@ pub enum End {
     Read(io::Error),
     /// Writing failed.
     Write(io::Error),
-    /// The reader's peer went away while the writer took nothing; what was read last is lost.
+    /// The reader's peer died while the writer took nothing; what it had sent last is lost.
     Gone,
-}
-
-// === impl Hangup ===
-
-impl Hangup {
-    /// Watches a socket through a descriptor of its own.
-    ///
-    /// # Errors
-    /// When no descriptor is left.
-    pub fn of(socket: impl AsFd) -> io::Result<Self> {
-        socket.as_fd().try_clone_to_owned().map(Self)
-    }
-
-    fn is_there(&self) -> bool {
-        let mut fds = [PollFd::new(&self.0, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        match poll(&mut fds, Some(&now)) {
-            Ok(_) => fds[0].revents().intersects(gone),
-            Err(_) => false,
-        }
-    }
-
-    /// Resolves once the peer has closed.
-    async fn happens(&self) {
-        while !self.is_there() {
-            tokio::time::sleep(STALL_CHECK).await;
-        }
-    }
-}
-
-// === impl Meter ===
-
-impl Meter {
-    /// Bytes moved so far.
-    pub fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
 }
 
 /// Moves bytes until the reader ends or either side fails. Dropping the future loses at most the bytes of one
@@ -106,12 +64,13 @@ pub async fn pump<R, W>(
     writer: &mut W,
     throttle: &mut Throttle,
     meter: &Meter,
-    hangup: Option<&Hangup>,
+    socket: Option<&Socket>,
 ) -> End
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let mut turn = 0;
     loop {
         let allowed = match throttle.ask(Instant::now(), READ) {
             Grant::Bytes(allowed) => allowed,
@@ -126,30 +85,79 @@ where
             Err(error) => return End::Read(error),
         };
         throttle.spend(filled);
-        if let Err(end) = write(writer, &buffer[..filled], hangup).await {
+        if let Err(end) = hand_on(reader, writer, &buffer[..filled], meter, socket).await {
             return end;
         }
-        meter.add(filled);
         give_back(buffer);
+        turn += 1;
+        if turn == TURN {
+            turn = 0;
+            tokio::task::yield_now().await;
+        }
     }
 }
 
-/// Writes all bytes and flushes them. Not cancel safe: a part may have been written.
-pub async fn write<W>(writer: &mut W, bytes: &[u8], hangup: Option<&Hangup>) -> Result<(), End>
+/// Writes all bytes and flushes them. `socket` is the reader's: when its peer closes while the writer takes
+/// nothing, what it had sent is read to the end, and a proper end is still handed on, within
+/// [`close::FAR_DRAIN`]; that makes the error [`End::Finished`].
+pub async fn hand_on<R, W>(
+    reader: &mut R,
+    writer: &mut W,
+    bytes: &[u8],
+    meter: &Meter,
+    socket: Option<&Socket>,
+) -> Result<(), End>
 where
+    R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let written = async {
-        writer.write_all(bytes).await?;
-        writer.flush().await
+    let mut written = 0;
+    let hangup = async {
+        match socket {
+            Some(socket) => socket.hangup().await,
+            None => std::future::pending().await,
+        }
     };
-    let Some(hangup) = hangup else { return written.await.map_err(End::Write) };
-    tokio::select! {
+    let hangup = tokio::select! {
         biased;
-        written = written => written.map_err(End::Write),
+        done = push(writer, bytes, &mut written) => {
+            done.map_err(End::Write)?;
+            meter.add(bytes.len());
+            return Ok(());
+        }
         // Polled, and its timer made, only when the write has to wait.
-        () = async { tokio::time::sleep(STALL_CHECK).await; hangup.happens().await } => Err(End::Gone),
+        hangup = hangup => hangup,
+    };
+    if hangup == Hangup::Broken {
+        return Err(End::Gone);
     }
+    let mut rest = Vec::new();
+    let read = timeout(REST_READ, reader.take(REST).read_to_end(&mut rest)).await;
+    if !matches!(read, Ok(Ok(_))) {
+        // No proper end: the peer died, and nobody waits for what it had sent.
+        return Err(End::Gone);
+    }
+    let all = async {
+        push(writer, bytes, &mut written).await?;
+        push(writer, &rest, &mut 0).await
+    };
+    match timeout(FAR_DRAIN, all).await {
+        Ok(Ok(())) => meter.add(bytes.len() + rest.len()),
+        Ok(Err(error)) => return Err(End::Write(error)),
+        Err(_) => return Err(End::Gone),
+    }
+    Err(End::Finished)
+}
+
+/// Writes from `written` on and flushes. Cancel safe: `written` says how far it got.
+async fn push<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], written: &mut usize) -> io::Result<()> {
+    while *written < bytes.len() {
+        match writer.write(&bytes[*written..]).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            more => *written += more,
+        }
+    }
+    writer.flush().await
 }
 
 /// One read of at most `allowed` bytes. Holds a buffer only inside a poll, until there are bytes. Cancel safe.
@@ -189,8 +197,6 @@ fn give_back(buffer: Box<[u8]>) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
     #[tokio::test]
@@ -249,6 +255,10 @@ mod tests {
 
     /// Ten bytes, then a reset.
     fn ten_bytes_then_a_reset() -> impl AsyncRead + Unpin {
+        b"last words".chain(failing())
+    }
+
+    fn failing() -> impl AsyncRead + Unpin {
         struct Failing;
         impl AsyncRead for Failing {
             fn poll_read(
@@ -259,22 +269,55 @@ mod tests {
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
             }
         }
-        b"last words".chain(Failing)
+        Failing
+    }
+
+    /// A connected pair: the peer, and our end with its second hold.
+    async fn pair() -> (tokio::net::TcpStream, tokio::net::TcpStream, Socket) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (ours, _) = listener.accept().await.unwrap();
+        let socket = Socket::of(&ours).unwrap();
+        (peer, ours, socket)
     }
 
     #[tokio::test]
-    async fn a_peer_that_vanishes_behind_unread_bytes_is_found_while_the_writer_takes_nothing() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut peer = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (mut socket, _) = listener.accept().await.unwrap();
-        let hangup = Hangup::of(&socket).unwrap();
+    async fn a_peer_that_dies_behind_unread_bytes_is_found_while_the_writer_takes_nothing() {
+        let (mut peer, ours, socket) = pair().await;
+        // As TLS tells it when a connection ends without close_notify.
+        let mut reader = ours.take(70_000).chain(failing());
         let (mut writer, _never_read) = tokio::io::duplex(1);
         peer.write_all(&[7; 100_000]).await.unwrap();
         drop(peer);
-        let meter = Meter::default();
-        let mut throttle = Throttle::new(0);
-        let moved = pump(&mut socket, &mut writer, &mut throttle, &meter, Some(&hangup));
-        let end = tokio::time::timeout(Duration::from_secs(20), moved).await.unwrap();
+        let (meter, mut throttle) = (Meter::default(), Throttle::new(0));
+        let moved = pump(&mut reader, &mut writer, &mut throttle, &meter, Some(&socket));
+        let end = timeout(Duration::from_secs(20), moved).await.unwrap();
         assert!(matches!(end, End::Gone), "{end:?}");
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_sent_before_it_closed_properly_arrives_however_slow_the_writer() {
+        let (mut peer, mut ours, socket) = pair().await;
+        let (mut writer, mut sink) = tokio::io::duplex(1);
+        peer.write_all(&[7; 50_000]).await.unwrap();
+        drop(peer);
+        let (meter, mut throttle) = (Meter::default(), Throttle::new(100_000));
+        // The first read is a tenth of the limit; the rest, and the end, wait in the socket.
+        let slow = async {
+            // The far side takes nothing until the hang-up must have been seen.
+            assert_eq!(socket.hangup().await, Hangup::Closed);
+            assert_eq!(socket.hangup().await, Hangup::Closed);
+            let mut got = Vec::new();
+            sink.read_to_end(&mut got).await.unwrap();
+            got.len()
+        };
+        let moved = async {
+            let end = pump(&mut ours, &mut writer, &mut throttle, &meter, Some(&socket)).await;
+            drop(writer);
+            end
+        };
+        let (end, got) = timeout(Duration::from_secs(20), async { tokio::join!(moved, slow) }).await.unwrap();
+        assert!(matches!(end, End::Finished), "{end:?}");
+        assert_eq!((got, meter.bytes()), (50_000, 50_000));
     }
 }

@@ -3,15 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 use tracing::info;
 
 use super::{Metrics, chain};
-use crate::session::splice::Meter;
 
-/// Longest command text in a record, in bytes; the audit log, not this line, is the place for all of it.
-const COMMAND: usize = 256;
+/// Longest program name in a record, in bytes. Arguments are only counted: people type secrets there.
+const PROGRAM: usize = 256;
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,10 @@ pub enum EndReason {
     /// The session's task went away without saying why: a defect.
     Aborted,
 }
+
+/// Bytes moved so far, readable while the session lives.
+#[derive(Debug, Default)]
+pub struct Meter(AtomicU64);
 
 /// Bytes moved, each way.
 #[derive(Debug, Default)]
@@ -60,8 +64,10 @@ pub struct Subject {
     pub container: String,
     /// Node.
     pub node: String,
-    /// The command, shortened.
-    pub command: String,
+    /// The first word of the command, shortened; empty without a command.
+    pub program: String,
+    /// How many words follow it.
+    pub arguments: usize,
     /// Whether there is a terminal.
     pub tty: bool,
 }
@@ -93,24 +99,31 @@ impl EndReason {
     }
 }
 
+// === impl Meter ===
+
+impl Meter {
+    /// Bytes moved so far.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts so many more.
+    pub fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
 // === impl Subject ===
 
 impl Subject {
-    /// An argument vector as one line, shortened to what a log line can bear.
-    pub fn command_line(command: &[Vec<u8>]) -> String {
-        let mut line = String::new();
-        for argument in command {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(&String::from_utf8_lossy(argument));
-            if line.len() > COMMAND {
-                line.truncate(line.floor_char_boundary(COMMAND));
-                line.push_str("...");
-                break;
-            }
+    /// The program of an argument vector, shortened to what a log line can bear.
+    pub fn program(command: &[Vec<u8>]) -> String {
+        let mut name = String::from_utf8_lossy(command.first().map_or(&[], Vec::as_slice)).into_owned();
+        if name.len() > PROGRAM {
+            name.truncate(name.floor_char_boundary(PROGRAM));
+            name.push_str("...");
         }
-        line
+        name
     }
 }
 
@@ -154,7 +167,8 @@ impl Drop for Record {
             pod,
             container,
             node,
-            command,
+            program,
+            arguments,
             tty,
         } = &self.subject;
         let seconds = self.started.elapsed().as_secs_f64();
@@ -172,7 +186,8 @@ impl Drop for Record {
                 pod.name = pod,
                 pod.container = container,
                 node.name = node,
-                session.command = command,
+                session.program = program,
+                session.arguments = arguments,
                 session.tty = tty,
                 bytes.up = up,
                 bytes.down = down,
@@ -202,7 +217,8 @@ mod tests {
             pod: "cart-0".into(),
             container: "app".into(),
             node: "n".into(),
-            command: String::new(),
+            program: String::new(),
+            arguments: 0,
             tty: false,
         };
         let record = Record::begin(subject, metrics.clone());
@@ -217,8 +233,10 @@ mod tests {
     }
 
     #[test]
-    fn long_commands_are_cut_at_a_character() {
-        let line = Subject::command_line(&[b"sh".to_vec(), "\u{e9}".repeat(1000).into_bytes()]);
-        assert!(line.len() <= COMMAND + 3 && line.ends_with("..."));
+    fn a_record_has_the_program_and_none_of_its_arguments() {
+        assert_eq!(Subject::program(&[b"sh".to_vec(), b"-c".to_vec(), b"secret".to_vec()]), "sh");
+        let long = Subject::program(&["\u{e9}".repeat(1000).into_bytes()]);
+        assert!(long.len() <= PROGRAM + 3 && long.ends_with("..."));
+        assert_eq!(Subject::program(&[]), "");
     }
 }

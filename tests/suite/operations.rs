@@ -307,7 +307,7 @@ fn settings_that_cannot_be_used_are_refused_with_file_key_and_reason() {
     assert_eq!(refused("api:\n  maxInFlight: 0\n"), "setting api.maxInFlight: is at least 1");
     assert_eq!(
         refused("session:\n  refusalTimeout: 0s\n"),
-        "setting session.refusalTimeout: is at least 1ms"
+        "setting session.refusalTimeout: is from 1ms to 8760h"
     );
     assert!(refused("api:\n  listen: 0.0.0.0:1\n").starts_with("setting api.listen: 0.0.0.0:1 is not"));
     assert_eq!(load("session:\n  linger: 2s\n").unwrap().session.linger, Duration::from_secs(2));

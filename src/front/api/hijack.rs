@@ -3,23 +3,21 @@
 //! The far side is asked first. Once its answer is one the client may see, hyper is told to hand the connection
 //! over with its writes muted, and a task of the drain takes it from there.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::server::TlsStream;
-use tracing::{Instrument, debug, error, info};
+use tracing::{Instrument, debug, info, warn};
 
 use super::layers::{AUDIT_ID, AuditIdGiven};
 use super::{ClientIo, Door, whole};
 use crate::cluster::Body;
 use crate::locate::Place;
-use crate::session::splice::Hangup;
+use crate::session::socket::Socket;
 use crate::session::{Session, close};
 use crate::status::Refusal;
 use crate::telemetry::{EndReason, Record, Subject, chain};
@@ -87,13 +85,22 @@ fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
         pod: exec.pod.clone(),
         container: place.container().to_owned(),
         node: place.node().to_owned(),
-        command: Subject::command_line(&exec.command),
+        program: Subject::program(&exec.command),
+        arguments: exec.command.len().saturating_sub(1),
         tty: exec.tty,
     }
 }
 
-/// The client's own stream, and what it sent early.
-async fn taken_over(upgrade: OnUpgrade) -> Option<(TlsStream<TcpStream>, Bytes)> {
+/// The client's connection, taken over from hyper.
+struct Taken {
+    client: TlsStream<TcpStream>,
+    /// What the client is owed of answers to earlier requests.
+    owed: Vec<u8>,
+    /// What the client sent early.
+    early: Bytes,
+}
+
+async fn taken_over(upgrade: OnUpgrade) -> Option<Taken> {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => {
@@ -102,61 +109,69 @@ async fn taken_over(upgrade: OnUpgrade) -> Option<(TlsStream<TcpStream>, Bytes)>
         }
     };
     let parts = upgraded.downcast::<ClientIo>().expect("this door serves one kind of stream");
-    Some((parts.io.into_inner().into_inner(), parts.read_buf))
+    let (client, owed) = parts.io.into_inner().into_parts();
+    Some(Taken { client, owed, early: parts.read_buf })
 }
 
+/// Runs a session. The slot under the connection cap, and the connection in the gauge, are its own until the end.
 async fn run(door: Door, upgrade: OnUpgrade, far: Far, mut record: Record) {
-    let Some((client, early)) = taken_over(upgrade).await else {
+    let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
         record.end(EndReason::ClientLost, None);
         return;
     };
     let Far { io, raw, head } = far;
-    let hangup = match Hangup::of(client.get_ref().0) {
-        Ok(hangup) => Some(hangup),
-        Err(error) => {
-            error!(error = %error, "no descriptor left to watch the client with");
-            record.end(EndReason::Aborted, Some(&error));
-            return;
-        }
+    let socket = Socket::of(client.get_ref().0).inspect_err(|error| {
+        warn!(error = %error, "no descriptor left to watch the client with");
+    });
+    let (head_length, raw) = match owed.is_empty() {
+        true => (head.len, raw),
+        false => (owed.len() + head.len, Bytes::from([&owed[..], &raw].concat())),
     };
-    let session = Session { client, hangup, early, far: io, head: raw, head_length: head.len, record };
+    let session = Session { client, socket: socket.ok(), early, far: io, head: raw, head_length, record };
     door.shared.sessions.run(session).await;
-    // The slot under the connection cap, and the connection in the gauge, are the session's until here.
-    drop::<(Arc<_>, Arc<_>)>((door.conn, door.open));
 }
 
 /// Writes the far side's refusal to the client, re-serialised as Go does, and closes both sides: never reused,
 /// never kept alive (`protocol.md` 4.3 step 4; CVE-2018-1002105 is what happens otherwise).
 async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far) {
-    let Some((mut client, _early)) = taken_over(upgrade).await else { return };
+    let Some(Taken { mut client, owed, early: _ }) = taken_over(upgrade).await else { return };
     let settings = door.shared.sessions.settings();
-    let until = Instant::now() + settings.refusal_timeout;
-    let echoed = async {
-        let length = far.head.body_length().map_err(|error| error.to_string())?;
-        let mut scanner = BodyScanner::new(length);
-        client.write_all(&reserialize(&far.head, length)).await.map_err(|error| error.to_string())?;
-        let mut body = BytesMut::from(&far.raw[far.head.len..]);
-        loop {
-            let scanned = scanner.scan(&body).map_err(|error| error.to_string())?;
-            client.write_all(&body[..scanned.used]).await.map_err(|error| error.to_string())?;
-            if scanned.complete {
-                return Ok::<_, String>(());
-            }
-            body.clear();
-            body.reserve(REFUSAL_READ);
-            if far.io.read_buf(&mut body).await.map_err(|error| error.to_string())? == 0 {
-                return scanner.end().map_err(|error| error.to_string());
+    let drain = &door.shared.drain;
+    let echoed = tokio::select! {
+        echoed = timeout(settings.refusal_timeout, pass_on(&mut client, &owed, &mut far)) => {
+            echoed.unwrap_or_else(|_| Err(format!("it took longer than {:?}", settings.refusal_timeout)))
+        }
+        () = drain.cutting() => Err("podgate stops".to_owned()),
+    };
+    match (echoed, Socket::of(client.get_ref().0)) {
+        (Ok(()), _) => close::both(&mut client, &mut far.io, settings.linger, drain).await,
+        (Err(error), socket) => {
+            info!(error, "the far side's refusal could not be passed on whole");
+            drop(far);
+            if let Ok(socket) = socket {
+                close::cut(&mut client, &socket, settings.linger, drain).await;
             }
         }
-    };
-    let drain = &door.shared.drain;
-    tokio::select! {
-        echoed = timeout_at(until, echoed) => match echoed {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => info!(error, "the far side's refusal could not be passed on whole"),
-            Err(_) => info!("the far side's refusal was cut off after {:?}", settings.refusal_timeout),
-        },
-        () = drain.cutting() => info!("the far side's refusal was cut off by the stop"),
     }
-    close::both(&mut client, &mut far.io, settings.linger, drain).await;
+}
+
+/// Writes what is owed, the head, and the body as far as its own framing says.
+async fn pass_on(client: &mut TlsStream<TcpStream>, owed: &[u8], far: &mut Far) -> Result<(), String> {
+    let length = far.head.body_length().map_err(|error| error.to_string())?;
+    let mut scanner = BodyScanner::new(length);
+    let head = [owed, &reserialize(&far.head, length)].concat();
+    client.write_all(&head).await.map_err(|error| error.to_string())?;
+    let mut body = BytesMut::from(&far.raw[far.head.len..]);
+    loop {
+        let scanned = scanner.scan(&body).map_err(|error| error.to_string())?;
+        client.write_all(&body[..scanned.used]).await.map_err(|error| error.to_string())?;
+        if scanned.complete {
+            return Ok(());
+        }
+        body.clear();
+        body.reserve(REFUSAL_READ);
+        if far.io.read_buf(&mut body).await.map_err(|error| error.to_string())? == 0 {
+            return scanner.end().map_err(|error| error.to_string());
+        }
+    }
 }

@@ -16,7 +16,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::trace::TraceLayer;
-use tracing::{Span, debug_span, error, warn};
+use tracing::{Span, error, info_span, warn};
 
 use super::{Door, whole};
 use crate::cluster::{Body, Cluster, User};
@@ -79,7 +79,7 @@ pub(super) fn around(
 /// The query stays out of the span: it holds the command line.
 fn span(request: &Request<Incoming>, peer: std::net::SocketAddr) -> Span {
     let audit_id = request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok()).unwrap_or("");
-    debug_span!(
+    info_span!(
         "request",
         audit.id = audit_id,
         client.addr = %peer,
