@@ -10,7 +10,7 @@ help: ## Show the recipes
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 dev: ## Run the embedded cluster with podgate in front
-	$(CARGO) run --quiet -- dev
+	$(CARGO) run -- dev
 
 check: ## Type-check everything
 	$(CARGO) check --all-targets

@@ -5,6 +5,7 @@ pub mod dev;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::{ClientConfig, ServerConfig};
 use tracing::{error, info, warn};
 
@@ -37,6 +38,9 @@ pub struct Ground {
     pub kubelet_tls: Arc<ClientConfig>,
 }
 
+/// Descriptors of one session: the client's socket, a second hold on it, the kubelet's.
+const DESCRIPTORS: usize = 3;
+
 /// A gateway that listens.
 pub struct Gateway {
     /// Address of the API door.
@@ -58,6 +62,7 @@ impl Gateway {
     /// # Errors
     /// When an address cannot be had.
     pub async fn start(config: &Config, ground: Ground, drain: Drain) -> Result<Self, listen::Error> {
+        raise_descriptor_limit(config.api.max_connections);
         let metrics = Metrics::new();
         let api_listener =
             Listener::bind(config.api.listen, config.api.max_connections, config.api.keepalive).await?;
@@ -94,6 +99,22 @@ impl Gateway {
         }
         self.admin_drain.finish(std::time::Duration::ZERO).await;
         drained
+    }
+}
+
+/// Lets this process have as many descriptors as it may (Go does so by itself), and says so when that is too few
+/// for the connection cap.
+fn raise_descriptor_limit(max_connections: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(error = %error, "cannot raise the limit of open files");
+    }
+    let wanted = max_connections.saturating_mul(DESCRIPTORS);
+    let have =
+        getrlimit(Resource::Nofile).current.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    if have < wanted {
+        warn!(have, wanted, "api.maxConnections sessions would need more open files than the system allows");
     }
 }
 

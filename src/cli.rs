@@ -52,7 +52,8 @@ pub struct Dev {
     /// Which log lines, such as `info` or `podgate=debug,access=info` [default: info].
     #[arg(long, value_name = "FILTER", env = "PODGATE_LOG")]
     pub log: Option<String>,
-    /// Listen on addresses that other machines can reach. Whoever gets in runs commands as you.
+    /// Listen on addresses that other machines can reach. Whoever may exec runs commands as you and can read
+    /// the state folder, admin's key included.
     #[arg(long)]
     pub danger_listen_beyond_loopback: bool,
     /// Print the settings that would be used, as YAML, and end.

@@ -331,7 +331,7 @@ impl Default for Api {
     fn default() -> Self {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 8443).into(),
-            max_connections: 16_384,
+            max_connections: 4096,
             handshake_timeout: Duration::from_secs(10),
             // kube-apiserver's ReadHeaderTimeout (`protocol.md` 8.5).
             header_timeout: Duration::from_secs(32),

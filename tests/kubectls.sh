@@ -25,7 +25,8 @@ give_up() {
 # Unpacks the kubectl of a Debian release and prints its path.
 fetch() {
   local release=$1 package=kubectl home=$cache/$1 mirror
-  if [ -x "$home/kubectl" ]; then
+  # "Newest" is looked for again once a week.
+  if [ -n "$(find "$home/kubectl" -perm -100 -mtime -7 2>/dev/null)" ]; then
     echo "$home/kubectl"
     return
   fi
@@ -50,6 +51,7 @@ CONF
     export APT_CONFIG=$home/apt/apt.conf
     apt-get -qq update && apt-get -qq download "$package" && dpkg-deb --extract ./*.deb root
   ) >"$home/log" 2>&1 || give_up "could not fetch $package of Debian $release, see $home/log"
+  # The time of unpacking, not of building, is what its age is counted from.
   install -m 755 "$(find "$home/apt/root" -type f -name kubectl -path '*bin*' | head -1)" "$home/kubectl"
   rm -rf "$home/apt"
   echo "$home/kubectl"

@@ -186,7 +186,10 @@ impl Dev {
             cluster,
         };
         let gateway = Gateway::start(config, ground, drain.clone()).await?;
-        state.write_kubeconfig(gateway.api)?;
+        if let Err(error) = state.write_kubeconfig(gateway.api) {
+            gateway.stop(Duration::ZERO).await;
+            return Err(error.into());
+        }
         Ok(Self { gateway, state, nodes })
     }
 

@@ -3,13 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use podgate::config::Config;
 use podgate::testing::answer::status;
 use podgate::testing::far::SWITCHING;
-use podgate::testing::gateway::{config, exec_request, read_exactly, read_to_end, request, send};
+use podgate::testing::gateway::{
+    config, exec_request, read_exactly, read_to_end, request, send, without_certificate,
+};
 use podgate::testing::{Answer, Far, Pki, TestGateway, soon, until};
+use podgate::tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 const EXEC: &str = "/api/v1/namespaces/default/pods/web/exec";
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n";
@@ -417,4 +422,101 @@ async fn an_upgrade_pipelined_behind_a_request_is_a_session() {
     assert_eq!(read_exactly(&mut client, SWITCHING.len()).await, SWITCHING);
     drop(client);
     rig.gateway.stop().await;
+}
+
+/// A TLS connection as ana that speaks HTTP/2.
+async fn http2(rig: &Rig) -> TlsStream<TcpStream> {
+    let mut tls = rig.gateway.client_tls("ana");
+    Arc::make_mut(&mut tls).alpn_protocols = vec![tls::HTTP2.to_vec()];
+    rig.gateway.connect(tls).await
+}
+
+#[tokio::test]
+async fn an_http2_connection_that_asks_nothing_is_closed() {
+    let mut config = config();
+    config.api.header_timeout = Duration::from_millis(200);
+    config.api.handshake_timeout = Duration::from_millis(500);
+    let rig = rig_with(config).await;
+    // One that never says its preface, and one that does and then nothing.
+    let mut silent = http2(&rig).await;
+    let (_asks, quiet) = hyper::client::conn::http2::handshake::<_, _, http_body_util::Empty<bytes::Bytes>>(
+        TokioExecutor::new(),
+        TokioIo::new(http2(&rig).await),
+    )
+    .await
+    .unwrap();
+    read_to_end(&mut silent).await;
+    let _ = soon("the end of the quiet connection", quiet).await;
+    until("both places are free", || rig.gateway.metric("podgate_connections") == 0.0).await;
+    rig.others_are_served().await;
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
+async fn an_http2_connection_leaves_after_a_401() {
+    let rig = rig().await;
+    let mut tls = without_certificate(rig.gateway.pki.roots());
+    Arc::make_mut(&mut tls).alpn_protocols = vec![tls::HTTP2.to_vec()];
+    let io = TokioIo::new(rig.gateway.connect(tls).await);
+    let (mut asks, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let ask = async {
+        let request = http::Request::get("https://localhost/api/v1/pods");
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+        asks.send_request(request).await.unwrap().status()
+    };
+    let (connection, code) = soon("a 401 and the end", async { tokio::join!(connection, ask) }).await;
+    assert_eq!(code, 401);
+    connection.unwrap();
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
+async fn header_lines_are_counted_in_http2_too() {
+    let rig = rig().await;
+    let io = TokioIo::new(http2(&rig).await);
+    let (mut asks, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let ask = async {
+        let mut request = http::Request::get("https://localhost/whoami");
+        for number in 0..300 {
+            request = request.header("impersonate-group", format!("g{number}"));
+        }
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+        let code = asks.send_request(request).await.unwrap().status();
+        drop(asks);
+        code
+    };
+    let (_, code) = soon("an answer", async { tokio::join!(connection, ask) }).await;
+    assert_eq!(code, 431);
+    assert_eq!(rig.gateway.cluster.reviews(), Vec::<String>::new());
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_answers_is_closed() {
+    let mut config = config();
+    config.api.write_timeout = Duration::from_millis(300);
+    let rig = rig_with(config).await;
+    let mut client = rig.gateway.connect_as("ana").await;
+    let asks = request("GET /whoami", "").repeat(100);
+    // Until the gateway takes no more, because nobody takes its answers.
+    let filled = async { while client.write_all(&asks).await.is_ok() {} };
+    soon("the end of the connection", filled).await;
+    until("its place is free", || rig.gateway.metric("podgate_connections") == 0.0).await;
+    rig.others_are_served().await;
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
+async fn an_upgrade_has_one_host_and_one_upgrade_line() {
+    let rig = rig().await;
+    for headers in [
+        "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nUpgrade: websocket\r\n",
+        "Host: other\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n",
+    ] {
+        let answer = rig.gateway.ask(&request(&format!("POST {EXEC}?command=id"), headers)).await;
+        assert_eq!(answer.code(), 400, "{headers}");
+    }
+    rig.stop_untouched().await;
 }

@@ -38,7 +38,9 @@ pub(crate) fn all(kubeconfig: &Path) -> Vec<Kubectl> {
         home: tempfile::tempdir().unwrap(),
         kubeconfig: kubeconfig.to_owned(),
     };
-    named.split(':').filter(|name| !name.is_empty()).map(one).collect()
+    let all: Vec<_> = named.split(':').filter(|name| !name.is_empty()).map(one).collect();
+    assert!(!all.is_empty(), "PODGATE_KUBECTLS names no kubectl");
+    all
 }
 
 impl Kubectl {

@@ -137,11 +137,13 @@ async fn a_thousand_killed_sessions_leave_nothing_behind() {
             });
         }
         let clients = opened.join_all().await;
-        assert_eq!(running.dev.metrics().sessions.get(), i64::try_from(AT_ONCE).unwrap(), "round {round}");
+        let all = i64::try_from(AT_ONCE).unwrap();
+        assert_eq!(running.dev.metrics().sessions.get(), all, "round {round}");
+        until("every command runs", || sleeping(&mark) == AT_ONCE).await;
         drop(clients);
+        until("every session of the round is over", || running.dev.metrics().sessions.get() == 0).await;
+        until("every process of the round is gone", || sleeping(&mark) == 0).await;
     }
-    until("every session is over", || running.dev.metrics().sessions.get() == 0).await;
-    until("every process is gone", || sleeping(&mark) == 0).await;
     until("every task is gone", || running.dev.drain().tasks() == tasks).await;
     // What other tests of this binary hold open comes and goes; a leak of these sessions would be thousands.
     until("the descriptors are back", || descriptors() < AT_ONCE * ROUNDS / 2).await;
