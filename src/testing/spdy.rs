@@ -378,8 +378,10 @@ impl Seen {
                     stream.data.extend_from_slice(&bytes);
                     stream.fin = fin;
                 }
-                Frame::SynStream { .. } | Frame::Headers { .. } => panic!("servers never send {frame:?}"),
-                Frame::Settings | Frame::WindowUpdate { .. } => {}
+                Frame::SynStream { .. } | Frame::Headers { .. } | Frame::WindowUpdate { .. } => {
+                    panic!("servers never send {frame:?}")
+                }
+                Frame::Settings => {}
             }
         }
     }

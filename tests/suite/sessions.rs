@@ -5,6 +5,7 @@ use std::sync::Arc;
 use podgate::testing::gateway::without_certificate;
 use podgate::testing::{soon, spdy, until};
 use podgate::wire::remotecommand::{Outcome, StreamType};
+use podgate::wire::spdy::RstStatus;
 use rustls_pki_types::ServerName;
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -98,6 +99,36 @@ async fn item_061_the_end_of_stdin_leaves_the_other_streams_usable() {
     assert_eq!(finished.stdout, b"before\nafter\n");
     assert_eq!(finished.stderr, b"err\n");
     assert_eq!(finished.result.unwrap(), Outcome::Success);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn item_059_060_mebibytes_flow_without_a_window_update_and_none_before_a_reply() {
+    // The client itself fails on a WINDOW_UPDATE and on data of a stream without a reply.
+    let running = Running::start().await;
+    let query = "command=cat&stdin=1&stdout=1";
+    let mut client = exec(&running, query, &lines(&["v4.channel.k8s.io"]), false).await;
+    client.open(&[StreamType::Error, StreamType::Stdin, StreamType::Stdout]).await;
+    let sent = vec![b'x'; 2 * 1024 * 1024];
+    client.write(&sent).await;
+    client.close_stdin().await;
+    let finished = soon("the end", client.finish()).await;
+    assert!(finished.stdout == sent, "{} bytes came back", finished.stdout.len());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn item_063_088_the_end_comes_after_all_streams_with_cancel_for_the_open_ones_and_goaway() {
+    let running = Running::start().await;
+    let query = "command=sh&command=-c&command=echo+out%3B+echo+err+%3E%262&stdin=1&stdout=1&stderr=1";
+    let mut client = exec(&running, query, &lines(&["v4.channel.k8s.io"]), false).await;
+    client.open(&[StreamType::Error, StreamType::Stdin, StreamType::Stdout, StreamType::Stderr]).await;
+    let finished = soon("the end", client.finish()).await;
+    assert_eq!((finished.stdout.as_slice(), finished.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(finished.result.unwrap(), Outcome::Success);
+    assert!(finished.seen.fin(StreamType::Stdout) && finished.seen.fin(StreamType::Stderr));
+    assert_eq!(finished.seen.reset("stdin"), Some(RstStatus::CANCEL));
+    assert!(finished.seen.goaway && finished.seen.closed);
     running.stop().await;
 }
 
