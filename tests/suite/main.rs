@@ -6,6 +6,7 @@
 mod dev;
 
 mod answers;
+mod binary;
 mod kubectl;
 mod sessions;
 
