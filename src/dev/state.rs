@@ -10,8 +10,9 @@
 //! permission (`protocol.md` 3.3).
 //!
 //! Invariants:
-//! - Only the owner may enter the folder; a file that others could read, that is a link, or that belongs to
-//!   somebody else counts as lost and is made again.
+//! - Only the owner may enter the folder; a key or certificate that others could read, that is a link, or that
+//!   belongs to somebody else counts as lost and is made again. `tokens.csv`, which people edit, is never
+//!   replaced for such a reason: the start fails and says what to do.
 //! - Files appear whole or not at all (written beside, then renamed); a stop between a certificate and its key
 //!   leaves a pair that does not fit, which the next start makes again.
 //! - A file is kept as long as a peer would still take it [`RENEW_BEFORE`] from now; `kubeconfig` alone is
@@ -152,6 +153,35 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A file that may hold what people wrote cannot be read.
+    #[error("read {}; see that it is text and that you can read it, or move it away", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A file that may hold what people wrote cannot be trusted or used.
+    #[error("{} {what}; {remedy}", path.display())]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A line of the token file is wrong.
+    #[error("line {line} of {} {what}; correct the line, or move the file away", path.display())]
+    TokenLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What is wrong with it; never its text, which holds a secret.
+        what: &'static str,
+    },
     /// A name that no certificate can carry.
     #[error("{host:?} is neither a host name nor an address; correct the listen address")]
     Host {
@@ -179,7 +209,7 @@ pub enum Error {
 
 impl State {
     /// Opens the folder, makes it when it is missing, and makes again whatever in it is missing, damaged, about
-    /// to expire or no longer fitting. Does blocking I/O.
+    /// to expire or no longer fitting; but for a token file, see [`Error::Unfit`]. Does blocking I/O.
     ///
     /// # Errors
     /// Each text says what to do.

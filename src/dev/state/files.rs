@@ -6,13 +6,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
 
 use super::Error;
 
 /// Permission bits of anybody but the owner.
 const OTHERS: u32 = 0o077;
 
-/// Most bytes of a file that is read back; the longest we write is a token file. A longer one counts as damaged.
+/// Most bytes of a file that is read back: 1 MiB; the longest is a token file. A longer one counts as damaged.
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Most bytes of a process id in the lock file.
@@ -56,7 +57,7 @@ impl Folder {
             .map_err(failed)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Errno::WOULDBLOCK) => {
                 let mut pid = String::new();
                 // The pid is for people; without it the error still names the folder.
                 let _ = (&mut file).take(MAX_PID).read_to_string(&mut pid);
@@ -83,19 +84,42 @@ impl Folder {
 
     /// The text of a file; `None` when it is missing, or cannot be trusted or used and is to be made again.
     pub(super) fn read(&self, name: &str) -> Option<String> {
-        let mut file = OpenOptions::new()
+        self.read_kept(name).ok()?
+    }
+
+    /// The text of a file that is not made again unless it is missing, which is `None`.
+    pub(super) fn read_kept(&self, name: &str) -> Result<Option<String>, Error> {
+        let path = self.file(name);
+        let failed = |source| Error::Read { path: path.clone(), source };
+        let unfit = |what, remedy| Err(Error::Unfit { path: path.clone(), what, remedy });
+        let opened = OpenOptions::new()
             .read(true)
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-            .open(self.file(name))
-            .ok()?;
-        let meta = file.metadata().ok()?;
-        let private = meta.is_file() && meta.uid() == own_id() && meta.mode() & OTHERS == 0;
-        if !private || meta.len() > MAX_FILE {
-            return None;
+            .open(&path);
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                return unfit("is a symbolic link", "put the file itself there");
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let meta = file.metadata().map_err(failed)?;
+        if !meta.is_file() {
+            return unfit("is not a plain file", "move it away");
+        }
+        if meta.uid() != own_id() {
+            return unfit("belongs to somebody else", "see who wrote it, then run chown on it");
+        }
+        if meta.mode() & OTHERS != 0 {
+            return unfit("can be reached by others", "run chmod 0600 on it");
+        }
+        if meta.len() > MAX_FILE {
+            return unfit("is larger than 1 MiB", "make it shorter");
         }
         let mut text = String::new();
-        file.read_to_string(&mut text).ok()?;
-        Some(text)
+        file.read_to_string(&mut text).map_err(failed)?;
+        Ok(Some(text))
     }
 
     /// Replaces a file, mode 0600. The name beside it is fixed: the lock leaves one writer, and what a killed

@@ -247,7 +247,39 @@ fn tokens_are_long_distinct_and_lines_of_people_stay() {
     let text = fs::read_to_string(state.tokens_path()).unwrap();
     assert!(text.starts_with(&edited), "{text}");
     assert_eq!(text.lines().count(), 4);
-    fs::write(state.tokens_path(), "nonsense\n").unwrap();
-    tokens::keep(&state.folder).unwrap();
-    assert_eq!(fs::read_to_string(state.tokens_path()).unwrap().lines().count(), 3);
+}
+
+#[test]
+fn a_token_file_that_cannot_be_used_is_an_error_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(&dir, &ask()));
+    let path = dir.path().join("state/tokens.csv");
+    let refused = |what: &str| {
+        let before = fs::read(&path).unwrap();
+        let error = State::open(&dir.path().join("state"), &ask()).unwrap_err().to_string();
+        assert!(error.contains("tokens.csv") && error.contains(what), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+    };
+    let own = "secret, alice, 2\n\"secret2\",bob,9,\"a,b\"";
+    fs::write(&path, format!("{own}\nsecret3,eve\n")).unwrap();
+    refused("line 3 of");
+    fs::write(&path, "secret,,9\n").unwrap();
+    refused("has an empty token or user name");
+    fs::write(&path, b"secret,bob,9\n\xff").unwrap();
+    refused("see that it is text");
+    fs::write(&path, vec![b'\n'; 1024 * 1024 + 1]).unwrap();
+    refused("make it shorter");
+    fs::write(&path, own).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    refused("chmod 0600");
+    fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+    symlink(dir.path().join("elsewhere"), &path).unwrap();
+    refused("is a symbolic link");
+    fs::rename(dir.path().join("elsewhere"), &path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    drop(open(&dir, &ask()));
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with(&format!("{own}\n")), "{text}");
+    assert_eq!(text.lines().count(), 4, "alice has a token already: {text}");
 }

@@ -1,6 +1,8 @@
 //! `tokens.csv`, in the form of kube-apiserver's static token file: `token,user,uid,"group1,group2"`.
 //!
-//! Lines that people add are kept. A file that cannot be read as such is made anew.
+//! Lines that people add are kept to the byte: what is missing of ours goes behind them. Only a missing file is
+//! made anew. One that cannot be trusted or read stops the start instead, since it may hold lines that nobody
+//! has elsewhere.
 //! Source: apiserver `plugin/pkg/auth/authenticator/token/tokenfile`.
 
 use aws_lc_rs::rand;
@@ -19,56 +21,56 @@ const USERS: [(&str, &str, &str); 3] =
 
 /// Sees to it that each of our users has a token.
 pub(super) fn keep(folder: &Folder) -> Result<(), Error> {
-    let mut records = load(folder).unwrap_or_default();
-    let known = records.len();
+    let mut text = folder.read_kept(FILE)?.unwrap_or_default();
+    let records = records(folder, &text)?;
+    let known = text.len();
     for (user, uid, groups) in USERS {
         if find(&records, user).is_none() {
-            records.push([&token()?, user, uid, groups].map(str::to_owned).into());
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(&format!("{},{user},{uid},\"{groups}\"\n", token()?));
         }
     }
-    if records.len() == known {
+    if text.len() == known {
         return Ok(());
-    }
-    let mut text = String::new();
-    for record in &records {
-        let fields: Vec<String> = record.iter().map(|field| quoted(field)).collect();
-        text.push_str(&fields.join(","));
-        text.push('\n');
     }
     folder.write(FILE, text.as_bytes())
 }
 
 /// The token of a user, as the file has it now.
 pub(super) fn of(folder: &Folder, user: &str) -> Option<String> {
-    find(&load(folder)?, user).map(str::to_owned)
+    let text = folder.read_kept(FILE).ok()??;
+    find(&records(folder, &text).ok()?, user).map(str::to_owned)
 }
 
-fn load(folder: &Folder) -> Option<Vec<Vec<String>>> {
-    let text = folder.read(FILE)?;
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
+/// The lines, read as `authn` reads them.
+fn records(folder: &Folder, text: &str) -> Result<Vec<csv::StringRecord>, Error> {
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .trim(csv::Trim::Fields)
+        .from_reader(text.as_bytes());
     let mut records = Vec::new();
     for record in reader.records() {
-        let record = record.ok()?;
-        // kube-apiserver refuses the whole file for such a line.
-        if record.len() < 3 || record.iter().take(2).any(str::is_empty) {
-            return None;
+        let wrong = |line, what| Error::TokenLine { path: folder.file(FILE), line, what };
+        let line = |position: Option<&csv::Position>| position.map_or(1, csv::Position::line);
+        let record = record.map_err(|error| wrong(line(error.position()), "is not CSV"))?;
+        let at = line(record.position());
+        if record.len() < 3 {
+            return Err(wrong(at, "has no token, user name and user uid"));
         }
-        records.push(record.iter().map(str::to_owned).collect());
+        if record.iter().take(2).any(str::is_empty) {
+            return Err(wrong(at, "has an empty token or user name"));
+        }
+        records.push(record);
     }
-    Some(records)
+    Ok(records)
 }
 
-fn find<'a>(records: &'a [Vec<String>], user: &str) -> Option<&'a str> {
-    let record = records.iter().find(|record| record[1] == user)?;
+fn find<'a>(records: &'a [csv::StringRecord], user: &str) -> Option<&'a str> {
+    let record = records.iter().find(|record| &record[1] == user)?;
     Some(&record[0])
-}
-
-fn quoted(field: &str) -> String {
-    if field.contains([',', '"', '\n', '\r', ':']) {
-        format!("\"{}\"", field.replace('"', "\"\""))
-    } else {
-        field.to_owned()
-    }
 }
 
 fn token() -> Result<String, Error> {
