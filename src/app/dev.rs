@@ -161,7 +161,8 @@ impl Dev {
             if !store::is_up(&node) {
                 continue;
             }
-            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, store::slim_node(&node).kubelet_port));
+            // Whatever port the manifest names: dumps of real clusters say 10250 for every node.
+            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             let endpoint = Endpoint::bind(
                 addr,
                 node_tls.clone(),
@@ -252,5 +253,36 @@ impl Dev {
             kubeconfig.display(),
         );
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nodes_that_all_name_one_port_get_endpoints_of_their_own() {
+        // The port is taken, as it is on a machine with a kubelet.
+        let kubelet = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = kubelet.local_addr().unwrap().port();
+        let folder = tempfile::tempdir().unwrap();
+        let node = |name: &str| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus: \
+                 {{daemonEndpoints: {{kubeletEndpoint: {{Port: {port}}}}}}}\n---\n"
+            )
+        };
+        let manifests = folder.path().join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
+        std::fs::write(manifests.join("nodes.yaml"), node("a") + &node("b")).unwrap();
+        let mut config = Config::default();
+        config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();
+        config.admin.listen = (Ipv4Addr::LOCALHOST, 0).into();
+        config.dev.dir = folder.path().join("state");
+        config.dev.manifests = Some(manifests);
+        let dev = Dev::start(&config).await.unwrap();
+        let [(_, a), (_, b)] = dev.nodes() else { panic!("two nodes") };
+        assert!(a != b && a.port() != port && b.port() != port);
+        assert_eq!(dev.stop(Duration::from_secs(20)).await, Drained::Clean);
     }
 }
