@@ -1,7 +1,9 @@
 //! Fill: what a manifest leaves out and a running cluster would have written.
 //!
-//! What the manifest does say is never changed, so that a dump of real objects shows as it was. Two things
-//! are the store's own: the resource version, and the rules of aggregated ClusterRoles.
+//! What the manifest does say is never changed, so that a dump of real objects shows as it was. Three things
+//! are the store's own: the resource version, the rules of aggregated ClusterRoles, and where nodes are. A node
+//! that is up is told its endpoint; one that is not must be found down by a gateway that dials it, and on this
+//! machine: the address in a dump is of somebody's cluster.
 //! Source: kubelet `pkg/kubelet/{kubelet_pods,kubelet_node_status}.go`; defaults of
 //! `pkg/apis/core/v1/defaults.go`; `pkg/apis/core/v1/helper/qos`; `pkg/controller/clusterroleaggregation`.
 
@@ -11,8 +13,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Namespace, NamespaceStatus, Node, NodeAddress, NodeCondition, NodeSystemInfo,
-    Pod, PodCondition, PodIP, PodSpec,
+    ContainerStatus, DaemonEndpoint, HostIP, Namespace, NamespaceStatus, Node, NodeAddress, NodeCondition,
+    NodeDaemonEndpoints, NodeSystemInfo, Pod, PodCondition, PodIP, PodSpec,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -23,6 +25,9 @@ use super::{Kind, Object, Objects, is_up};
 
 /// Where everything in the embedded cluster is.
 const LOOPBACK: &str = "127.0.0.1";
+
+/// The kubelet port of a node that is not up: tcpmux, where nothing listens, so that it refuses connections.
+const DOWN_PORT: i32 = 1;
 
 pub(super) fn complete(given: Vec<Object>) -> Objects {
     let now = Time(Timestamp::now());
@@ -96,13 +101,19 @@ fn fill_rbac(object: &mut Object) {
 }
 
 fn fill_node(node: &mut Node, since: &Time) {
+    let up = is_up(node);
     let name = node.metadata.name.clone().unwrap_or_default();
     node.metadata.labels.get_or_insert_default().entry("kubernetes.io/hostname".into()).or_insert(name);
     node.spec.get_or_insert_default();
     let status = node.status.get_or_insert_default();
-    status
-        .addresses
-        .get_or_insert_with(|| vec![NodeAddress { address: LOOPBACK.into(), type_: "InternalIP".into() }]);
+    let here = || vec![NodeAddress { address: LOOPBACK.into(), type_: "InternalIP".into() }];
+    if up {
+        status.addresses.get_or_insert_with(here);
+    } else {
+        status.addresses = Some(here());
+        status.daemon_endpoints =
+            Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: DOWN_PORT }) });
+    }
     let conditions = status.conditions.get_or_insert_default();
     if !conditions.iter().any(|condition| condition.type_ == "Ready") {
         conditions.push(NodeCondition {

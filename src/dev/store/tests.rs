@@ -60,6 +60,27 @@ fn what_a_manifest_says_stays() {
 }
 
 #[test]
+fn a_node_that_is_not_up_keeps_no_address_beyond_this_machine() {
+    let text = |name: &str, ready: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses: \
+             [{{type: Hostname, address: prod-1.example}}, {{type: ExternalIP, address: 192.0.2.7}}]\n  \
+             daemonEndpoints: {{kubeletEndpoint: {{Port: 10250}}}}\n  \
+             conditions: [{{type: Ready, status: {ready}}}]\n---\n"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = [text("down", "\"False\""), text("lost", "Unknown")].concat();
+    std::fs::write(folder.path().join("nodes.yaml"), nodes).unwrap();
+    let store = Store::new(manifests::folder(folder.path()).unwrap().objects);
+    for name in ["down", "lost"] {
+        let here = vec![("InternalIP".to_owned(), "127.0.0.1".to_owned())];
+        let node = slim_node(&store.node(name).unwrap());
+        assert_eq!(node, cluster::Node { addresses: here, kubelet_port: 1 }, "{name}");
+    }
+}
+
+#[test]
 fn slim_views_keep_the_order_of_containers_and_say_0_for_no_port() {
     let store = store();
     let multi = slim_pod(&store.pod("default", "multi").unwrap());
