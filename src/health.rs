@@ -2,6 +2,8 @@
 //!
 //! Source: `protocol.md` 8.7 (apiserver `pkg/server/healthz`).
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
@@ -20,13 +22,14 @@ pub struct Check {
 /// The answer of `endpoint` (`healthz`, `livez` or `readyz`) to these checks; `query` is the raw query.
 pub fn answer(endpoint: &str, checks: &[Check], query: &str) -> Response<Bytes> {
     let query = Query::parse(query);
-    let excluded: Vec<String> =
+    // Without repetition and in order, as upstream's set of them.
+    let excluded: BTreeSet<String> =
         query.all("exclude").map(|n| String::from_utf8_lossy(n).into_owned()).collect();
     let mut lines = String::new();
     let mut healthy = true;
     for check in checks {
         let name = check.name;
-        if excluded.iter().any(|excluded| excluded == name) {
+        if excluded.contains(name) {
             lines.push_str(&format!("[+]{name} excluded: ok\n"));
         } else if check.ok {
             lines.push_str(&format!("[+]{name} ok\n"));

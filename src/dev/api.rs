@@ -24,6 +24,7 @@ use serde::Serialize;
 
 use super::store::{Kind, Store};
 use crate::cluster::{Body, User};
+use crate::health::{self, Check};
 use crate::request::{Ask, Resource};
 use crate::status::{Refusal, go_quote};
 
@@ -102,7 +103,7 @@ fn path(ask: &Ask, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
     let answer = match parts.as_slice() {
         [] | ["api"] | ["apis"] | ["apis", ..] | ["api", ..] => discovery::answer(&parts, ask, &accept),
         ["version"] => Some(discovery::version()),
-        [probe @ ("healthz" | "livez" | "readyz"), check @ ..] => health(probe, check, ask),
+        [endpoint @ ("healthz" | "livez" | "readyz"), check @ ..] => probe(endpoint, check, ask),
         _ => None,
     };
     let answer = answer.ok_or(Refusal::NoSuchPath)?;
@@ -113,45 +114,18 @@ fn path(ask: &Ask, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
 }
 
 /// What is checked. All of it is true as long as there is anyone to answer.
-const CHECKS: [&str; 2] = ["ping", "manifests"];
+const CHECKS: [Check; 2] = [Check { name: "ping", ok: true }, Check { name: "manifests", ok: true }];
 
-fn health(probe: &str, check: &[&str], ask: &Ask) -> Option<Response<Body>> {
-    let text = match check {
-        [] if ask.query.first("verbose").is_some() => verbose(probe, ask),
-        [] => "ok".to_owned(),
-        [check] if CHECKS.contains(check) => "ok".to_owned(),
+fn probe(endpoint: &str, check: &[&str], ask: &Ask) -> Option<Response<Body>> {
+    let query = ask.uri.split_once('?').map_or("", |(_, query)| query);
+    let mut response = match check {
+        [] => health::answer(endpoint, &CHECKS, query),
+        // One check by itself has nothing to show but whether it passed.
+        [name] => health::answer(endpoint, &[*CHECKS.iter().find(|check| check.name == *name)?], ""),
         _ => return None,
     };
-    let mut response = Response::new(full(text.into()));
-    let headers = response.headers_mut();
-    let text = HeaderValue::from_static("text/plain; charset=utf-8");
-    headers.insert(header::CONTENT_TYPE, text);
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    uncached(headers);
-    Some(response)
-}
-
-fn verbose(probe: &str, ask: &Ask) -> String {
-    let mut excluded: Vec<String> = Vec::new();
-    for name in ask.query.all("exclude") {
-        let name = String::from_utf8_lossy(name).into_owned();
-        if !excluded.contains(&name) {
-            excluded.push(name);
-        }
-    }
-    let mut text = String::new();
-    for check in CHECKS {
-        let before = excluded.len();
-        excluded.retain(|name| name != check);
-        let how = if excluded.len() < before { " excluded:" } else { "" };
-        text += &format!("[+]{check}{how} ok\n");
-    }
-    if !excluded.is_empty() {
-        let names: Vec<String> = excluded.iter().map(|name| go_quote(name.as_bytes())).collect();
-        let names = names.join(", ");
-        text += &format!("warn: some health checks cannot be excluded: no matches for {names}\n");
-    }
-    text + &format!("{probe} check passed\n")
+    uncached(response.headers_mut());
+    Some(response.map(full))
 }
 
 /// What the client would like, in its own order.
