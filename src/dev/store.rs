@@ -5,6 +5,8 @@
 //! Invariant: each change has the next resource version, and the last [`HISTORY`] changes are kept. A watcher
 //! is a position in that history, not a queue of its own, so a slow one costs nothing and is told it fell
 //! behind.
+//! Versions begin with the time of the start, so what a client remembers of an earlier process is too old here,
+//! or ahead when the clock was set back; never a place in this history.
 //! Source: API conventions, "Efficient detection of changes"; apiserver `pkg/storage/cacher/watch_cache.go`.
 
 mod fill;
@@ -13,6 +15,7 @@ mod object;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::{DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, Pod};
 use tokio::sync::watch;
@@ -66,14 +69,25 @@ pub struct Changes {
     signal: watch::Receiver<u64>,
 }
 
-/// The history no longer reaches back to what a watcher has seen.
+/// What a watcher has seen is not in the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too old resource version: {seen} ({oldest})")]
-pub struct Gone {
-    /// The last version seen.
-    pub seen: u64,
-    /// The oldest version a watcher may come from.
-    pub oldest: u64,
+pub enum Gone {
+    /// It no longer reaches back that far.
+    #[error("too old resource version: {seen} ({oldest})")]
+    Old {
+        /// The last version seen.
+        seen: u64,
+        /// The oldest version a watcher may come from.
+        oldest: u64,
+    },
+    /// It was never here. An API server waits for such a version, which here could be for ever.
+    #[error("too large resource version: {seen}, current: {current}")]
+    Ahead {
+        /// The last version seen.
+        seen: u64,
+        /// The newest there is.
+        current: u64,
+    },
 }
 
 /// Failures of the store.
@@ -176,7 +190,11 @@ impl Inner {
         let kept = self.history.len() as u64;
         let oldest = self.objects.version - kept;
         if seen < oldest {
-            return Err(Gone { seen, oldest });
+            return Err(Gone::Old { seen, oldest });
+        }
+        let current = self.objects.version;
+        if seen > current {
+            return Err(Gone::Ahead { seen, current });
         }
         let index = usize::try_from(seen - oldest).unwrap_or(usize::MAX);
         Ok(self.history.get(index).cloned())
@@ -186,6 +204,13 @@ impl Inner {
 // === impl Objects ===
 
 impl Objects {
+    /// None yet. Versions count on from the time in microseconds: no start puts in objects that fast, so the
+    /// next one begins beyond where this one ends. They stay below 2^53, up to which every client is exact.
+    fn from_now() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { map: BTreeMap::new(), version: u64::try_from(since.as_micros()).unwrap_or(0) }
+    }
+
     /// The version of this snapshot.
     pub fn version(&self) -> u64 {
         self.version
@@ -207,7 +232,7 @@ impl Objects {
             .map(|(_, object)| object)
     }
 
-    /// Puts an object in, completing what a server gives every object. Versions count from 1.
+    /// Puts an object in, completing what a server gives every object.
     fn insert(&mut self, mut object: Object) {
         self.version += 1;
         object.meta_mut().resource_version = Some(self.version.to_string());
@@ -222,7 +247,7 @@ impl Changes {
     /// The next change, as soon as there is one. May be dropped at any point: nothing is lost.
     ///
     /// # Errors
-    /// When it is no longer kept; there is no way on from there.
+    /// When it is not kept; there is no way on from there.
     pub async fn next(&mut self) -> Result<Arc<Change>, Gone> {
         loop {
             self.signal.mark_unchanged();

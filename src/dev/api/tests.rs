@@ -365,6 +365,12 @@ async fn a_watch_from_a_version_that_is_gone_gets_410_and_ends() {
             "reason": "Expired", "code": 410}})
     );
     assert_eq!(line(&mut body).await, None);
+    let uri = format!("/api/v1/pods?watch=1&resourceVersion={}", oldest + 1);
+    let mut body = watch(&store, &uri, "").await;
+    let ahead = line(&mut body).await.unwrap();
+    assert_eq!((&ahead["type"], &ahead["object"]["code"]), (&"ERROR".into(), &410.into()));
+    assert_eq!(ahead["object"]["reason"], "Expired");
+    assert_eq!(line(&mut body).await, None);
     let uri = "/api/v1/pods?watch=1&resourceVersion=x";
     let refusal = call(&store, Method::GET, uri, &[], "").await.unwrap_err();
     assert_eq!(

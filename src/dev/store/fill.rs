@@ -38,7 +38,7 @@ pub(super) fn complete(given: Vec<Object>) -> Objects {
             _ => None,
         })
         .collect();
-    let mut objects = Objects::default();
+    let mut objects = Objects::from_now();
     for mut object in given {
         let meta = object.meta_mut();
         meta.uid.get_or_insert_with(|| Uuid::new_v4().to_string());

@@ -80,6 +80,20 @@ fn a_node_that_is_not_up_keeps_no_address_beyond_this_machine() {
     }
 }
 
+#[tokio::test]
+async fn positions_of_another_process_are_never_in_the_history() {
+    let (earlier, store) = (store(), store());
+    for _ in 0..3 {
+        earlier.set_node_endpoint("node-a", "127.0.0.1:1".parse().unwrap()).unwrap();
+    }
+    let (seen, oldest) = (earlier.snapshot().version(), store.snapshot().version());
+    assert_eq!(store.changes(seen).next().await.unwrap_err(), Gone::Old { seen, oldest });
+    // As after the clock was set back.
+    let (seen, current) = (oldest, earlier.snapshot().version());
+    assert_eq!(earlier.changes(seen).next().await.unwrap_err(), Gone::Ahead { seen, current });
+    assert!(oldest < 1 << 53);
+}
+
 #[test]
 fn slim_views_keep_the_order_of_containers_and_say_0_for_no_port() {
     let store = store();
@@ -131,6 +145,6 @@ async fn a_watcher_that_falls_behind_is_told_so() {
     assert_eq!(changes.next().await.unwrap().version, start + 1, "just kept");
     let mut late = store.changes(start);
     store.set_node_endpoint("node-b", "127.0.0.1:1".parse().unwrap()).unwrap();
-    assert_eq!(late.next().await.unwrap_err(), Gone { seen: start, oldest: start + 1 });
+    assert_eq!(late.next().await.unwrap_err(), Gone::Old { seen: start, oldest: start + 1 });
     assert_eq!(changes.next().await.unwrap().version, start + 2);
 }
