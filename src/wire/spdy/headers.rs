@@ -15,9 +15,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flate2::{Decompress, FlushDecompress, Status};
 
 /// Most bytes one header block may have once inflated. Known peers send up to some 60; deflate can blow one
-/// frame of [`MAX_CONTROL_PAYLOAD`](super::MAX_CONTROL_PAYLOAD) up to 64 MB. Beyond it the connection ends.
-/// Half the payload limit, so that what was decoded can always be encoded as stored blocks again.
-pub const MAX_PLAIN: usize = 32 * 1024;
+/// frame of [`MAX_CONTROL_PAYLOAD`](super::MAX_CONTROL_PAYLOAD) up to 64 MB, and one of some 20 bytes up to this,
+/// which is why there is little room to spare. Beyond it the connection ends.
+/// The same both ways, and far below the payload limit: what was decoded can always be encoded as stored blocks
+/// again.
+pub const MAX_PLAIN: usize = 4 * 1024;
 
 /// Most name and value pairs in one block. Known peers send at most three (port-forward); RFC-sized HTTP
 /// heads seldom have more than 100. Beyond it the connection ends.

@@ -201,8 +201,12 @@ fn sync_flush_is_left_out_where_the_window_of_go_ends() {
     let mut deflater = Deflater::default();
     let mut inflater = Inflater::default();
     let fill = 32 * 1024 - dictionary::LEN;
+    // Count, name and lengths.
+    let around = 4 + 8 + 1;
+    let whole = vec![(MAX_PLAIN - around, true); fill / MAX_PLAIN];
     let empty = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].len();
-    for (value_len, flushed) in [(fill - 4 - 8 - 1, false), (empty, true), (7, true)] {
+    let edge = [(fill % MAX_PLAIN - around, false), (empty, true), (7, true)];
+    for (value_len, flushed) in whole.into_iter().chain(edge) {
         let headers = Headers::new().with("x", vec![b'v'; value_len]);
         let mut block = BytesMut::new();
         deflater.write(&headers, &mut block).unwrap();
