@@ -12,6 +12,10 @@
 //!   the folder. It runs as the user who started podgate: this is no sandbox.
 //! - Every connection is a task of the [`Drain`], and its processes are ended and reaped inside that task.
 //!
+//! The accept loop is its own, not `listen`'s: that one closes what is over the cap, since its clients are
+//! strangers, while the one client here is a gateway with a session in hand, for which a short wait in the
+//! backlog is better than an error. Socket options are `listen`'s.
+//!
 //! Left out on purpose: attach, port-forward, WebSocket, logs, the URL form with a pod UID, and an authorizer.
 //! Source: `protocol.md` 3.2 to 3.4, 5.1, 6.1; kubelet `pkg/kubelet/server/server.go` (`getExec`),
 //! `cri/streaming/remotecommand/httpstream.go`, apimachinery `pkg/util/httpstream/spdy/upgrade.go`.
@@ -42,7 +46,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
 use percent_encoding::percent_decode_str;
 use rustls::ServerConfig;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -50,6 +54,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use crate::drain::Drain;
+use crate::listen;
 use crate::request::Query;
 use crate::wire::remotecommand::{self, Asked, Negotiation, Protocol};
 use process::Command;
@@ -58,8 +63,8 @@ use session::{End, Job};
 /// How long the accept loop rests after an error, most likely a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Silence after which the kernel asks whether the peer is still there, and how often it asks again. On loopback
-/// the answer is always yes; this is for whoever puts a forwarder in between.
+/// Silence after which the kernel asks whether the peer is still there. On loopback the answer is always yes;
+/// this is for whoever puts a forwarder in between.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// Most bytes of a request head: hyper's least buffer; a command line in the query is what makes it long.
@@ -255,10 +260,8 @@ async fn serve(
 
 /// Socket options, and a second handle by which a session sees the peer close behind unread bytes.
 fn prepare(tcp: &TcpStream) -> io::Result<TcpStream> {
-    tcp.set_nodelay(true)?;
-    let socket = SockRef::from(tcp);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
-    TcpStream::from_std(socket.try_clone()?.into())
+    listen::tune(tcp, KEEPALIVE)?;
+    TcpStream::from_std(SockRef::from(tcp).try_clone()?.into())
 }
 
 /// Serves requests until the connection closes or one of them was upgraded.
