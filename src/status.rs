@@ -332,15 +332,20 @@ pub fn html_escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Go's `%q` of a byte string: double quotes, escapes, and `\xNN` for bytes that are not UTF-8.
+/// A JSON string as Go's `json.Marshal` writes it, which makes it safe inside HTML and JavaScript.
+pub fn go_json_string(text: &str) -> String {
+    html_escape_json(&serde_json::Value::from(text).to_string())
+}
+
+/// Go's `%q` of a byte string, which is `strconv.Quote`: double quotes, escapes for what is not printable, and
+/// `\xNN` for bytes that are not UTF-8.
 pub fn go_quote(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len() + 2);
     out.push('"');
     for chunk in bytes.utf8_chunks() {
         for ch in chunk.valid().chars() {
             match ch {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
+                '"' | '\\' => out.extend(['\\', ch]),
                 '\x07' => out.push_str("\\a"),
                 '\x08' => out.push_str("\\b"),
                 '\x0c' => out.push_str("\\f"),
@@ -348,13 +353,13 @@ pub fn go_quote(bytes: &[u8]) -> String {
                 '\r' => out.push_str("\\r"),
                 '\t' => out.push_str("\\t"),
                 '\x0b' => out.push_str("\\v"),
-                ch if u32::from(ch) < 0x80 && ch.is_control() => {
-                    out.push_str(&format!("\\x{:02x}", u32::from(ch)));
-                }
-                ch if ch.is_control() || (ch.is_whitespace() && ch != ' ') => {
-                    out.push_str(&format!("\\u{:04x}", u32::from(ch)));
-                }
-                ch => out.push(ch),
+                ' '..='~' => out.push(ch),
+                _ if !ch.is_ascii() && is_printable(ch) => out.push(ch),
+                _ => out.push_str(&match u32::from(ch) {
+                    code @ ..0x80 => format!("\\x{code:02x}"),
+                    code @ ..0x1_0000 => format!("\\u{code:04x}"),
+                    code => format!("\\U{code:08x}"),
+                }),
             }
         }
         for byte in chunk.invalid() {
@@ -363,6 +368,12 @@ pub fn go_quote(bytes: &[u8]) -> String {
     }
     out.push('"');
     out
+}
+
+/// Rust's idea of printable stands in for Go's; they differ in new characters only. Behind another character,
+/// because Rust escapes a mark that has nothing to stand on, and Go does not.
+fn is_printable(ch: char) -> bool {
+    String::from_iter(['a', ch]).escape_debug().nth(1) == Some(ch)
 }
 
 #[cfg(test)]
@@ -459,6 +470,20 @@ mod tests {
     #[test]
     fn quoting_is_gos() {
         assert_eq!(go_quote(b"a\"b\\c\n\xff\x01"), r#""a\"b\\c\n\xff\x01""#);
-        assert_eq!(go_quote("gr\u{fc}n".as_bytes()), "\"gr\u{fc}n\"");
+        assert_eq!(
+            go_quote("a\x07\x08\x0c\n\r\t\x0b\x1b\x7f'é\u{80}\u{a0}€😀\u{fffd}".as_bytes()),
+            "\"a\\a\\b\\f\\n\\r\\t\\v\\x1b\\x7f'é\\u0080\\u00a0€😀\u{fffd}\""
+        );
+        assert_eq!(go_quote(b"\xff\xe2\x82"), r#""\xff\xe2\x82""#);
+        assert_eq!(go_quote("\u{10ffff}\u{200b}".as_bytes()), r#""\U0010ffff\u200b""#);
+        assert_eq!(go_quote("e\u{301}\u{301}".as_bytes()), "\"e\u{301}\u{301}\"", "marks are printable");
+    }
+
+    #[test]
+    fn json_strings_are_escaped_as_by_go() {
+        assert_eq!(
+            go_json_string("<>&\u{2028}\u{2029}\"\\/\u{1f}\t\u{7f}é"),
+            "\"\\u003c\\u003e\\u0026\\u2028\\u2029\\\"\\\\/\\u001f\\t\u{7f}é\""
+        );
     }
 }

@@ -14,7 +14,8 @@
 mod tests;
 
 use bytes::{Bytes, BytesMut};
-use std::fmt::Write;
+
+use crate::status::go_quote;
 
 /// Most bytes of a response head. The kubelet's are below 1 KiB, and nothing here reads more than some
 /// headers. Beyond it the upgrade fails.
@@ -145,7 +146,7 @@ enum State {
 
 impl Quoted {
     fn new(bytes: &[u8]) -> Self {
-        Self(quote(&bytes[..bytes.len().min(MAX_QUOTED)]))
+        Self(go_quote(&bytes[..bytes.len().min(MAX_QUOTED)]))
     }
 }
 
@@ -153,43 +154,6 @@ impl std::fmt::Display for Quoted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// Go's `strconv.Quote`.
-fn quote(bytes: &[u8]) -> String {
-    let mut out = String::from("\"");
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '"' | '\\' => out.extend(['\\', c]),
-                '\x07' => out.push_str("\\a"),
-                '\x08' => out.push_str("\\b"),
-                '\x0c' => out.push_str("\\f"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\x0b' => out.push_str("\\v"),
-                ' '..='~' => out.push(c),
-                // Rust's idea of printable stands in for Go's; they differ in marks and new characters
-                // only.
-                _ if !c.is_ascii() && c.escape_debug().len() == 1 => out.push(c),
-                _ => {
-                    let written = match u32::from(c) {
-                        code @ ..0x80 => write!(out, "\\x{code:02x}"),
-                        code @ ..0x1_0000 => write!(out, "\\u{code:04x}"),
-                        code => write!(out, "\\U{code:08x}"),
-                    };
-                    debug_assert!(written.is_ok(), "a string takes every write");
-                }
-            }
-        }
-        for byte in chunk.invalid() {
-            let written = write!(out, "\\x{byte:02x}");
-            debug_assert!(written.is_ok(), "a string takes every write");
-        }
-    }
-    out.push('"');
-    out
 }
 
 // === impl ResponseHead ===

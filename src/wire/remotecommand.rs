@@ -17,6 +17,8 @@ use serde::Deserialize;
 use serde::de::{self, IgnoredAny, MapAccess};
 use std::fmt;
 
+use crate::status::go_json_string;
+
 /// Request header that lists the protocols a client speaks, and response header that names the chosen one.
 pub const PROTOCOL_HEADER: &str = "X-Stream-Protocol-Version";
 
@@ -512,23 +514,6 @@ impl Details {
 /// The text without its prefix, or the whole as an error.
 fn strip(text: String, prefix: &str) -> Result<String, String> {
     text.strip_prefix(prefix).map(String::from).ok_or(text)
-}
-
-/// A JSON string as Go's `json.Marshal` writes it, which makes it safe inside HTML and JavaScript.
-fn go_json_string(text: &str) -> String {
-    let plain = serde_json::Value::from(text).to_string();
-    let mut out = String::with_capacity(plain.len());
-    for c in plain.chars() {
-        match c {
-            '<' => out.push_str("\\u003c"),
-            '>' => out.push_str("\\u003e"),
-            '&' => out.push_str("\\u0026"),
-            '\u{2028}' => out.push_str("\\u2028"),
-            '\u{2029}' => out.push_str("\\u2029"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 // === impl TerminalSize ===

@@ -222,14 +222,6 @@ fn clients_report_the_words_of_client_go() {
 }
 
 #[test]
-fn strings_are_escaped_as_by_go() {
-    assert_eq!(
-        go_json_string("<>&\u{2028}\u{2029}\"\\/\u{1f}\t\u{7f}é"),
-        "\"\\u003c\\u003e\\u0026\\u2028\\u2029\\\"\\\\/\\u001f\\t\u{7f}é\""
-    );
-}
-
-#[test]
 fn sizes_are_read_with_the_manners_of_go() {
     let cases: [(&str, &[(u16, u16)]); 9] = [
         ("{\"Width\":80,\"Height\":24}\n{\"Width\":81,\"Height\":25}\n", &[(80, 24), (81, 25)]),
