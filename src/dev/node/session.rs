@@ -27,7 +27,8 @@
 //!
 //! Output after the exit: something in the background may hold the pipes. What it writes is delivered until
 //! nothing came for `exit_silence`; then the group is killed, and what still comes is delivered by the same rule.
-//! Time in which the client does not take what there is does not count as silence.
+//! Time in which the client does not take what there is does not count as silence. Before either, the pipes are
+//! looked at once more: on a machine that stalls, the end of the silence may be seen together with the output.
 //!
 //! Bounds: [`READ`] bytes per read, [`STDIN_QUEUE`] reads of stdin, [`DATA_QUEUE`] writes of [`CHUNK`] bytes of
 //! output, [`CONTROL_QUEUE`] control frames, beyond which a client that does not read is cut off.
@@ -46,6 +47,7 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadHalf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
@@ -432,8 +434,15 @@ async fn silent_or(
     loop {
         let before = shared.outputs.load(Ordering::Relaxed);
         tokio::select! {
+            biased;
             () = &mut *pumps => return true,
             () = sleep(silence) => {}
+        }
+        // Lets the runtime ask the kernel what came in the meantime, then takes it without waiting. The pumps are
+        // polled again by whoever goes on, so the wake-up that is not left here is not missed.
+        yield_now().await;
+        if (&mut *pumps).now_or_never().is_some() {
+            return true;
         }
         let moved = shared.outputs.load(Ordering::Relaxed) != before;
         if !moved && shared.blocked.load(Ordering::Relaxed) == 0 {
@@ -727,5 +736,27 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
             // The writer closes the connection as the last thing it does.
             Err(mpsc::error::TrySendError::Closed(_)) | Ok(()) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_together_with_the_end_of_the_silence_is_taken() {
+        let silence = Duration::from_millis(500);
+        // Often, since a choice by chance would be right every other time.
+        for _ in 0..64 {
+            let mut pumps = pin!(sleep(silence));
+            assert!(silent_or(&mut pumps, &Shared::default(), silence).await);
+            let mut pumps = pin!(async {
+                sleep(silence).await;
+                yield_now().await;
+            });
+            assert!(silent_or(&mut pumps, &Shared::default(), silence).await);
+        }
+        let mut pumps = pin!(std::future::pending());
+        assert!(!silent_or(&mut pumps, &Shared::default(), silence).await);
     }
 }
