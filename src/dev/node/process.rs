@@ -242,6 +242,11 @@ impl NotStarted {
         ))
     }
 
+    /// For a runtime that ends before it came to the command.
+    pub(super) fn stopping(error: &tokio::task::JoinError) -> Self {
+        Self::unprefixed(&error.to_string())
+    }
+
     /// For what keeps podgate itself from getting as far as the command.
     pub(super) fn folder(path: &Path, error: &io::Error) -> Self {
         Self::unprefixed(&format!("chdir to cwd ({:?}) set in config.json failed: {error}", path.display()))

@@ -30,12 +30,16 @@
 //! Time in which the client does not take what there is does not count as silence. Before either, the pipes are
 //! looked at once more: on a machine that stalls, the end of the silence may be seen together with the output.
 //!
+//! Starting a process makes folders, searches `PATH` and waits for a fork and an exec, one session at a time, so
+//! it runs on a thread for blocking work. The session does nothing else meanwhile; it is soon over.
+//!
 //! Bounds: [`READ`] bytes per read, [`STDIN_QUEUE`] reads of stdin, [`DATA_QUEUE`] writes of [`CHUNK`] bytes of
 //! output, [`CONTROL_QUEUE`] control frames, beyond which a client that does not read is cut off.
 //! Source: `protocol.md` 5 and 6; kubelet `cri/streaming/remotecommand/{httpstream,exec}.go`; spdystream.
 
 use std::ffi::OsString;
 use std::io;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -47,7 +51,7 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadHalf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::yield_now;
+use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
@@ -217,7 +221,7 @@ where
     };
 
     let shown = shown(&job.command.argv);
-    let (process, streams) = match start(job.command, job.working_dir, &shared) {
+    let (process, streams) = match start(job.command, job.working_dir, &shared).await {
         Ok((process, streams)) => (Ok(process), Some(streams)),
         Err(why) => (Err(why), None),
     };
@@ -283,7 +287,8 @@ where
     end
 }
 
-fn start(
+/// When dropped the process, once it runs, is killed at once.
+async fn start(
     mut command: Command,
     working_dir: Option<PathBuf>,
     shared: &Shared,
@@ -291,9 +296,18 @@ fn start(
     if let Some(dir) = working_dir {
         command.dir.push(dir);
     }
-    super::make_private(&command.dir).map_err(|error| NotStarted::folder(&command.dir, &error))?;
     command.size = lock(&shared.terminal).sizes.last().copied();
-    command.start()
+    let started = spawn_blocking(move || {
+        super::make_private(&command.dir).map_err(|error| NotStarted::folder(&command.dir, &error))?;
+        command.start()
+    });
+    match started.await {
+        Ok(started) => started,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(error) => Err(NotStarted::stopping(&error)),
+        },
+    }
 }
 
 /// A command as Go prints a list of strings.
