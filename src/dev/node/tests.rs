@@ -422,10 +422,8 @@ async fn a_client_that_vanishes_behind_unread_stdin_is_found() {
     let mut client = node.shell(PLAIN, "echo $$; exec sleep 1000").await;
     let pids = pids(&mut client).await;
     assert!(client.write_until_stuck(Duration::from_secs(1)).await > 16);
-    let started = tokio::time::Instant::now();
     drop(client);
     until("the process is reaped", || is_gone(&pids[0])).await;
-    assert!(started.elapsed() < Duration::from_secs(5));
     node.stop().await;
 }
 
@@ -455,7 +453,8 @@ async fn all_of_a_terminal_s_session_is_ended() {
 
 #[tokio::test]
 async fn what_is_left_after_the_exit_is_delivered_then_ended() {
-    let node = Harness::start().await;
+    // Many times what the script takes: the silence must not begin before the output on a busy machine.
+    let node = Harness::with(Settings { exit_silence: Duration::from_secs(2), ..Settings::default() }).await;
     let script = "(sleep 0.2; echo late; exec sleep 1000) & echo $!; exit 3";
     let done = node.shell("output=1", script).await.finish().await;
     let words: Vec<_> = text(&done.stdout).split_whitespace().collect();
@@ -585,11 +584,16 @@ async fn a_client_that_does_not_speak_spdy_is_cut_off() {
 async fn connections_over_the_bound_wait() {
     let node = Harness::with(Settings { max_connections: 1, ..Settings::default() }).await;
     let mut client = node.shell(PLAIN, "cat").await;
+    let tasks = node.drain.tasks();
     let mut second = Box::pin(node.dial());
-    tokio::select! {
-        _ = &mut second => panic!("over the bound"),
-        () = client.ping() => {}
+    // Time enough to be accepted, counted in answers to the first connection.
+    for _ in 0..50 {
+        tokio::select! {
+            _ = &mut second => panic!("over the bound"),
+            () = client.ping() => {}
+        }
     }
+    assert_eq!(node.drain.tasks(), tasks, "accepted over the bound");
     client.close_stdin().await;
     client.finish().await;
     drop(soon("the second connection", second).await);
