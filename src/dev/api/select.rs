@@ -3,7 +3,9 @@
 //! Source: apimachinery `pkg/labels/selector.go`, `pkg/fields/selector.go`; field labels by
 //! `pkg/apis/core/v1/conversion.go` and apimachinery `pkg/runtime/conversion.go`.
 
-use std::collections::BTreeSet;
+mod valid;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::core::{Expression, Selector, SelectorExt};
 
@@ -14,8 +16,29 @@ use crate::status::{Refusal, go_quote};
 /// Which objects a request is about.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Select {
-    labels: Selector,
+    labels: Labels,
     fields: Vec<Field>,
+}
+
+/// What is asked of labels: all of it.
+#[derive(Debug, Clone, Default)]
+struct Labels {
+    selector: Selector,
+    bounds: Vec<Bound>,
+}
+
+/// A label whose value is to be an integer on one side of another.
+#[derive(Debug, Clone)]
+struct Bound {
+    key: String,
+    above: bool,
+    of: i64,
+}
+
+/// One part of a label selector.
+enum Requirement {
+    Set(Expression),
+    Bound(Bound),
 }
 
 #[derive(Debug, Clone)]
@@ -43,7 +66,7 @@ impl Select {
     pub(super) fn matches(&self, object: &Object) -> bool {
         let labels = match &object.meta().labels {
             Some(labels) => self.labels.matches(labels),
-            None => self.labels.selects_all() || self.labels.matches(&Default::default()),
+            None => self.labels.matches(&BTreeMap::new()),
         };
         labels && self.fields.iter().all(|field| (value(object, &field.label) == field.value) == field.equal)
     }
@@ -140,6 +163,20 @@ fn value(object: &Object, label: &str) -> String {
 
 // --- labels
 
+impl Labels {
+    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.selector.matches(labels) && self.bounds.iter().all(|bound| bound.matches(labels))
+    }
+}
+
+impl Bound {
+    /// A label that is missing or no integer is on neither side.
+    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        let value = labels.get(&self.key).and_then(|value| value.parse::<i64>().ok());
+        value.is_some_and(|value| if self.above { value > self.of } else { value < self.of })
+    }
+}
+
 /// A word or a sign of a label selector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
@@ -147,20 +184,25 @@ enum Token {
     Sign(&'static str),
 }
 
-fn labels(text: &str) -> Result<Selector, Refusal> {
-    let mut selector = Selector::default();
-    let tokens = tokens(text).map_err(|what| unparsed(&what))?;
+fn labels(text: &str) -> Result<Labels, Refusal> {
+    let mut labels = Labels::default();
+    let tokens = tokens(text);
     let mut rest = tokens.as_slice();
     while !rest.is_empty() {
-        let (expression, after) = requirement(rest).map_err(|what| unparsed(&what))?;
-        selector.extend(expression);
+        let (requirement, after) = requirement(rest).map_err(|what| unparsed(&what))?;
+        match requirement {
+            Requirement::Set(expression) => {
+                labels.selector.extend(expression);
+            }
+            Requirement::Bound(bound) => labels.bounds.push(bound),
+        }
         rest = match after {
             [] => after,
             [Token::Sign(","), next, ..] if *next != Token::Sign(",") => &after[1..],
             [found, ..] => return Err(unparsed(&expected(Some(found), "',' or end of string"))),
         };
     }
-    Ok(selector)
+    Ok(labels)
 }
 
 fn unparsed(what: &str) -> Refusal {
@@ -176,8 +218,8 @@ fn expected(found: Option<&Token>, what: &str) -> String {
     format!("found '{found}', expected: {what}")
 }
 
-fn tokens(text: &str) -> Result<Vec<Token>, String> {
-    const SIGNS: [&str; 7] = ["!=", "==", "=", "!", ",", "(", ")"];
+fn tokens(text: &str) -> Vec<Token> {
+    const SIGNS: [&str; 9] = ["!=", "==", "=", "!", ",", "(", ")", "<", ">"];
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
@@ -186,29 +228,41 @@ fn tokens(text: &str) -> Result<Vec<Token>, String> {
             rest = rest[sign.len()..].trim_start();
             continue;
         }
-        if rest.starts_with(['<', '>']) {
-            return Err("'<' and '>' are not supported here".to_owned());
-        }
         let special = |ch: char| ch.is_whitespace() || "!=,()<>".contains(ch);
         let end = rest.find(special).unwrap_or(rest.len());
         tokens.push(Token::Word(rest[..end].to_owned()));
         rest = rest[end..].trim_start();
     }
-    Ok(tokens)
+    tokens
 }
 
-fn requirement(tokens: &[Token]) -> Result<(Expression, &[Token]), String> {
+fn requirement(tokens: &[Token]) -> Result<(Requirement, &[Token]), String> {
+    if let [Token::Word(key), ..] | [Token::Sign("!"), Token::Word(key), ..] = tokens {
+        // Upstream, too, knows no path to the key at this point and says so.
+        valid::key(key).map_err(|why| invalid("<nil>", key, &why))?;
+    }
     match tokens {
-        [Token::Sign("!"), Token::Word(key), rest @ ..] => Ok((Expression::DoesNotExist(key.clone()), rest)),
-        [Token::Word(key), Token::Sign(sign @ ("=" | "==" | "!=")), rest @ ..] => {
+        [Token::Sign("!"), Token::Word(key), rest @ ..] => {
+            Ok((Requirement::Set(Expression::DoesNotExist(key.clone())), rest))
+        }
+        [Token::Word(key), Token::Sign(sign @ ("=" | "==" | "!=" | ">" | "<")), rest @ ..] => {
             // Nothing after the sign is the empty value.
             let (value, rest) = match rest {
                 [Token::Word(value), rest @ ..] => (value.clone(), rest),
                 [] | [Token::Sign(","), ..] => (String::new(), rest),
                 [found, ..] => return Err(expected(Some(found), "identifier")),
             };
-            let make = if *sign == "!=" { Expression::NotEqual } else { Expression::Equal };
-            Ok((make(key.clone(), value), rest))
+            let key = key.clone();
+            let requirement = match *sign {
+                ">" => Requirement::Bound(Bound { of: integer(&key, &value)?, key, above: true }),
+                "<" => Requirement::Bound(Bound { of: integer(&key, &value)?, key, above: false }),
+                sign => {
+                    check(&key, [&value], Vec::new())?;
+                    let make = if sign == "!=" { Expression::NotEqual } else { Expression::Equal };
+                    Requirement::Set(make(key, value))
+                }
+            };
+            Ok((requirement, rest))
         }
         [Token::Word(key), Token::Word(word), rest @ ..] => {
             let make = match word.as_str() {
@@ -220,11 +274,46 @@ fn requirement(tokens: &[Token]) -> Result<(Expression, &[Token]), String> {
                 }
             };
             let (values, rest) = values(rest)?;
-            Ok((make(key.clone(), values), rest))
+            check(key, &values, Vec::new())?;
+            Ok((Requirement::Set(make(key.clone(), values)), rest))
         }
-        [Token::Word(key), rest @ ..] => Ok((Expression::Exists(key.clone()), rest)),
+        [Token::Word(key), rest @ ..] => Ok((Requirement::Set(Expression::Exists(key.clone())), rest)),
         _ => Err(expected(tokens.first(), "!, identifier, or 'end of string'")),
     }
+}
+
+fn integer(key: &str, value: &str) -> Result<i64, String> {
+    let number = value.parse();
+    let mut wrong = Vec::new();
+    if number.is_err() {
+        let why = "for 'Gt', 'Lt' operators, the value must be an integer";
+        wrong.push(invalid("values[0]", value, why));
+    }
+    check(key, [value], wrong)?;
+    Ok(number.unwrap_or_default())
+}
+
+/// Refuses values that no label has, with what is `wrong` already, as upstream prints several errors.
+fn check(
+    key: &str,
+    values: impl IntoIterator<Item = impl AsRef<str>>,
+    mut wrong: Vec<String>,
+) -> Result<(), String> {
+    for (at, value) in values.into_iter().enumerate() {
+        let value = value.as_ref();
+        if let Err(why) = valid::value(value) {
+            wrong.push(invalid(&format!("values[{at}][{key}]"), value, &why));
+        }
+    }
+    match wrong.as_slice() {
+        [] => Ok(()),
+        [one] => Err(one.clone()),
+        several => Err(format!("[{}]", several.join(", "))),
+    }
+}
+
+fn invalid(path: &str, value: &str, why: &str) -> String {
+    format!("{path}: Invalid value: {}: {why}", go_quote(value.as_bytes()))
 }
 
 /// `(a, b)`; an empty place is the empty value.
@@ -254,11 +343,10 @@ fn values(tokens: &[Token]) -> Result<(BTreeSet<String>, &[Token]), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn label_selectors_select_as_the_api_server_does() {
-        let on: BTreeMap<String, String> = [("app", "web"), ("tier", "front"), ("empty", "")]
+        let on: BTreeMap<String, String> = [("app", "web"), ("tier", "front"), ("empty", ""), ("rank", "7")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into();
         for (text, matches) in [
@@ -275,6 +363,11 @@ mod tests {
             ("empty=", true),
             ("empty in ()", true),
             ("a.b/c in (d)", false),
+            ("rank>6,rank < 10", true),
+            ("rank>7", false),
+            ("rank<7", false),
+            ("missing<1", false),
+            ("app>1", false),
         ] {
             assert_eq!(labels(text).unwrap().matches(&on), matches, "{text}");
         }
@@ -285,6 +378,24 @@ mod tests {
             ("app like web", "found 'like', expected: in, notin, =, ==, !=, gt, lt"),
             ("=web", "found '=', expected: !, identifier, or 'end of string'"),
             ("app=web,", "found ',', expected: ',' or end of string"),
+            (
+                "app>x",
+                "values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer",
+            ),
+            ("/app", "<nil>: Invalid value: \"/app\": prefix part must be non-empty"),
+            (
+                "app=-x",
+                "values[0][app]: Invalid value: \"-x\": a valid label must be an empty string or consist of \
+                 alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
+                 character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is \
+                 '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
+            ),
+            (
+                "!a$b",
+                "<nil>: Invalid value: \"a$b\": name part must consist of alphanumeric characters, '-', '_' or \
+                 '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or \
+                 '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+            ),
         ] {
             assert_eq!(
                 labels(text).unwrap_err().message(),
@@ -292,6 +403,19 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn keys_and_values_are_names_of_bounded_length() {
+        let long = "a".repeat(64);
+        for good in ["a", "A.b_c-9", "example.com/a", &long[1..]] {
+            assert_eq!(valid::key(good), Ok(()), "{good}");
+        }
+        for bad in ["", "a/", "/a", "a/b/c", "Ex/a", "a..b/c", "-a", "a.", "\u{e9}", &long] {
+            assert!(valid::key(bad).is_err(), "{bad}");
+        }
+        assert!(valid::value("").is_ok() && valid::value(&long[1..]).is_ok());
+        assert_eq!(valid::value(&long).unwrap_err(), "must be no more than 63 bytes");
     }
 
     #[test]
