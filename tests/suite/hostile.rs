@@ -4,44 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use podgate::config::Config;
 use podgate::testing::answer::status;
 use podgate::testing::far::SWITCHING;
 use podgate::testing::gateway::{
     config, exec_request, read_exactly, read_to_end, request, send, without_certificate,
 };
-use podgate::testing::{Answer, Far, Pki, TestGateway, soon, until};
+use podgate::testing::{Answer, soon, until};
 use podgate::tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use crate::rig::{Rig, rig, rig_with};
+
 const EXEC: &str = "/api/v1/namespaces/default/pods/web/exec";
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n";
-
-struct Rig {
-    far: Far,
-    gateway: TestGateway,
-}
-
-/// A gateway in front of a far side that switches and then says back what it hears.
-async fn rig_with(config: Config) -> Rig {
-    let pki = Arc::new(Pki::new());
-    let far = Far::start(&pki, |mut io| async move {
-        send(&mut io, SWITCHING).await;
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = io.read(&mut bytes).await {
-            send(&mut io, &bytes[..count]).await;
-        }
-    })
-    .await;
-    let gateway = TestGateway::facing(&far, config, pki).await;
-    Rig { far, gateway }
-}
-
-async fn rig() -> Rig {
-    rig_with(config()).await
-}
 
 impl Rig {
     async fn tcp(&self) -> TcpStream {
@@ -51,12 +28,6 @@ impl Rig {
     /// A client that behaves gets its answer.
     async fn others_are_served(&self) {
         assert_eq!(self.gateway.ask(&request("GET /whoami", "")).await.code(), 200);
-    }
-
-    /// Stops, after making sure that no kubelet ever heard of anything.
-    async fn stop_untouched(self) {
-        assert_eq!(self.far.accepted(), 0, "no connection to the far side");
-        self.gateway.stop().await;
     }
 }
 

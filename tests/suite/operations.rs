@@ -17,25 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-struct Rig {
-    far: Far,
-    gateway: TestGateway,
-}
-
-/// A gateway in front of a far side that switches and says back what it hears, and never closes first.
-async fn rig_with(config: Config) -> Rig {
-    let pki = Arc::new(Pki::new());
-    let far = Far::start(&pki, |mut io| async move {
-        send(&mut io, SWITCHING).await;
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = io.read(&mut bytes).await {
-            send(&mut io, &bytes[..count]).await;
-        }
-    })
-    .await;
-    let gateway = TestGateway::facing(&far, config, pki).await;
-    Rig { far, gateway }
-}
+use crate::rig::rig_with;
 
 async fn session(gateway: &TestGateway) -> TlsStream<TcpStream> {
     let mut client = gateway.connect_as("ana").await;

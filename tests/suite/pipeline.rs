@@ -4,41 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podgate::cluster::Pod;
-use podgate::config::Config;
 use podgate::testing::answer::status;
 use podgate::testing::cluster::{allow, deny, undecided};
 use podgate::testing::far::SWITCHING;
 use podgate::testing::gateway::{config, exec_request, read_exactly, request, send};
-use podgate::testing::{Answer, Far, Pki, TestGateway, soon, until};
+use podgate::testing::{Answer, Pki, soon, until};
 use podgate::tls::Identity;
-use tokio::io::AsyncReadExt;
+
+use crate::rig::{Rig, rig, rig_with};
 
 const EXEC: &str = "/api/v1/namespaces/default/pods/web/exec";
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n";
-
-struct Rig {
-    far: Far,
-    gateway: TestGateway,
-}
-
-/// A gateway in front of a far side that switches and sends back what comes.
-async fn rig() -> Rig {
-    rig_with(config()).await
-}
-
-async fn rig_with(config: Config) -> Rig {
-    let pki = Arc::new(Pki::new());
-    let far = Far::start(&pki, |mut io| async move {
-        send(&mut io, SWITCHING).await;
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = io.read(&mut bytes).await {
-            send(&mut io, &bytes[..count]).await;
-        }
-    })
-    .await;
-    let gateway = TestGateway::facing(&far, config, pki).await;
-    Rig { far, gateway }
-}
 
 impl Rig {
     async fn get(&self, path: &str) -> Answer {
@@ -53,12 +29,6 @@ impl Rig {
         };
         send(&mut io, &request("GET /whoami", headers)).await;
         Answer::read(&mut io).await.expect("an answer")
-    }
-
-    /// Stops, after making sure that no kubelet ever heard of anything.
-    async fn stop_untouched(self) {
-        assert_eq!(self.far.accepted(), 0, "no connection to the far side");
-        self.gateway.stop().await;
     }
 }
 

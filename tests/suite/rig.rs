@@ -1,0 +1,40 @@
+//! A gateway in front of a far side that switches and says back what it hears, and never closes first.
+
+use std::sync::Arc;
+
+use podgate::config::Config;
+use podgate::testing::far::SWITCHING;
+use podgate::testing::gateway::{config, send};
+use podgate::testing::{Far, Pki, TestGateway};
+use tokio::io::AsyncReadExt;
+
+pub(crate) struct Rig {
+    pub(crate) far: Far,
+    pub(crate) gateway: TestGateway,
+}
+
+pub(crate) async fn rig() -> Rig {
+    rig_with(config()).await
+}
+
+pub(crate) async fn rig_with(config: Config) -> Rig {
+    let pki = Arc::new(Pki::new());
+    let far = Far::start(&pki, |mut io| async move {
+        send(&mut io, SWITCHING).await;
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = io.read(&mut bytes).await {
+            send(&mut io, &bytes[..count]).await;
+        }
+    })
+    .await;
+    let gateway = TestGateway::facing(&far, config, pki).await;
+    Rig { far, gateway }
+}
+
+impl Rig {
+    /// Stops, after making sure that no kubelet ever heard of anything.
+    pub(crate) async fn stop_untouched(self) {
+        assert_eq!(self.far.accepted(), 0, "no connection to the far side");
+        self.gateway.stop().await;
+    }
+}
