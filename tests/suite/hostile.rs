@@ -470,9 +470,11 @@ async fn a_client_that_never_reads_its_answers_is_closed() {
     config.api.write_timeout = Duration::from_millis(300);
     let rig = rig_with(config).await;
     let mut client = rig.gateway.connect_as("ana").await;
-    let asks = request("GET /whoami", "").repeat(100);
+    // The answer is the caller's name: a long one fills the sockets in a few dozen answers.
+    let name = format!("Impersonate-User: {}\r\n", "x".repeat(60_000));
+    let ask = request("GET /whoami", &name);
     // Until the gateway takes no more, because nobody takes its answers.
-    let filled = async { while client.write_all(&asks).await.is_ok() {} };
+    let filled = async { while client.write_all(&ask).await.is_ok() {} };
     soon("the end of the connection", filled).await;
     until("its place is free", || rig.gateway.metric("podgate_connections") == 0.0).await;
     rig.others_are_served().await;
