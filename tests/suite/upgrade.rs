@@ -608,7 +608,7 @@ async fn item_049_a_far_sides_last_bytes_arrive_although_the_client_is_still_sen
 async fn item_049_a_client_that_pauses_at_the_end_gets_everything_although_it_is_still_sending() {
     const ALL: usize = 5 << 20;
     let mut short = config();
-    short.session.linger = Duration::from_millis(500);
+    short.session.linger = Duration::from_millis(1500);
     let rig = rig_with(short, |mut io| async move {
         send(&mut io, SWITCHING).await;
         send(&mut io, &vec![b'x'; ALL]).await;
@@ -620,7 +620,7 @@ async fn item_049_a_client_that_pauses_at_the_end_gets_everything_although_it_is
     let mut all = read_exactly(&mut client, 1 << 20).await;
     // Longer than the linger in all, with input that never pauses for as long. Input may be refused by then;
     // output must still be there.
-    for _ in 0..24 {
+    for _ in 0..40 {
         let _ = client.write_all(b"input").await;
         let _ = client.flush().await;
         tokio::time::sleep(Duration::from_millis(50)).await;
