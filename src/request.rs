@@ -10,6 +10,9 @@ use http::{HeaderMap, Method, header};
 
 use crate::status::{Encoding, Refusal, go_quote};
 
+/// Every header that asks for impersonation begins with this (`protocol.md` 8.3).
+pub const IMPERSONATION_PREFIX: &str = "impersonate-";
+
 /// Everything podgate reads from a request head.
 #[derive(Debug, Clone)]
 pub struct Ask {

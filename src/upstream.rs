@@ -49,9 +49,7 @@ pub struct Settings {
 pub struct ClientHead<'a> {
     /// `GET` or `POST`.
     pub method: &'a http::Method,
-    /// `Host`, or the authority of the URI.
-    pub host: &'a [u8],
-    /// All headers the client sent.
+    /// All headers the client sent; one of them is `Host`.
     pub headers: &'a http::HeaderMap,
     /// The client's address, for `X-Forwarded-For`.
     pub peer: SocketAddr,

@@ -11,9 +11,6 @@ use crate::authn::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED};
 use crate::cluster::User;
 use crate::request::{Attributes, Resource};
 
-/// Every impersonation header begins with this.
-pub const PREFIX: &str = "impersonate-";
-
 const EXTRA_PREFIX: &str = "impersonate-extra-";
 const AUTHENTICATION: &str = "authentication.k8s.io";
 

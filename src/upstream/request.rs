@@ -9,9 +9,8 @@ use http::{HeaderName, HeaderValue, Method, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use super::ClientHead;
-use crate::authz::impersonation;
 use crate::locate::Place;
-use crate::request::Subresource;
+use crate::request::{IMPERSONATION_PREFIX, Subresource};
 use crate::wire::http1::canonical;
 
 /// What Go's `url.QueryEscape` leaves alone, besides letters and digits; a blank becomes `+`.
@@ -37,9 +36,9 @@ pub(super) fn head(place: &Place, client: &ClientHead<'_>) -> BytesMut {
         out.extend_from_slice(b"\r\n");
     };
     line(&[client.method.as_str().as_bytes(), b" ", target(place).as_bytes(), b" HTTP/1.1"]);
-    line(&[b"Host: ", client.host]);
-    let agent = client.headers.get(header::USER_AGENT).map_or(&b"Go-http-client/1.1"[..], |v| v.as_bytes());
-    line(&[b"User-Agent: ", agent]);
+    let value = |name, absent: &'static [u8]| client.headers.get(name).map_or(absent, HeaderValue::as_bytes);
+    line(&[b"Host: ", value(header::HOST, b"")]);
+    line(&[b"User-Agent: ", value(header::USER_AGENT, b"Go-http-client/1.1")]);
     if *client.method == Method::POST {
         line(&[b"Content-Length: 0"]);
     }
@@ -75,7 +74,7 @@ fn passes(name: &HeaderName, value: &HeaderValue) -> bool {
         || *name == header::AUTHORIZATION
         || *name == header::PROXY_AUTHORIZATION
         || (*name == header::SEC_WEBSOCKET_PROTOCOL && carries_token(value))
-        || text.starts_with(impersonation::PREFIX)
+        || text.starts_with(IMPERSONATION_PREFIX)
         || REMOTE.contains(&text)
         || text.starts_with(REMOTE_EXTRA))
 }

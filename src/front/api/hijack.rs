@@ -4,7 +4,7 @@
 //! over with its writes muted, and a task of the drain takes it from there.
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,12 +41,7 @@ pub(super) async fn open(
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
-    let host = match request.headers().get(header::HOST) {
-        Some(host) => host.as_bytes(),
-        None => request.uri().authority().map_or(&b""[..], |authority| authority.as_str().as_bytes()),
-    };
-    let head =
-        ClientHead { method: request.method(), host, headers: request.headers(), peer: door.conn.peer };
+    let head = ClientHead { method: request.method(), headers: request.headers(), peer: door.conn.peer };
     let answer = door.shared.pipeline.open(&place, &head).await?;
     let metrics = &door.shared.metrics;
     let upgrade = hyper::upgrade::on(&mut request);
