@@ -5,8 +5,8 @@
 //! is allocated for a length that a peer only announced, and each limit is a named constant with its
 //! reason.
 //!
-//! In reading order: the upgrade answer of the far side, the frames that follow it on either transport, and
-//! what the frames mean.
+//! In reading order: the upgrade answer of the far side, the frames that follow it on either transport, what
+//! the frames mean, and what stands between the two connections of a session.
 
 pub mod http1;
 pub mod spdy;
@@ -15,3 +15,5 @@ pub mod ws;
 pub mod channel;
 pub mod portforward;
 pub mod remotecommand;
+
+pub mod link;

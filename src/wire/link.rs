@@ -1,0 +1,200 @@
+//! Link: what stands between the two connections of a session and turns the bytes of one into bytes for the other.
+//!
+//! `session` reads from either side, hands the bytes to a [`Link`], and writes what it queues. A link knows the
+//! frames on both sides, so it can end a session at a frame's edge and with an error that the client understands,
+//! instead of in the middle of an output that then looks whole.
+//! Invariants:
+//! - Input may be cut anywhere. What a link leaves in `input` is the beginning of something, shorter than its
+//!   stated bound, and it is given back with more bytes behind it.
+//! - What a link queues for one call is bounded by the input of that call and a constant; answers to the peer
+//!   that floods (pongs) are held back and merged while the queue is not empty.
+//! - After [`Link::end`], or an error, a link is not fed any more.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Bytes for one peer, in the order in which they go out; slices of what was read, and small frames of our own
+/// between them.
+#[derive(Debug, Default)]
+pub struct Queue {
+    chunks: VecDeque<Bytes>,
+    /// Bytes in `chunks`.
+    queued: usize,
+    /// What was put last, not yet a chunk.
+    tail: BytesMut,
+}
+
+/// What a link has to say to both peers.
+#[derive(Debug, Default)]
+pub struct Out {
+    /// For the client.
+    pub client: Queue,
+    /// For the far side.
+    pub far: Queue,
+    /// Set when bytes of the session itself went by, other than keepalives and their answers.
+    pub active: bool,
+}
+
+/// Which peer sent what is not the protocol.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The client. What its protocol has for telling it so is queued.
+    #[error("the client does not speak the protocol of its session: {0}")]
+    Client(String),
+    /// The far side. [`Link::end`] is what tells the client.
+    #[error("the far side does not speak the protocol of its session: {0}")]
+    Far(String),
+}
+
+/// How a session that podgate ends, or whose far side has ended, looked to its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// All there was: the far side had given its result, or the protocol has none.
+    Whole,
+    /// Something is missing, and the client was told in its own protocol, as far as it has words for it.
+    Cut,
+}
+
+/// The state machine between a client and a far side, from the first byte after their 101s.
+pub trait Link: Send {
+    /// What is to be said before anything was read.
+    fn begin(&mut self, out: &mut Out);
+
+    /// Whether bytes of the client can be taken now. While they cannot, they wait in its socket.
+    fn takes_client(&self) -> bool {
+        true
+    }
+
+    /// Takes bytes of the client off the front of `input`.
+    ///
+    /// # Errors
+    /// [`Fault::Client`]; the session is to end.
+    fn client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault>;
+
+    /// Takes bytes of the far side off the front of `input`.
+    ///
+    /// # Errors
+    /// [`Fault::Far`]; the session is to end.
+    fn far(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault>;
+
+    /// The client's bytes have ended, or it is gone: queues for the far side what its protocol says then.
+    fn client_ended(&mut self, out: &mut Out);
+
+    /// The session is over: the far side's bytes have ended, or podgate ends it for the reason `why`, a sentence
+    /// for people. Queues for the client the error, unless it had its result, and the proper end of its protocol.
+    fn end(&mut self, why: &str, out: &mut Out) -> Fate;
+
+    /// A keepalive period has passed. Called only for sessions that have one.
+    fn tick(&mut self, _out: &mut Out) {}
+
+    /// A queue has been written out: what was held back can go.
+    fn drained(&mut self, _out: &mut Out) {}
+
+    /// Whether the session is set up: the streams of the far side are open. Until then its deadline runs.
+    fn is_open(&self) -> bool {
+        true
+    }
+
+    /// Whether the session came to its own end: what is queued for the client is the last.
+    fn is_over(&self) -> bool {
+        false
+    }
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// Appends bytes without a copy.
+    pub fn push(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        if !self.tail.is_empty() {
+            let tail = self.tail.split().freeze();
+            self.append(tail);
+        }
+        self.append(bytes);
+    }
+
+    /// Where to append small frames. Appended bytes are in order with those of [`Queue::push`].
+    pub fn put(&mut self) -> &mut BytesMut {
+        &mut self.tail
+    }
+
+    /// True when there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes to write.
+    pub fn len(&self) -> usize {
+        self.queued + self.tail.len()
+    }
+
+    fn append(&mut self, bytes: Bytes) {
+        self.queued += bytes.len();
+        self.chunks.push_back(bytes);
+    }
+}
+
+impl Buf for Queue {
+    fn remaining(&self) -> usize {
+        self.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.chunks.front().map_or(&self.tail, |chunk| chunk)
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let tail = Some(&self.tail[..]).filter(|tail| !tail.is_empty());
+        let all = self.chunks.iter().map(|chunk| &chunk[..]).chain(tail);
+        let filled = slices.iter_mut().zip(all).map(|(slice, chunk)| *slice = IoSlice::new(chunk));
+        filled.count()
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        while let Some(chunk) = self.chunks.front_mut().filter(|_| count > 0) {
+            let taken = count.min(chunk.len());
+            chunk.advance(taken);
+            count -= taken;
+            self.queued -= taken;
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+        self.tail.advance(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pushed_and_put_goes_out_in_order_however_it_is_advanced() {
+        for step in 1..=12 {
+            let mut queue = Queue::default();
+            queue.put().extend_from_slice(b"ab");
+            queue.push(Bytes::from_static(b"cde"));
+            queue.push(Bytes::new());
+            queue.push(Bytes::from_static(b"f"));
+            queue.put().extend_from_slice(b"gh");
+            queue.put().extend_from_slice(b"i");
+            assert_eq!(queue.len(), 9);
+            let mut got = Vec::new();
+            while !queue.is_empty() {
+                let mut slices = [IoSlice::new(&[]); 2];
+                let filled = queue.chunks_vectored(&mut slices);
+                let seen: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect();
+                assert!(seen.starts_with(queue.chunk()) && !queue.chunk().is_empty());
+                let taken = step.min(seen.len());
+                got.extend_from_slice(&seen[..taken]);
+                queue.advance(taken);
+            }
+            assert_eq!(got, b"abcdefghi", "by {step}");
+        }
+    }
+}
