@@ -1,9 +1,9 @@
 //! SPDY/3.1 in the dialect of spdystream, which kubectl, the kubelet and the runtimes speak after an
 //! upgrade.
 //!
-//! Owns frames in ([`Decoder`]) and out ([`Encoder`]), which stream ids a receiver takes ([`StreamIds`])
-//! and the ping rule ([`Pings`]). Both roles use the same parts; only ids and pings know which side they
-//! are on.
+//! Owns frames in ([`Decoder`]), out ([`Encoder`]) and on their way between two peers ([`Relay`]), which stream
+//! ids a receiver takes ([`StreamIds`]) and the ping rule ([`Pings`]). Both roles use the same parts; only ids
+//! and pings know which side they are on.
 //!
 //! Invariants:
 //! - Input may be cut anywhere. DATA comes out piece by piece, in pieces of what has arrived and without a
@@ -21,10 +21,12 @@
 
 mod dictionary;
 mod headers;
+mod relay;
 #[cfg(test)]
-mod tests;
+pub(in crate::wire) mod tests;
 
 pub use headers::{Headers, MAX_PAIRS, MAX_PLAIN};
+pub use relay::{MAX_HELD, Passing, Relay};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use headers::{Deflater, Inflater};
@@ -46,6 +48,12 @@ pub const MAX_OPEN_STREAMS: usize = 512;
 
 /// Highest stream id: 31 bits.
 pub const MAX_STREAM_ID: u32 = 0x7fff_ffff;
+
+/// Status of the GOAWAY of an orderly end.
+pub const GOAWAY_OK: u32 = 0;
+
+/// Status of the GOAWAY to a peer that does not speak the protocol.
+pub const GOAWAY_PROTOCOL_ERROR: u32 = 1;
 
 /// Bytes before the payload of any frame.
 const HEAD: usize = 8;
@@ -186,7 +194,7 @@ pub enum Frame {
     GoAway {
         /// The last stream of ours that it accepted.
         last_good: u32,
-        /// 0 is an orderly end.
+        /// [`GOAWAY_OK`] or why.
         status: u32,
     },
     /// More headers for a stream; no known peer sends them.
@@ -227,7 +235,7 @@ pub struct Decoder {
 enum State {
     #[default]
     Head,
-    Control(Head),
+    Control(Control),
     Data {
         stream: u32,
         rest: usize,
@@ -236,8 +244,15 @@ enum State {
     Failed,
 }
 
+/// The bytes before a payload.
 #[derive(Clone, Copy, Debug)]
-struct Head {
+enum Head {
+    Control(Control),
+    Data { stream: u32, len: usize, fin: bool },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Control {
     kind: Kind,
     flags: u8,
     len: usize,
@@ -377,38 +392,85 @@ impl Decoder {
 
     fn step(&mut self, input: &mut BytesMut) -> Result<Option<Frame>, Error> {
         if let State::Head = self.state {
-            if input.len() < HEAD {
+            let Some(head) = input.first_chunk::<HEAD>() else {
                 return Ok(None);
-            }
-            self.state = State::after_head(input.get_u32(), input.get_u32())?;
-            if let State::Data { stream, rest: 0, fin } = self.state {
-                self.state = State::Head;
-                return Ok(Some(Frame::Data { stream, bytes: Bytes::new(), fin }));
-            }
+            };
+            let head = Head::parse(*head)?;
+            input.advance(HEAD);
+            self.state = match head {
+                Head::Control(control) => State::Control(control),
+                Head::Data { stream, len: 0, fin } => {
+                    return Ok(Some(Frame::Data { stream, bytes: Bytes::new(), fin }));
+                }
+                Head::Data { stream, len, fin } => State::Data { stream, rest: len, fin },
+            };
         }
         match self.state {
             State::Head => Ok(None),
-            State::Control(head) if input.len() < head.len => Ok(None),
-            State::Control(head) => {
-                let payload = input.split_to(head.len);
+            State::Control(control) if input.len() < control.len => Ok(None),
+            State::Control(control) => {
+                let payload = input.split_to(control.len);
                 self.state = State::Head;
-                self.control(head, &payload).map(Some)
+                control.read(&payload, Some(&mut self.inflater)).map(Some)
             }
             State::Data { .. } if input.is_empty() => Ok(None),
             State::Data { stream, rest, fin } => {
                 let bytes = input.split_to(rest.min(input.len())).freeze();
-                let rest = rest - bytes.len();
-                self.state = if rest == 0 { State::Head } else { State::Data { stream, rest, fin } };
-                Ok(Some(Frame::Data { stream, bytes, fin: fin && rest == 0 }))
+                self.state = State::after_data(stream, rest - bytes.len(), fin);
+                let fin = fin && matches!(self.state, State::Head);
+                Ok(Some(Frame::Data { stream, bytes, fin }))
             }
             State::Failed => Err(Error::Failed),
         }
     }
+}
 
-    fn control(&mut self, head: Head, payload: &[u8]) -> Result<Frame, Error> {
-        let kind = head.kind.name();
-        let fin = head.flags & FIN != 0;
-        Ok(match head.kind {
+impl State {
+    /// Where reading stands when `rest` bytes of a DATA frame are still to come.
+    fn after_data(stream: u32, rest: usize, fin: bool) -> Self {
+        if rest == 0 { State::Head } else { State::Data { stream, rest, fin } }
+    }
+}
+
+impl Head {
+    fn parse(bytes: [u8; HEAD]) -> Result<Self, Error> {
+        let [first, second] = words(&bytes);
+        let flags = (second >> 24) as u8;
+        let len = (second & 0xff_ffff) as usize;
+        if first & CONTROL == 0 {
+            let stream = not_zero(first, "DATA")?;
+            return Ok(Head::Data { stream, len, fin: flags & FIN != 0 });
+        }
+        let kind = Kind::from_wire(first as u16)?;
+        let name = kind.name();
+        if len > MAX_CONTROL_PAYLOAD {
+            return Err(Error::FrameTooLarge { kind: name, len });
+        }
+        // Upstream skips some of these checks for RST_STREAM and PING and then loses its place in the
+        // bytes.
+        let fits = match kind {
+            Kind::SynStream => len >= 10,
+            Kind::SynReply | Kind::Headers | Kind::Settings => len >= 4,
+            Kind::RstStream | Kind::GoAway | Kind::WindowUpdate => len == 8,
+            Kind::Ping => len == 4,
+        };
+        if !fits {
+            return Err(Error::FrameSize { kind: name });
+        }
+        if flags != 0 && matches!(kind, Kind::Ping | Kind::GoAway | Kind::WindowUpdate) {
+            return Err(Error::Flags { kind: name, flags });
+        }
+        Ok(Head::Control(Control { kind, flags, len }))
+    }
+}
+
+impl Control {
+    /// Reads the payload, which has [`Control::len`] bytes. Without an inflater there are no headers to see.
+    fn read(self, payload: &[u8], inflater: Option<&mut Inflater>) -> Result<Frame, Error> {
+        let kind = self.kind.name();
+        let fin = self.flags & FIN != 0;
+        let headers = |block| inflater.map_or(Ok(Headers::new()), |inflater| inflater.read(block));
+        Ok(match self.kind {
             Kind::SynStream => {
                 let [id, associated] = words(payload);
                 let id = not_zero(id, kind)?;
@@ -417,17 +479,17 @@ impl Decoder {
                     associated,
                     priority: payload[8] >> 5,
                     fin,
-                    unidirectional: head.flags & UNIDIRECTIONAL != 0,
-                    headers: self.inflater.read(&payload[10..])?,
+                    unidirectional: self.flags & UNIDIRECTIONAL != 0,
+                    headers: headers(&payload[10..])?,
                 }
             }
             Kind::SynReply => {
                 let [id] = words(payload);
-                Frame::SynReply { id: not_zero(id, kind)?, fin, headers: self.inflater.read(&payload[4..])? }
+                Frame::SynReply { id: not_zero(id, kind)?, fin, headers: headers(&payload[4..])? }
             }
             Kind::Headers => {
                 let [id] = words(payload);
-                Frame::Headers { id: not_zero(id, kind)?, fin, headers: self.inflater.read(&payload[4..])? }
+                Frame::Headers { id: not_zero(id, kind)?, fin, headers: headers(&payload[4..])? }
             }
             Kind::RstStream => {
                 let [id, status] = words(payload);
@@ -460,37 +522,6 @@ impl Decoder {
     }
 }
 
-impl State {
-    fn after_head(first: u32, second: u32) -> Result<Self, Error> {
-        let flags = (second >> 24) as u8;
-        let len = (second & 0xff_ffff) as usize;
-        if first & CONTROL == 0 {
-            let stream = not_zero(first, "DATA")?;
-            return Ok(State::Data { stream, rest: len, fin: flags & FIN != 0 });
-        }
-        let kind = Kind::from_wire(first as u16)?;
-        let name = kind.name();
-        if len > MAX_CONTROL_PAYLOAD {
-            return Err(Error::FrameTooLarge { kind: name, len });
-        }
-        // Upstream skips some of these checks for RST_STREAM and PING and then loses its place in the
-        // bytes.
-        let fits = match kind {
-            Kind::SynStream => len >= 10,
-            Kind::SynReply | Kind::Headers | Kind::Settings => len >= 4,
-            Kind::RstStream | Kind::GoAway | Kind::WindowUpdate => len == 8,
-            Kind::Ping => len == 4,
-        };
-        if !fits {
-            return Err(Error::FrameSize { kind: name });
-        }
-        if flags != 0 && matches!(kind, Kind::Ping | Kind::GoAway | Kind::WindowUpdate) {
-            return Err(Error::Flags { kind: name, flags });
-        }
-        Ok(State::Control(Head { kind, flags, len }))
-    }
-}
-
 impl Kind {
     fn from_wire(kind: u16) -> Result<Self, Error> {
         Ok(match kind {
@@ -520,7 +551,7 @@ impl Kind {
     }
 }
 
-/// The first words of a payload whose length [`State::after_head`] has checked.
+/// The first words of a payload whose length [`Head::parse`] has checked.
 fn words<const N: usize>(mut payload: &[u8]) -> [u32; N] {
     [(); N].map(|()| payload.get_u32())
 }
@@ -563,11 +594,7 @@ impl Encoder {
                 out.put_u32(0);
             }
             Frame::Ping { id } => Self::ping(out, *id),
-            Frame::GoAway { last_good, status } => {
-                put_head(out, GOAWAY, 0, 8);
-                out.put_u32(*last_good);
-                out.put_u32(*status);
-            }
+            Frame::GoAway { last_good, status } => Self::goaway_for(out, *last_good, *status),
             Frame::WindowUpdate { id, delta } => {
                 put_head(out, WINDOW_UPDATE, 0, 8);
                 out.put_u32(*id);
@@ -620,9 +647,14 @@ impl Encoder {
 
     /// Appends the GOAWAY of an orderly end (status OK); `last_good` is [`StreamIds::last_good`].
     pub fn goaway(out: &mut BytesMut, last_good: u32) {
+        Self::goaway_for(out, last_good, GOAWAY_OK);
+    }
+
+    /// Appends a GOAWAY that says why.
+    pub fn goaway_for(out: &mut BytesMut, last_good: u32, status: u32) {
         put_head(out, GOAWAY, 0, 8);
         out.put_u32(last_good);
-        out.put_u32(0);
+        out.put_u32(status);
     }
 
     fn with_headers(

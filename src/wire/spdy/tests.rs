@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 /// The client's direction of a remotecommand session: stream type, frame length, plain block, zlib block,
 /// as a Go peer wrote them at level 9 on one connection.
-const GO_CLIENT: [(&str, u8, &str, &str); 5] = [
+pub(in crate::wire) const GO_CLIENT: [(&str, u8, &str, &str); 5] = [
     (
         "error",
         0x29,
@@ -32,10 +32,10 @@ const GO_CLIENT: [(&str, u8, &str, &str); 5] = [
 ];
 
 /// The server's direction: two empty blocks.
-const GO_SERVER: [(&str, u8, &str); 2] =
+pub(in crate::wire) const GO_SERVER: [(&str, u8, &str); 2] =
     [("00000000", 0x14, "78f9e3c6a7c26260606000000000ffff"), ("00000000", 0x0c, "026100000000ffff")];
 
-fn hex(text: &str) -> Vec<u8> {
+pub(in crate::wire) fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
     digits.chunks(2).map(|two| u8::from_str_radix(str::from_utf8(two).unwrap(), 16).unwrap()).collect()
 }
@@ -82,7 +82,7 @@ fn reply_with_plain(plain: &[u8]) -> Vec<u8> {
 }
 
 /// Joins the pieces of DATA frames, so that transcripts can be compared whatever the cuts were.
-fn join_data(frames: Vec<Frame>) -> Vec<Frame> {
+pub(in crate::wire) fn join_data(frames: Vec<Frame>) -> Vec<Frame> {
     let mut joined: Vec<Frame> = Vec::new();
     for frame in frames {
         if let Frame::Data { stream, bytes, fin } = &frame
@@ -100,7 +100,7 @@ fn join_data(frames: Vec<Frame>) -> Vec<Frame> {
 }
 
 /// Both ways of what could be one connection; as one direction it is a superset of any real one.
-fn transcript() -> (Vec<Frame>, Vec<u8>) {
+pub(in crate::wire) fn transcript() -> (Vec<Frame>, Vec<u8>) {
     let data = |stream, text: &'static str, fin| Frame::Data { stream, bytes: text.into(), fin };
     let syn = |id, kind| Frame::SynStream {
         id,
@@ -612,7 +612,7 @@ fn any_headers() -> impl Strategy<Value = Headers> {
         })
 }
 
-fn any_frame() -> impl Strategy<Value = Frame> {
+pub(in crate::wire) fn any_frame() -> impl Strategy<Value = Frame> {
     let id = 1..=MAX_STREAM_ID;
     prop_oneof![
         (1u32.., any::<u32>(), 0..8u8, any::<bool>(), any::<bool>(), any_headers()).prop_map(
