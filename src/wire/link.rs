@@ -10,10 +10,12 @@
 //!   that floods (pongs) are held back and merged while the queue is not empty.
 //! - After [`Link::end`], or an error, a link is not fed any more.
 
+pub mod spdy;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// Bytes for one peer, in the order in which they go out; slices of what was read, and small frames of our own
 /// between them.
@@ -167,6 +169,21 @@ impl Buf for Queue {
         }
         self.tail.advance(count);
     }
+
+    /// Without a copy when they lie in one slice, as those of [`Buf::chunk`] do.
+    fn copy_to_bytes(&mut self, count: usize) -> Bytes {
+        let bytes = match self.chunks.front_mut() {
+            None => return self.tail.split_to(count).freeze(),
+            Some(chunk) if count <= chunk.len() => chunk.slice(..count),
+            Some(_) => {
+                let mut bytes = BytesMut::with_capacity(count);
+                bytes.put(self.take(count));
+                return bytes.freeze();
+            }
+        };
+        self.advance(count);
+        bytes
+    }
 }
 
 #[cfg(test)]
@@ -193,6 +210,26 @@ mod tests {
                 let taken = step.min(seen.len());
                 got.extend_from_slice(&seen[..taken]);
                 queue.advance(taken);
+            }
+            assert_eq!(got, b"abcdefghi", "by {step}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_lie_in_one_slice_are_taken_without_a_copy() {
+        let pushed = Bytes::from_static(b"cdefgh");
+        for step in 1..=12 {
+            let mut queue = Queue::default();
+            queue.put().extend_from_slice(b"ab");
+            queue.push(pushed.clone());
+            queue.put().extend_from_slice(b"i");
+            let mut got = Vec::new();
+            while !queue.is_empty() {
+                let at = queue.chunk().as_ptr();
+                let (here, taken) = (queue.chunk().len(), step.min(queue.len()));
+                let bytes = queue.copy_to_bytes(taken);
+                assert!(taken > here || bytes.as_ptr() == at, "by {step}");
+                got.extend_from_slice(&bytes);
             }
             assert_eq!(got, b"abcdefghi", "by {step}");
         }
