@@ -11,6 +11,7 @@
 //! - After [`Link::end`], or an error, a link is not fed any more.
 
 pub mod spdy;
+pub mod tunnel;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
