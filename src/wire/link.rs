@@ -12,6 +12,7 @@
 
 pub mod spdy;
 pub mod tunnel;
+pub mod ws;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;

@@ -1,0 +1,463 @@
+//! WebSocket on both sides: exec and attach in any subprotocol, and the old port-forward.
+//!
+//! Owns [`WsLink`], and [`Peer`], the end of a WebSocket that `translate` has towards its client too.
+//! What passes is not frames but channel messages: each piece that has arrived goes on as a message of its own,
+//! unfragmented and of at most 32 KiB and the channel. A Go server takes each frame for a message, so the second
+//! fragment of a client would be misread there; and what was written to a client always ends at a message's
+//! edge, where an error can follow.
+//! Three things are not streams, and each stays in one message: a CLOSE of v5, the result, which some clients
+//! parse message by message, and the port that comes first on a channel of a port-forward.
+//! Channels pass whatever they are: the far side drops those that a client may not write. A message to one
+//! without a payload says nothing to it and is dropped here.
+//! Invariants: pings are answered here, on both sides, and never passed; nothing is queued for a peer behind a
+//! Close; where success is a Status, the end of a far side that gave none is an error to the client.
+//! Source: RFC 6455 sections 5.5 and 7; apimachinery `pkg/util/httpstream/wsstream/conn.go`.
+
+#[cfg(test)]
+pub(super) mod tests;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::{Fate, Fault, Link, Out, Queue};
+use crate::wire::channel::{self, CLOSE, Encoding, MAX_PAYLOAD, Part, Parts, Subprotocol};
+use crate::wire::portforward::{Half, Legacy};
+use crate::wire::remotecommand::{Outcome, StreamType};
+use crate::wire::ws::{self, Close, CloseCode, Data, Event, MaskKey, Opcode, Pongs, Role};
+
+/// Most bytes that wait for a peer when an answer to its ping is queued behind them. With more the answer waits
+/// for [`Link::drained`], so that pings of a peer that takes nothing cost no memory.
+pub(super) const ANSWER_ROOM: usize = 16 * 1024;
+
+/// As many bytes for the far side, and it does not take them: the client is not read any more, nor are its
+/// pings.
+pub(super) const BLOCKED: usize = 64 * 1024;
+
+/// Payloads up to this many bytes are copied behind their head: less work than a chunk of their own, and a
+/// flood of tiny messages does not keep a read buffer alive with each.
+const COPIED: usize = 1024;
+
+/// The port that a server of port-forward names in the first message on each channel, in bytes.
+const PORT: usize = 2;
+
+/// Told to a client whose far side closes before the result.
+const NO_RESULT: &str = "the far side closed the session before it gave a result";
+
+/// A WebSocket client and a WebSocket far side, in the same subprotocol.
+#[derive(Debug)]
+pub struct WsLink {
+    session: Session,
+    encoding: Encoding,
+    client: Peer,
+    far: Peer,
+    from_client: Messages,
+    from_far: Messages,
+    over: Option<Fate>,
+}
+
+/// What the channels mean.
+#[derive(Debug)]
+enum Session {
+    /// Exec or attach.
+    Command {
+        subprotocol: Subprotocol,
+        /// The far side wrote to the error channel.
+        result: bool,
+    },
+    /// Port-forward of an old client.
+    Ports {
+        legacy: Legacy,
+        /// By the place of a port: the first message on its error channel has gone to the client.
+        named: Vec<bool>,
+    },
+}
+
+/// The messages of one peer, in pieces that may pass.
+#[derive(Debug)]
+struct Messages {
+    parts: Parts,
+    /// The beginning of a message that must not be split here.
+    held: BytesMut,
+}
+
+/// Our end of a WebSocket: everything but its messages.
+#[derive(Debug)]
+pub(super) struct Peer {
+    decoder: ws::Decoder,
+    pongs: Pongs,
+    /// Where the key of each frame comes from, when the peer is a server.
+    mask: Option<fn() -> MaskKey>,
+    /// Our Close is queued; nothing may follow it.
+    closed: bool,
+}
+
+/// What a peer says, other than pings and pongs.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// A piece of a message.
+    Data(Data),
+    /// The last thing it says.
+    Close(Option<Close>),
+}
+
+/// Why a peer is not understood.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// Its frames.
+    #[error(transparent)]
+    Frame(#[from] ws::Error),
+    /// Its messages.
+    #[error(transparent)]
+    Channel(#[from] channel::Error),
+}
+
+/// Appends a frame, its payload without a copy unless it is short.
+pub(super) fn put_frame(queue: &mut Queue, head: &[u8], payload: Bytes) {
+    queue.put().extend_from_slice(head);
+    if payload.len() > COPIED {
+        queue.push(payload);
+    } else {
+        queue.put().extend_from_slice(&payload);
+    }
+}
+
+// === impl WsLink ===
+
+impl WsLink {
+    /// An exec or attach. `mask` gives a new, unforeseeable key for each frame to the far side.
+    pub fn command(subprotocol: Subprotocol, mask: fn() -> MaskKey) -> Self {
+        Self::new(Session::Command { subprotocol, result: false }, subprotocol.encoding(), mask)
+    }
+
+    /// A port-forward to these ports, in the order of the query; `None` for more than a client can name.
+    pub fn port_forward(encoding: Encoding, ports: Vec<u16>, mask: fn() -> MaskKey) -> Option<Self> {
+        let named = vec![false; ports.len()];
+        let legacy = Legacy::new(encoding, ports)?;
+        Some(Self::new(Session::Ports { legacy, named }, encoding, mask))
+    }
+
+    fn new(session: Session, encoding: Encoding, mask: fn() -> MaskKey) -> Self {
+        Self {
+            session,
+            encoding,
+            client: Peer::client(),
+            far: Peer::server(mask),
+            from_client: Messages::new(encoding),
+            from_far: Messages::new(encoding),
+            over: None,
+        }
+    }
+
+    fn hear_client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Error> {
+        while let Some(said) = self.client.hear(input)? {
+            match said {
+                Said::Data(data) => {
+                    let closes = self.session.supports_close();
+                    let whole = |channel| if closes && channel == CLOSE { 2 } else { 0 };
+                    let Some(part) = self.from_client.take(data, whole) else { continue };
+                    if closes && part.channel == CLOSE {
+                        check_close(&part)?;
+                    }
+                    if !part.bytes.is_empty() {
+                        out.active = true;
+                        self.far.put_message(&mut out.far, self.encoding, part.channel, part.bytes);
+                    }
+                }
+                Said::Close(close) => {
+                    self.client.close(&mut out.client, close.as_ref());
+                    self.far.close(&mut out.far, close.as_ref());
+                    self.over = Some(Fate::Whole);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_far(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Error> {
+        while let Some(said) = self.far.hear(input)? {
+            match said {
+                Said::Data(data) => {
+                    let (session, encoding) = (&self.session, self.encoding);
+                    let whole = |channel| session.whole(channel, encoding);
+                    let Some(part) = self.from_far.take(data, whole) else { continue };
+                    // The first message of a server is an empty one, which the client waits for.
+                    if !part.bytes.is_empty() || part.start {
+                        out.active |= !part.bytes.is_empty();
+                        self.session.note(&part);
+                        self.client.put_message(&mut out.client, encoding, part.channel, part.bytes);
+                    }
+                }
+                Said::Close(close) => {
+                    self.far.close(&mut out.far, close.as_ref());
+                    if self.session.may_close() {
+                        self.client.close(&mut out.client, close.as_ref());
+                        self.over = Some(Fate::Whole);
+                    } else {
+                        self.fail(NO_RESULT, out);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the session with an error for the client. The reason of the Close says it as well, for clients that
+    /// see in a Close like this nothing else.
+    fn fail(&mut self, why: &str, out: &mut Out) {
+        match &self.session {
+            Session::Command { subprotocol, .. } => {
+                let status = Outcome::Internal { text: why.to_owned() }.to_bytes(subprotocol.version());
+                let channel = channel::number(StreamType::Error);
+                self.client.put_message(&mut out.client, self.encoding, channel, status);
+            }
+            Session::Ports { legacy, named } => {
+                for (at, (port, named)) in legacy.ports().iter().zip(named).enumerate() {
+                    // The text is not to be read as the port.
+                    if !named {
+                        legacy.message(out.client.put(), at, Half::Error, &port.to_le_bytes(), None);
+                    }
+                    legacy.message(out.client.put(), at, Half::Error, why.as_bytes(), None);
+                }
+            }
+        }
+        let close = Close { code: CloseCode::INTERNAL_ERROR, reason: why.to_owned() };
+        self.client.close(&mut out.client, Some(&close));
+        self.far.close(&mut out.far, Some(&CloseCode::GOING_AWAY.into()));
+        self.over = Some(Fate::Cut);
+    }
+}
+
+impl Link for WsLink {
+    fn begin(&mut self, _out: &mut Out) {}
+
+    fn client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
+        if self.over.is_some() {
+            input.clear();
+            return Ok(());
+        }
+        let heard = self.hear_client(input, out);
+        self.client.answer(&mut out.client);
+        heard.map_err(|error| {
+            self.client.close(&mut out.client, Some(&error.close_code().into()));
+            self.client_ended(out);
+            self.over = Some(Fate::Cut);
+            Fault::Client(error.to_string())
+        })
+    }
+
+    fn far(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
+        if self.over.is_some() {
+            input.clear();
+            return Ok(());
+        }
+        let heard = self.hear_far(input, out);
+        self.far.answer(&mut out.far);
+        heard.map_err(|error| {
+            self.far.close(&mut out.far, Some(&error.close_code().into()));
+            Fault::Far(error.to_string())
+        })
+    }
+
+    /// No subprotocol lets a client end its bytes alone: it is gone.
+    fn client_ended(&mut self, out: &mut Out) {
+        self.far.close(&mut out.far, Some(&CloseCode::GOING_AWAY.into()));
+        self.over.get_or_insert(Fate::Whole);
+    }
+
+    /// Once the session is over it queues nothing and only says how that looked.
+    fn end(&mut self, why: &str, out: &mut Out) -> Fate {
+        match self.over {
+            Some(fate) => fate,
+            None if self.session.has_result() => {
+                self.client.close(&mut out.client, Some(&Close::normal()));
+                self.client_ended(out);
+                Fate::Whole
+            }
+            None => {
+                self.fail(why, out);
+                Fate::Cut
+            }
+        }
+    }
+
+    fn tick(&mut self, out: &mut Out) {
+        self.client.show_life(out);
+    }
+
+    fn drained(&mut self, out: &mut Out) {
+        self.client.answer(&mut out.client);
+        self.far.answer(&mut out.far);
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+}
+
+/// Whether a whole CLOSE of v5, or the beginning of a longer one, names a channel.
+fn check_close(part: &Part) -> Result<(), channel::Error> {
+    match part.bytes[..] {
+        [channel] if part.end => match channel::from_number(channel) {
+            Some(_) => Ok(()),
+            None => Err(channel::Error::CloseChannel(channel)),
+        },
+        _ => Err(channel::Error::CloseSize),
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    fn supports_close(&self) -> bool {
+        matches!(self, Session::Command { subprotocol, .. } if subprotocol.version().supports_close())
+    }
+
+    /// How many bytes of a message of the far side go in one piece, if there are so many.
+    fn whole(&self, channel: u8, encoding: Encoding) -> usize {
+        match self {
+            Session::Command { .. } if channel == channel::number(StreamType::Error) => {
+                encoding.max_payload()
+            }
+            Session::Command { .. } => 0,
+            Session::Ports { .. } => PORT,
+        }
+    }
+
+    /// Notes what goes to the client.
+    fn note(&mut self, part: &Part) {
+        match self {
+            Session::Command { result, .. } => {
+                *result |= part.channel == channel::number(StreamType::Error) && !part.bytes.is_empty();
+            }
+            Session::Ports { named, .. } if !part.channel.is_multiple_of(2) => {
+                if let Some(named) = named.get_mut(usize::from(part.channel / 2)) {
+                    *named = true;
+                }
+            }
+            Session::Ports { .. } => {}
+        }
+    }
+
+    /// Whether the far side said how it went.
+    fn has_result(&self) -> bool {
+        matches!(self, Session::Command { result: true, .. })
+    }
+
+    /// Whether a Close of the far side is a proper end: where success is a Status, there must have been one.
+    fn may_close(&self) -> bool {
+        match self {
+            Session::Command { subprotocol, result } => *result || !subprotocol.version().writes_status(),
+            Session::Ports { .. } => true,
+        }
+    }
+}
+
+// === impl Messages ===
+
+impl Messages {
+    fn new(encoding: Encoding) -> Self {
+        Self { parts: Parts::new(encoding), held: BytesMut::new() }
+    }
+
+    /// The next piece to pass. What has not reached the length that must stay together on its channel waits for
+    /// it, or for the end of the message.
+    fn take(&mut self, data: Data, whole: impl Fn(u8) -> usize) -> Option<Part> {
+        let mut part = self.parts.push(data)?;
+        if !part.end && self.held.len() + part.bytes.len() < whole(part.channel) {
+            self.held.extend_from_slice(&part.bytes);
+            return None;
+        }
+        if !self.held.is_empty() {
+            self.held.extend_from_slice(&part.bytes);
+            part.bytes = self.held.split().freeze();
+        }
+        Some(part)
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// A client, whose server we are.
+    pub(super) fn client() -> Self {
+        Self::new(Role::Server, None)
+    }
+
+    /// A server, whose client we are.
+    fn server(mask: fn() -> MaskKey) -> Self {
+        Self::new(Role::Client, Some(mask))
+    }
+
+    fn new(role: Role, mask: Option<fn() -> MaskKey>) -> Self {
+        let decoder = ws::Decoder::new(role, ws::Limits::default());
+        Self { decoder, pongs: Pongs::new(), mask, closed: false }
+    }
+
+    /// The next thing to act on; pings are noted for [`Peer::answer`].
+    pub(super) fn hear(&mut self, input: &mut BytesMut) -> Result<Option<Said>, ws::Error> {
+        loop {
+            match self.decoder.decode(input)? {
+                Some(Event::Data(data)) => return Ok(Some(Said::Data(data))),
+                Some(Event::Close(close)) => return Ok(Some(Said::Close(close))),
+                Some(Event::Ping(payload)) => self.pongs.receive(&payload),
+                Some(Event::Pong(_)) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Answers the last ping, unless the peer has to take other bytes first.
+    pub(super) fn answer(&mut self, queue: &mut Queue) {
+        if self.pongs.is_owed() && !self.closed && queue.len() <= ANSWER_ROOM {
+            self.pongs.answer(queue.put(), self.mask.map(|key| key()));
+        }
+    }
+
+    /// Sends a client whose pings are not read, because stdin is blocked, a pong that it did not ask for: its
+    /// read deadline (61 s in client-go) moves with any pong. Not behind other bytes, which do the same for a
+    /// client that takes them.
+    pub(super) fn show_life(&mut self, out: &mut Out) {
+        if out.far.len() >= BLOCKED && out.client.is_empty() && !self.closed {
+            ws::Encoder::pong(out.client.put(), &[], self.mask.map(|key| key()));
+        }
+    }
+
+    /// Appends bytes of a channel, in as many messages as they need; an empty one for none.
+    pub(super) fn put_message(&self, queue: &mut Queue, encoding: Encoding, channel: u8, mut bytes: Bytes) {
+        loop {
+            if encoding == Encoding::Binary && self.mask.is_none() {
+                let payload = bytes.split_to(bytes.len().min(MAX_PAYLOAD));
+                let mut head = ws::Encoder::head(Opcode::Binary, true, 1 + payload.len(), None);
+                head.push(channel);
+                put_frame(queue, &head, payload);
+            } else {
+                // Base64 and masks are new bytes.
+                let key = self.mask.map(|key| key());
+                let written = encoding.message(queue.put(), channel, &bytes, key);
+                bytes.advance(written);
+            }
+            if bytes.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Appends our Close, once.
+    pub(super) fn close(&mut self, queue: &mut Queue, close: Option<&Close>) {
+        if !self.closed {
+            ws::Encoder::close(queue.put(), close, self.mask.map(|key| key()));
+            self.closed = true;
+        }
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// The code of the Close that answers it.
+    pub(super) fn close_code(&self) -> CloseCode {
+        match self {
+            Error::Frame(error) => error.close_code(),
+            Error::Channel(error) => error.close_code(),
+        }
+    }
+}
