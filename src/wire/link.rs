@@ -11,6 +11,7 @@
 //! - After [`Link::end`], or an error, a link is not fed any more.
 
 pub mod spdy;
+pub mod translate;
 pub mod tunnel;
 pub mod ws;
 

@@ -1,0 +1,427 @@
+//! Translate: a WebSocket client in `v5.channel.k8s.io`, and a far side that speaks SPDY.
+//!
+//! Owns [`Translator`]: streams into channels, channels into streams, and what the far side says about the end
+//! into the one Status and the Close 1000 that such a client expects.
+//! All streams are asked for at once. Go clients wait for each reply before they open the next, but servers take
+//! the streams in any order and together, and it saves up to four round trips.
+//! Invariants:
+//! - Nothing is sent on a stream before its reply: the client is read once all replies have come.
+//! - There is one Status, after stdout, stderr and the error stream have ended. An output that was cut does not
+//!   end with Success: where success is a Status, it must have come; where it is silence, the far side must have
+//!   ended each stream by name.
+//! - A far side that floods costs nothing: what it opens or asks for is ignored, and its pings are answered
+//!   while there is room.
+//!
+//! Differs from upstream: terminal sizes without a terminal are read and dropped, where they would stall the
+//! session.
+//! Source: apiserver `pkg/util/proxy/{streamtranslator,websocket}.go`; client-go
+//! `tools/remotecommand/{v1,v2,v3,v4,errorstream}.go`.
+
+#[cfg(test)]
+mod tests;
+
+use bytes::{Bytes, BytesMut};
+
+use super::ws::{ANSWER_ROOM, Error, Peer, Said, put_frame};
+use super::{Fate, Fault, Link, Out, Queue};
+use crate::wire::channel::{self, Encoding, MAX_PAYLOAD, Subprotocol};
+use crate::wire::remotecommand::{Asked, MAX_RESULT, Outcome, Protocol, StreamType};
+use crate::wire::spdy::{self, Encoder, Frame, Headers, Pings, Pong, RstStatus};
+use crate::wire::ws::{Close, Data};
+
+/// What a client is told when the far side resets a stream instead of opening it; upstream's text.
+const STREAM_RESET: &str = "Stream reset";
+
+/// What a client is told when the far side ends its streams without a result, or resets an output before it.
+const NO_RESULT: &str = "the far side ended an output before it gave a result";
+
+/// A WebSocket v5 client and a SPDY far side.
+#[derive(Debug)]
+pub struct Translator {
+    asked: Asked,
+    /// What the far side speaks.
+    protocol: Protocol,
+    client: Peer,
+    channels: channel::Decoder,
+    /// What the client wrote before the streams were open, if it was given to us then. It stays the only piece:
+    /// with it here the rest of the input stays where it is.
+    early: Option<Data>,
+    decoder: spdy::Decoder,
+    pings: Pings,
+    /// A ping of the far side that has no answer yet.
+    echo: Option<u32>,
+    /// At most one of each type, in the order in which they are opened.
+    streams: Vec<Stream>,
+    /// The error stream, up to the first byte that is too much.
+    result: BytesMut,
+    /// An output was reset where a result was still to come. Go servers reset after it, when they close.
+    cut: bool,
+    /// The far side was told that this is the end.
+    left: bool,
+    over: Option<Fate>,
+}
+
+/// A stream that we opened.
+#[derive(Debug)]
+struct Stream {
+    id: u32,
+    kind: StreamType,
+    replied: bool,
+    /// We may write on it, once it is open.
+    writable: bool,
+    /// How the far side ended it.
+    end: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Fin,
+    Reset,
+}
+
+/// All that a client hears of a session whose far side could not be reached or refused the upgrade, behind the
+/// 101: it has been answered by then, so `status` goes out where a result would.
+pub fn refused(asked: Asked, status: Bytes, client: &mut Queue) {
+    let mut peer = Peer::client();
+    channel::Encoder::new(Subprotocol::V5).first(client.put(), asked);
+    peer.put_message(client, Encoding::Binary, channel::number(StreamType::Error), status);
+    peer.close(client, Some(&Close::normal()));
+}
+
+// === impl Translator ===
+
+impl Translator {
+    /// For a client that asked for these streams. `protocol` is what the far side chose in its 101; without a
+    /// word about it that is [`Protocol::V1`].
+    pub fn new(asked: Asked, protocol: Protocol) -> Self {
+        let ids = (1..).step_by(2);
+        let streams = asked.streams(protocol).iter().zip(ids);
+        Self {
+            asked,
+            protocol,
+            client: Peer::client(),
+            channels: channel::Decoder::server(Subprotocol::V5, asked),
+            early: None,
+            decoder: spdy::Decoder::new(),
+            pings: Pings::new(spdy::Role::Client),
+            echo: None,
+            streams: streams.map(|(kind, id)| Stream::new(kind, id)).collect(),
+            result: BytesMut::new(),
+            cut: false,
+            left: false,
+            over: None,
+        }
+    }
+
+    fn hear_client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Error> {
+        while self.early.is_none()
+            && let Some(said) = self.client.hear(input)?
+        {
+            match said {
+                Said::Data(data) if !self.is_open() => self.early = Some(data),
+                Said::Data(data) => self.take_message(data, out)?,
+                Said::Close(close) => {
+                    self.client.close(&mut out.client, close.as_ref());
+                    self.client_ended(out);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_message(&mut self, data: Data, out: &mut Out) -> Result<(), channel::Error> {
+        match self.channels.decode(data)? {
+            Some(channel::Event::Data { stream, bytes }) => {
+                if let Some(stream) = self.writable(stream) {
+                    stream.write(&mut out.far, bytes);
+                    out.active = true;
+                }
+            }
+            Some(channel::Event::Closed(stream)) => {
+                if let Some(stream) = self.writable(stream) {
+                    stream.close(&mut out.far);
+                    out.active = true;
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// What the client wrote before the streams were open.
+    fn take_early(&mut self, out: &mut Out) -> Result<(), Fault> {
+        let taken = match self.early.take_if(|_| self.streams.iter().all(|stream| stream.replied)) {
+            Some(data) => self.take_message(data, out),
+            None => Ok(()),
+        };
+        taken.map_err(|error| self.refuse_client(error.into(), out))
+    }
+
+    fn refuse_client(&mut self, error: Error, out: &mut Out) -> Fault {
+        self.client.close(&mut out.client, Some(&error.close_code().into()));
+        self.leave(out);
+        self.over = Some(Fate::Cut);
+        Fault::Client(error.to_string())
+    }
+
+    fn take_frame(&mut self, frame: Frame, out: &mut Out) {
+        match frame {
+            Frame::SynReply { id, fin, .. } => {
+                if let Some(stream) = self.stream(id) {
+                    stream.replied = true;
+                }
+                if fin {
+                    self.end_stream(id, End::Fin, out);
+                }
+            }
+            Frame::RstStream { id, .. } => self.end_stream(id, End::Reset, out),
+            // Also before the reply, where Go clients would drop it and miss it.
+            Frame::Data { stream, bytes, fin } => {
+                self.take_data(stream, bytes, out);
+                if fin {
+                    self.end_stream(stream, End::Fin, out);
+                }
+            }
+            Frame::Headers { id, fin: true, .. } => self.end_stream(id, End::Fin, out),
+            Frame::Ping { id } => {
+                if self.pings.receive(id) == Pong::Echo {
+                    self.echo = Some(id);
+                    self.answer_ping(&mut out.far);
+                }
+            }
+            // It is the end of every stream, and of what they said so far.
+            Frame::GoAway { .. } => self.settle(out),
+            // No server opens streams, and to refuse one would be an answer without a bound.
+            Frame::SynStream { .. }
+            | Frame::Settings
+            | Frame::Headers { fin: false, .. }
+            | Frame::WindowUpdate { .. } => {}
+        }
+    }
+
+    fn take_data(&mut self, id: u32, mut bytes: Bytes, out: &mut Out) {
+        let Some(Stream { kind, end: None, .. }) = self.stream(id) else { return };
+        let kind = *kind;
+        if bytes.is_empty() {
+            return;
+        }
+        match kind {
+            StreamType::Stdout | StreamType::Stderr => {
+                let channel = channel::number(kind);
+                self.client.put_message(&mut out.client, Encoding::Binary, channel, bytes);
+            }
+            StreamType::Error => {
+                bytes.truncate(MAX_RESULT + 1 - self.result.len());
+                self.result.extend_from_slice(&bytes);
+            }
+            // Nothing comes that way.
+            StreamType::Stdin | StreamType::Resize => return,
+        }
+        out.active = true;
+    }
+
+    fn end_stream(&mut self, id: u32, end: End, out: &mut Out) {
+        let was_open = self.is_open();
+        let is_v1 = self.protocol == Protocol::V1;
+        let owes_result = self.protocol.writes_status() && self.result.is_empty();
+        let Some(stream) = self.streams.iter_mut().find(|stream| stream.id == id) else { return };
+        let is_output = matches!(stream.kind, StreamType::Stdout | StreamType::Stderr);
+        self.cut |= is_output && owes_result && stream.end.is_none() && end == End::Reset;
+        stream.end.get_or_insert(end);
+        match (end, stream.kind) {
+            (End::Reset, _) => stream.writable = false,
+            // A server of v1 closes its side of stdin at once and goes on to read; later ones mean that they
+            // read no more.
+            (End::Fin, StreamType::Stdin) if !is_v1 && stream.writable => stream.close(&mut out.far),
+            (End::Fin, _) => {}
+        }
+        if end == End::Reset && !was_open {
+            self.finish(&Outcome::Internal { text: STREAM_RESET.to_owned() }, Fate::Cut, out);
+        }
+    }
+
+    /// Ends the session by what the far side said, if it said all.
+    fn settle_if_ended(&mut self, out: &mut Out) {
+        if self.is_open() && self.results().all(|stream| stream.end.is_some()) {
+            self.settle(out);
+        }
+    }
+
+    /// Ends the session by what the far side said.
+    fn settle(&mut self, out: &mut Out) {
+        // To say nothing is to say that all went well only when each stream was ended by name; where a Status
+        // is due, the error stream not by a reset.
+        let is_error = |stream: &Stream| stream.kind == StreamType::Error;
+        let silence = self.results().all(|stream| match stream.end {
+            Some(End::Fin) => true,
+            Some(End::Reset) => !is_error(stream) || !self.protocol.writes_status(),
+            None => false,
+        });
+        let internal = |text| Outcome::Internal { text };
+        let (outcome, fate) = match Outcome::parse(self.protocol, &self.result) {
+            Ok(Outcome::Success) if self.cut || self.result.is_empty() && !silence => {
+                (internal(NO_RESULT.to_owned()), Fate::Cut)
+            }
+            Ok(Outcome::Exit { code, .. }) => {
+                let text = format!("command terminated with exit code {code}");
+                (Outcome::Exit { code, text }, Fate::Whole)
+            }
+            Ok(outcome) => match outcome.client_error(self.protocol) {
+                // Upstream wraps the message with its prefix, so that the prefix is there twice.
+                Some(message) => (internal(message), Fate::Whole),
+                None => (Outcome::Success, Fate::Whole),
+            },
+            Err(error) => (internal(error.to_string()), Fate::Cut),
+        };
+        self.finish(&outcome, fate, out);
+    }
+
+    fn finish(&mut self, outcome: &Outcome, fate: Fate, out: &mut Out) {
+        let status = outcome.to_bytes(Protocol::V5);
+        let channel = channel::number(StreamType::Error);
+        self.client.put_message(&mut out.client, Encoding::Binary, channel, status);
+        // To a Go client any other code would hide the Status.
+        self.client.close(&mut out.client, Some(&Close::normal()));
+        self.leave(out);
+        self.over = Some(fate);
+    }
+
+    /// Tells the far side that nobody is here any more, once.
+    fn leave(&mut self, out: &mut Out) {
+        if self.left {
+            return;
+        }
+        self.left = true;
+        for stream in self.streams.iter().filter(|stream| stream.writable) {
+            Encoder::rst_stream(out.far.put(), stream.id, RstStatus::CANCEL);
+        }
+        Encoder::goaway(out.far.put(), 0);
+    }
+
+    /// Sends the ping of the far side back, unless it has to take other bytes first. Of several that wait only
+    /// the last counts: known peers have one on its way at a time.
+    fn answer_ping(&mut self, queue: &mut Queue) {
+        if let Some(id) = self.echo.take_if(|_| queue.len() <= ANSWER_ROOM && !self.left) {
+            Encoder::ping(queue.put(), id);
+        }
+    }
+
+    fn stream(&mut self, id: u32) -> Option<&mut Stream> {
+        self.streams.iter_mut().find(|stream| stream.id == id)
+    }
+
+    fn writable(&mut self, kind: StreamType) -> Option<&mut Stream> {
+        self.streams.iter_mut().find(|stream| stream.kind == kind && stream.writable)
+    }
+
+    /// The streams whose end is the end of the session.
+    fn results(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.iter().filter(|stream| {
+            matches!(stream.kind, StreamType::Error | StreamType::Stdout | StreamType::Stderr)
+        })
+    }
+}
+
+impl Link for Translator {
+    fn begin(&mut self, out: &mut Out) {
+        channel::Encoder::new(Subprotocol::V5).first(out.client.put(), self.asked);
+        let mut encoder = Encoder::new();
+        for stream in &self.streams {
+            let headers = Headers::new().with(StreamType::HEADER, stream.kind.name());
+            let written = encoder.syn_stream(out.far.put(), stream.id, &headers);
+            debug_assert!(written.is_ok(), "one short header is within every limit");
+        }
+    }
+
+    fn takes_client(&self) -> bool {
+        self.is_open()
+    }
+
+    fn client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
+        if self.over.is_some() {
+            input.clear();
+            return Ok(());
+        }
+        let heard = self.hear_client(input, out);
+        self.client.answer(&mut out.client);
+        heard.map_err(|error| self.refuse_client(error, out))
+    }
+
+    fn far(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
+        while self.over.is_none() {
+            let frame = self.decoder.decode(input).map_err(|error| Fault::Far(error.to_string()))?;
+            let Some(frame) = frame else {
+                return self.take_early(out);
+            };
+            self.take_frame(frame, out);
+            if self.over.is_none() {
+                self.settle_if_ended(out);
+            }
+        }
+        input.clear();
+        Ok(())
+    }
+
+    fn client_ended(&mut self, out: &mut Out) {
+        self.leave(out);
+        self.over.get_or_insert(Fate::Whole);
+    }
+
+    /// Once the session is over it queues nothing and only says how that looked. Otherwise an output is cut,
+    /// even when the result has come.
+    fn end(&mut self, why: &str, out: &mut Out) -> Fate {
+        match self.over {
+            Some(fate) => fate,
+            None => {
+                self.finish(&Outcome::Internal { text: why.to_owned() }, Fate::Cut, out);
+                Fate::Cut
+            }
+        }
+    }
+
+    fn tick(&mut self, out: &mut Out) {
+        if self.over.is_some() {
+            return;
+        }
+        if let Some(id) = self.pings.send() {
+            Encoder::ping(out.far.put(), id);
+        }
+        self.client.show_life(out);
+    }
+
+    fn drained(&mut self, out: &mut Out) {
+        self.client.answer(&mut out.client);
+        self.answer_ping(&mut out.far);
+    }
+
+    fn is_open(&self) -> bool {
+        self.streams.iter().all(|stream| stream.replied)
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+}
+
+// === impl Stream ===
+
+impl Stream {
+    fn new(kind: StreamType, id: u32) -> Self {
+        Self { id, kind, replied: false, writable: true, end: None }
+    }
+
+    fn write(&self, queue: &mut Queue, mut bytes: Bytes) {
+        while !bytes.is_empty() {
+            let payload = bytes.split_to(bytes.len().min(MAX_PAYLOAD));
+            put_frame(queue, &Encoder::data_head(self.id, payload.len(), false), payload);
+        }
+    }
+
+    /// Half-closes it. One without a reply gets no frame, and no other later.
+    fn close(&mut self, queue: &mut Queue) {
+        if self.replied {
+            queue.put().extend_from_slice(&Encoder::data_head(self.id, 0, true));
+        }
+        self.writable = false;
+    }
+}
