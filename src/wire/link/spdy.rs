@@ -2,16 +2,16 @@
 //!
 //! Both directions are a [`Relay`]: what a peer was sent ends at a frame's edge at any time, and frames pass byte
 //! for byte but for DATA frames that have not all arrived. Beside it stands what the streams mean: the result of a
-//! command ([`command`]) or the connections of a port-forward ([`forward`]). It says whether the client has had
+//! command (`command`) or the connections of a port-forward (`forward`). It says whether the client has had
 //! all there is, and how to tell it when not.
 //!
 //! Why the client is told on its error streams first, and in front of everything by which the far side leaves: a
 //! Go client reads nothing behind a GOAWAY, and takes an error stream that ended without a word for success.
 //!
-//! Bounds: a frame that is held, [`MAX_HELD`](crate::wire::spdy::MAX_HELD) bytes in either input; the compression window of the client's
-//! direction, some 20 KB; a command's five streams, or [`MAX_STREAMS`](forward::MAX_STREAMS) of a port-forward.
-//! Pings, settings, resets and streams that are opened and closed leave nothing behind. The end of a port-forward
-//! queues its text once for each error stream.
+//! Bounds: a frame that is held, [`MAX_HELD`](crate::wire::spdy::MAX_HELD) bytes in either input; the compression
+//! window of the client's direction, some 20 KB; a command's five streams, or `forward::MAX_STREAMS` of a
+//! port-forward. Pings, settings, resets and streams that are opened and closed leave nothing behind. The end of a
+//! port-forward queues its text once for each error stream.
 //!
 //! Left out on purpose: a word to the far side when the client is gone. The end of its bytes is what a kubelet
 //! gets from any proxy.
