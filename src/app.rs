@@ -135,6 +135,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
                 handshake_timeout: config.upstream.handshake_timeout,
                 upgrade_timeout: config.upstream.upgrade_timeout,
                 keepalive: config.upstream.keepalive,
+                translate: config.upstream.translate,
             },
         ),
     };
@@ -143,6 +144,8 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             max_bytes_per_second: config.session.max_bytes_per_second,
             linger: config.session.linger,
             refusal_timeout: config.session.refusal_timeout,
+            open_timeout: config.session.open_timeout,
+            idle_timeout: config.session.idle_timeout,
         },
         drain.clone(),
     );
@@ -155,6 +158,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
         max_http2_streams: config.api.max_http2_streams,
         max_in_flight: config.api.max_in_flight,
         request_timeout: config.api.request_timeout,
+        allowed_origins: config.api.allowed_origins.clone(),
     };
     Api::new(server_tls, settings, pipeline, cluster, sessions, drain, metrics)
 }

@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use rustls_pki_types::UnixTime;
 
 use crate::cluster::User;
 use crate::listen::Conn;
+use crate::request::Upgrade;
 use crate::status::Refusal;
 use crate::tls::{self, ClientVerifier};
+use crate::wire::ws::handshake::{self, BearerError};
 
 /// The group of everybody who proved who they are.
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -59,6 +61,9 @@ pub enum Error {
     /// The certificate names nobody.
     #[error("the client certificate has no common name")]
     NoCommonName,
+    /// The subprotocols of a WebSocket request have something like a token among them.
+    #[error("authenticate by WebSocket subprotocol")]
+    Subprotocol(#[source] BearerError),
     /// The token is in no token source.
     #[error("the bearer token is not known")]
     UnknownToken,
@@ -140,6 +145,18 @@ impl Authn {
             match self.tokens.look_up(token) {
                 Some(user) => return Ok(Caller::new(user.clone())),
                 None => failed = Some(Error::UnknownToken),
+            }
+        }
+        // Browsers can send no other header (`protocol.md` 6.2).
+        if Upgrade::of(headers) == Upgrade::WebSocket {
+            let lines = headers.get_all(handshake::PROTOCOL_HEADER).iter().map(HeaderValue::as_bytes);
+            match handshake::bearer(lines) {
+                Ok(None) => {}
+                Ok(Some(bearer)) => match self.tokens.look_up(bearer.token.as_bytes()) {
+                    Some(user) => return Ok(Caller::new(user.clone())),
+                    None => failed = Some(Error::UnknownToken),
+                },
+                Err(error) => failed = Some(Error::Subprotocol(error)),
             }
         }
         match failed {
@@ -234,6 +251,7 @@ impl Error {
             Self::NoCredentials
             | Self::Certificate(_)
             | Self::NoCommonName
+            | Self::Subprotocol(_)
             | Self::UnknownToken
             | Self::ReadTokens { .. }
             | Self::BadTokenLine { .. } => Refusal::Unauthorized,
@@ -254,7 +272,7 @@ mod tests {
     fn ask(authn: &Authn, authorization: Option<&[u8]>) -> Result<Caller, Error> {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
-            headers.insert(header::AUTHORIZATION, http::HeaderValue::from_bytes(value).unwrap());
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
         }
         authn.identify(&Conn::default(), &headers)
     }

@@ -63,6 +63,8 @@ pub struct Node {
     pub addresses: Vec<(String, String)>,
     /// `status.daemonEndpoints.kubeletEndpoint.Port`; 0 when absent.
     pub kubelet_port: u16,
+    /// `status.declaredFeatures`.
+    pub declared_features: Vec<String>,
 }
 
 /// Failures of the cluster itself, as opposed to its answers.

@@ -73,6 +73,9 @@ pub struct Api {
     pub keepalive: Duration,
     /// Whether callers without any credential are `system:anonymous` rather than refused.
     pub anonymous: bool,
+    /// Origins, such as `https://console.example.com`, whose pages may open sessions; `*` is all of them. Pages of
+    /// podgate's own host always may.
+    pub allowed_origins: Vec<String>,
 }
 
 /// Health and metrics.
@@ -118,6 +121,19 @@ pub struct Upstream {
     pub keepalive: Duration,
     /// Types of node addresses, best first.
     pub preferred_address_types: Vec<String>,
+    /// When clients of WebSocket v5 are translated to SPDY.
+    pub translate: Translate,
+}
+
+/// When clients of WebSocket v5 are translated to SPDY, which every kubelet speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Translate {
+    /// Always.
+    #[default]
+    Always,
+    /// Not for nodes that declare `ExtendWebSocketsToKubelet`: these get v5 itself.
+    WhenNeeded,
 }
 
 /// Live sessions.
@@ -132,6 +148,12 @@ pub struct Session {
     /// For passing a kubelet's refusal on, body included.
     #[serde(with = "duration")]
     pub refusal_timeout: Duration,
+    /// For a kubelet to open the streams of a translated session.
+    #[serde(with = "duration")]
+    pub open_timeout: Duration,
+    /// How long nothing but keepalives may pass in a translated session.
+    #[serde(with = "duration")]
+    pub idle_timeout: Duration,
 }
 
 /// Stopping.
@@ -276,6 +298,8 @@ impl Config {
             ("upstream.handshakeTimeout", self.upstream.handshake_timeout),
             ("upstream.upgradeTimeout", self.upstream.upgrade_timeout),
             ("session.refusalTimeout", self.session.refusal_timeout),
+            ("session.openTimeout", self.session.open_timeout),
+            ("session.idleTimeout", self.session.idle_timeout),
         ];
         for (key, value) in deadlines {
             if value < Duration::from_millis(1) || value > LONGEST {
@@ -344,6 +368,7 @@ impl Default for Api {
             request_timeout: Duration::from_secs(60),
             keepalive: Duration::from_secs(15),
             anonymous: false,
+            allowed_origins: Vec::new(),
         }
     }
 }
@@ -374,6 +399,7 @@ impl Default for Upstream {
             upgrade_timeout: Duration::from_secs(30),
             keepalive: Duration::from_secs(15),
             preferred_address_types: types.map(str::to_owned).to_vec(),
+            translate: Translate::Always,
         }
     }
 }
@@ -385,6 +411,9 @@ impl Default for Session {
             linger: Duration::from_secs(1),
             // `protocol.md` 4.3, step 4.
             refusal_timeout: Duration::from_secs(10),
+            // client-go's and the translator's (`protocol.md` 5.4 and 7.3).
+            open_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(4 * 60 * 60),
         }
     }
 }

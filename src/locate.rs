@@ -16,6 +16,9 @@ use crate::status::{Refusal, go_quote};
 /// The port of a kubelet that names none (`protocol.md` 3.1).
 const KUBELET_PORT: u16 = 10250;
 
+/// What a node declares whose kubelet speaks WebSocket v5 (`protocol.md` 7.2).
+const WEBSOCKETS_TO_KUBELET: &str = "ExtendWebSocketsToKubelet";
+
 /// Where a permitted session will run.
 #[derive(Debug)]
 pub struct Place {
@@ -23,6 +26,7 @@ pub struct Place {
     container: String,
     node: String,
     kubelet: KubeletAddr,
+    speaks_v5: bool,
 }
 
 /// Host (name or address) and port of a kubelet.
@@ -121,7 +125,8 @@ impl Locate {
         let node = self.within(self.cluster.node(&name), || format!("node {name}")).await?;
         let node = node.ok_or_else(|| Error::NoNode(name.clone()))?;
         let kubelet = self.address(&node)?;
-        Ok(Place { container, node: name, kubelet, permit })
+        let speaks_v5 = node.declared_features.iter().any(|feature| feature == WEBSOCKETS_TO_KUBELET);
+        Ok(Place { container, node: name, kubelet, speaks_v5, permit })
     }
 
     async fn within<T>(
@@ -197,6 +202,11 @@ impl Place {
     /// The kubelet's address.
     pub fn kubelet(&self) -> &KubeletAddr {
         &self.kubelet
+    }
+
+    /// Whether the kubelet declares that it speaks WebSocket v5 itself.
+    pub fn speaks_v5(&self) -> bool {
+        self.speaks_v5
     }
 }
 
@@ -325,7 +335,7 @@ mod tests {
 
     fn node(addresses: &[(&str, &str)], kubelet_port: u16) -> Node {
         let addresses = addresses.iter().map(|&(kind, at)| (kind.to_owned(), at.to_owned())).collect();
-        Node { addresses, kubelet_port }
+        Node { addresses, kubelet_port, ..Node::default() }
     }
 
     #[test]

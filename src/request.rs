@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, Method, header};
 
 use crate::status::{Encoding, Refusal, go_quote};
+use crate::wire::remotecommand::Asked;
 
 /// Every header that asks for impersonation begins with this (`protocol.md` 8.3).
 pub const IMPERSONATION_PREFIX: &str = "impersonate-";
@@ -235,6 +236,11 @@ impl Subresource {
 // === impl Exec ===
 
 impl Exec {
+    /// The streams asked for.
+    pub fn asked(&self) -> Asked {
+        Asked { stdin: self.stdin, stdout: self.stdout, stderr: self.stderr, tty: self.tty }
+    }
+
     /// `None` when the resource is no session; the checks are those of `protocol.md` 1.3, steps 1 to 3.
     fn of(method: &Method, verb: &str, resource: &Resource, query: &Query) -> Option<Result<Self, Refusal>> {
         if !(resource.group.is_empty() && resource.version == "v1" && resource.resource == "pods") {

@@ -1,29 +1,53 @@
 //! Session: moves bytes from 101 to close, and knows why it ended.
 //!
-//! In the flow: the last room. Both connections are hijacked by now; what the far side sent with and after its
-//! 101 goes to the client first, what the client sent early goes to the far side first. As upstream does, a
-//! session is over as soon as one side ends; unlike upstream, what that side had sent is delivered before the
-//! other side is closed, and the close itself waits a little for the peer so that the kernel does not throw
-//! delivered bytes away with a reset.
-//! Invariant: every path out of [`Session::run`] leaves both sockets closed and one end record written.
-//! Source: `protocol.md` 4.3 and 4.4 (apimachinery `pkg/util/proxy/upgradeaware.go`).
+//! In the flow: the last room. Both connections are hijacked by now; what podgate or the far side answers goes to the
+//! client first, what the client sent early goes to the far side first, and everything through the
+//! [`Link`] of the session's protocols. A session is over as soon as one side ends. Unlike upstream, what that
+//! side had sent is delivered before the other side is closed; a client whose session was cut is told so in its own
+//! protocol; and the close itself waits a little for the peer, so that the kernel does not throw delivered bytes away
+//! with a reset.
+//! Invariant: every path out of [`Sessions::run`] leaves both sockets closed and one end record written.
+//! Source: `protocol.md` 4.3, 4.4 and 7.3 (apimachinery `pkg/util/proxy/upgradeaware.go`, apiserver
+//! `pkg/util/proxy/streamtranslator.go`).
 
 pub mod close;
 pub mod socket;
-pub mod splice;
+mod splice;
+#[cfg(test)]
+mod tests;
 pub mod throttle;
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::drain::Drain;
-use crate::telemetry::{EndReason, Meter, Record};
-use socket::Socket;
-use splice::End;
-use throttle::Throttle;
+use crate::telemetry::{EndReason, Meters, Record, chain};
+use crate::wire::link::{Fate, Fault, Link};
+use close::FAR_DRAIN;
+use socket::{Hangup, Socket};
+use splice::{Event, Side, Splice};
+
+/// Most bytes read at once of a client that has closed while its bytes could not be handed on: more than a socket's
+/// receive buffer holds.
+const REST: u64 = 8 * 1024 * 1024;
+
+/// How long reading them may take: they are on this machine already.
+const REST_READ: Duration = Duration::from_secs(1);
+
+/// How often a client that is not read is asked whether it is still there.
+const CHECK: Duration = Duration::from_millis(250);
+
+/// How long last words may take once the drain cuts: with the closing after it, less than the drain's grace.
+const CUT_FLUSH: Duration = Duration::from_millis(400);
+
+/// How long a client that has ended its session may take for what its protocol answers to that.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// What applies to every session.
 #[derive(Debug, Clone)]
@@ -34,6 +58,10 @@ pub struct Settings {
     pub linger: Duration,
     /// How long the answer of a far side that refused the upgrade may take to read, and to write to the client.
     pub refusal_timeout: Duration,
+    /// How long the far side may take to open the streams of a session.
+    pub open_timeout: Duration,
+    /// How long nothing but keepalives may pass in a session whose [`Timing`] has an idle limit.
+    pub idle_timeout: Duration,
 }
 
 /// Runs sessions; cheap to clone.
@@ -44,30 +72,71 @@ pub struct Sessions {
 }
 
 /// One session, ready to run.
-#[derive(Debug)]
 pub struct Session<C, F> {
     /// The client's connection.
     pub client: C,
     /// A second hold on the client's socket; without it a vanished client is found later, and a cut looks like an
     /// end.
     pub socket: Option<Socket>,
+    /// What the client gets before anything else: what it is owed of earlier answers, and the 101.
+    pub head: Bytes,
     /// What the client sent before it saw the 101.
     pub early: Bytes,
     /// The far side's connection.
     pub far: F,
-    /// Every byte the far side sent so far: its 101 head and what followed.
-    pub head: Bytes,
-    /// How many bytes of `head` are the 101 itself.
-    pub head_length: usize,
+    /// What the far side sent behind its 101.
+    pub first: Bytes,
+    /// What stands between them.
+    pub link: Box<dyn Link>,
+    /// What is done by the clock.
+    pub timing: Timing,
     /// The end record; written when this session is over.
     pub record: Record,
 }
 
-/// Which direction ended first.
-enum First {
-    Down(End),
-    Up(End),
+/// What is done by the clock in a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Period of [`Link::tick`].
+    pub keepalive: Option<Duration>,
+    /// Whether [`Settings::idle_timeout`] applies.
+    pub idle_limit: bool,
+}
+
+/// What ended a session.
+#[derive(Debug)]
+enum Stop {
+    /// Something that a peer did.
+    Event(Event),
+    /// The client died while the far side took nothing; what it had sent last is lost.
+    Gone,
+    /// The far side takes nothing, and said nothing more.
+    FarDeaf(io::Error),
+    /// The far side did not open its streams.
+    NotOpen,
+    /// Nothing passed for too long.
+    Idle,
+    /// The drain cuts.
     Cut,
+}
+
+/// How to part from both peers.
+#[derive(Debug)]
+struct Farewell {
+    reason: EndReason,
+    cause: String,
+    client: Parting,
+}
+
+/// How to part from the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    /// With a proper end of its connection.
+    Proper,
+    /// So that everything arrives, but no proper end.
+    Cut,
+    /// It is gone.
+    Drop,
 }
 
 // === impl Sessions ===
@@ -89,79 +158,249 @@ impl Sessions {
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let Session { mut client, socket, early, mut far, head, head_length, mut record } = session;
-        let first = {
-            let (mut client_reader, mut client_writer) = tokio::io::split(&mut client);
-            let (mut far_reader, mut far_writer) = tokio::io::split(&mut far);
-            let meters = record.meters();
-            let rate = self.settings.max_bytes_per_second;
-            let down = async {
-                let (reader, writer, meter) = (&mut far_reader, &mut client_writer, &meters.down);
-                // The head is not the session's: only what follows it counts.
-                let (head, first) = head.split_at(head_length);
-                if let Err(end) = splice::hand_on(reader, writer, head, &Meter::default(), None).await {
-                    return end;
+        let Session { client, socket, head, early, far, first, link, timing, mut record } = session;
+        let (meters, rate) = (record.meters(), self.settings.max_bytes_per_second);
+        let client = Side::new(client, BytesMut::from(early), rate, head.len());
+        let far = Side::new(far, BytesMut::from(first), rate, 0);
+        let mut splice = Splice::new(client, far, link);
+        splice.out.client.push(head);
+        let stop = match splice.begin() {
+            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing).await,
+            Err(event) => Stop::Event(event),
+        };
+        // Boxed: a session that lives needs no room for its end.
+        Box::pin(async {
+            let farewell = self.farewell(&mut splice, stop);
+            self.flush(&mut splice, socket.as_ref(), &meters, &farewell).await;
+            record.end(farewell.reason, farewell.cause);
+            self.part(splice, socket, &meters, farewell.client).await;
+        })
+        .await;
+    }
+
+    /// Moves bytes until the session is over.
+    async fn drive<C, F>(
+        &self,
+        splice: &mut Splice<C, F>,
+        socket: Option<&Socket>,
+        meters: &Meters,
+        timing: Timing,
+    ) -> Stop
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+        F: AsyncRead + AsyncWrite + Unpin,
+    {
+        let start = Instant::now();
+        let (mut tick, mut check, mut deaf) = (timing.keepalive.map(|period| start + period), None, None);
+        let opens = start + self.settings.open_timeout;
+        let mut cutting = pin!(self.drain.cutting());
+        loop {
+            let now = Instant::now();
+            check = check.filter(|_| splice.waits_for_far()).or(splice.waits_for_far().then(|| now + CHECK));
+            deaf = deaf.or(splice.far_deaf.is_some().then(|| now + FAR_DRAIN));
+            let idle = timing.idle_limit.then(|| splice.active + self.settings.idle_timeout);
+            let opens = Some(opens).filter(|_| !splice.link.is_open());
+            let next = [splice.resume_at(), tick, check, deaf, idle, opens].into_iter().flatten().min();
+            let clock = async {
+                match next {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
                 }
-                if let Err(end) = splice::hand_on(reader, writer, first, meter, None).await {
-                    return end;
-                }
-                splice::pump(reader, writer, &mut Throttle::new(rate), meter, None).await
             };
-            let up = async {
-                let (reader, writer, meter) = (&mut client_reader, &mut far_writer, &meters.up);
-                if let Err(end) = splice::hand_on(reader, writer, &early, meter, socket.as_ref()).await {
-                    return end;
-                }
-                splice::pump(reader, writer, &mut Throttle::new(rate), meter, socket.as_ref()).await
-            };
-            tokio::pin!(down, up);
-            let first = tokio::select! {
+            tokio::select! {
                 biased;
-                end = &mut down => First::Down(end),
-                end = &mut up => First::Up(end),
-                () = self.drain.cutting() => First::Cut,
-            };
-            match first {
-                // The far side takes nothing any more, but what it said before is still to be delivered.
-                First::Up(End::Write(error)) => tokio::select! {
-                    biased;
-                    end = &mut down => First::Down(end),
-                    () = tokio::time::sleep(close::FAR_DRAIN) => First::Up(End::Write(error)),
-                    () = self.drain.cutting() => First::Cut,
+                event = poll_fn(|cx| splice.poll(cx, meters)) => match event {
+                    Event::Timing => continue,
+                    event => return Stop::Event(event),
                 },
-                first => first,
+                () = &mut cutting => return Stop::Cut,
+                () = clock => {}
+            }
+            let now = Instant::now();
+            let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            if due(tick) {
+                splice.link.tick(&mut splice.out);
+                tick = timing.keepalive.map(|period| now + period);
+            }
+            if due(opens) && !splice.link.is_open() {
+                return Stop::NotOpen;
+            }
+            if due(deaf)
+                && let Some(error) = splice.far_deaf.take()
+            {
+                return Stop::FarDeaf(error);
+            }
+            if timing.idle_limit && splice.idle() >= self.settings.idle_timeout {
+                return Stop::Idle;
+            }
+            if due(check) {
+                check = None;
+                match socket.and_then(Socket::hangup_now) {
+                    None => {}
+                    Some(Hangup::Broken) => return Stop::Gone,
+                    Some(Hangup::Closed) => return client_closed(splice).await,
+                }
+            }
+        }
+    }
+
+    /// Lets the link say what there is to say to both peers.
+    fn farewell<C, F>(&self, splice: &mut Splice<C, F>, stop: Stop) -> Farewell {
+        let (link, out) = (&mut splice.link, &mut splice.out);
+        let (reason, cause, client) = match stop {
+            Stop::Event(Event::FarEnded(error)) => {
+                let cause = error.map_or_else(String::new, |error| chain(&error));
+                match (link.end("the connection to the kubelet ended before the session did", out), cause) {
+                    (Fate::Whole, cause) => (EndReason::FarClosed, cause, Parting::Proper),
+                    (Fate::Cut, cause) => (EndReason::FarLost, cause, Parting::Cut),
+                }
+            }
+            Stop::Event(Event::OverByFar) => match link.end("", out) {
+                Fate::Whole => (EndReason::FarClosed, String::new(), Parting::Proper),
+                Fate::Cut => (EndReason::FarLost, "no result".into(), Parting::Cut),
+            },
+            Stop::FarDeaf(error) => {
+                link.end("the connection to the kubelet broke", out);
+                (EndReason::FarLost, chain(&error), Parting::Cut)
+            }
+            Stop::NotOpen => {
+                link.end("Timeout occurred", out);
+                (EndReason::FarLost, "the streams were not opened in time".into(), Parting::Cut)
+            }
+            Stop::Event(Event::Fault(fault @ Fault::Far(_))) => {
+                link.end("the kubelet does not speak the protocol of the session", out);
+                (EndReason::FarFault, fault.to_string(), Parting::Cut)
+            }
+            Stop::Event(Event::Fault(fault @ Fault::Client(_))) => {
+                link.client_ended(out);
+                (EndReason::ClientFault, fault.to_string(), Parting::Proper)
+            }
+            Stop::Event(Event::ClientEnded(None) | Event::OverByClient) => {
+                link.client_ended(out);
+                (EndReason::ClientClosed, String::new(), Parting::Proper)
+            }
+            Stop::Event(Event::ClientEnded(Some(error)) | Event::ClientDeaf(error)) => {
+                link.client_ended(out);
+                (EndReason::ClientLost, chain(&error), Parting::Drop)
+            }
+            Stop::Gone => {
+                out.far.clear();
+                (EndReason::ClientLost, String::new(), Parting::Drop)
+            }
+            Stop::Idle => {
+                let why = format!("nothing has passed for {:?}", self.settings.idle_timeout);
+                link.end(&why, out);
+                (EndReason::Idle, why, Parting::Cut)
+            }
+            Stop::Cut => match link.end("podgate was stopped before the session ended", out) {
+                Fate::Whole => (EndReason::Drained, String::new(), Parting::Proper),
+                Fate::Cut => (EndReason::Drained, String::new(), Parting::Cut),
+            },
+            Stop::Event(Event::Timing) => unreachable!("the driver keeps it to itself"),
+        };
+        Farewell { reason, cause, client }
+    }
+
+    /// Writes the last words that must arrive before anything is closed. What the far side had said is owed to a
+    /// client for as long as that is there; the far side has [`FAR_DRAIN`] for those of a client that ended properly.
+    async fn flush<C, F>(
+        &self,
+        splice: &mut Splice<C, F>,
+        socket: Option<&Socket>,
+        meters: &Meters,
+        farewell: &Farewell,
+    ) where
+        C: AsyncRead + AsyncWrite + Unpin,
+        F: AsyncRead + AsyncWrite + Unpin,
+    {
+        let told = async {
+            match farewell.reason {
+                EndReason::FarClosed | EndReason::FarLost | EndReason::FarFault | EndReason::Idle => {
+                    tokio::select! {
+                        biased;
+                        _ = poll_fn(|cx| splice.poll_send_client(cx, meters)) => {}
+                        () = gone(socket) => {}
+                    }
+                }
+                EndReason::Drained => {
+                    let _ = timeout(CUT_FLUSH, poll_fn(|cx| splice.poll_send_client(cx, meters))).await;
+                }
+                EndReason::ClientLost => {
+                    let linger = self.settings.linger;
+                    let _ = timeout(linger, poll_fn(|cx| splice.poll_send_far(cx, meters))).await;
+                }
+                EndReason::ClientClosed | EndReason::ClientFault | EndReason::Aborted => {
+                    let _ = timeout(FAR_DRAIN, poll_fn(|cx| splice.poll_send_far(cx, meters))).await;
+                }
             }
         };
-        let linger = self.settings.linger;
-        let (reason, cause) = reason(first);
-        record.end(reason, cause.as_ref());
-        // Boxed: a session that lives needs no room for its end.
-        match reason {
-            EndReason::FarLost => {
+        let cut = async {
+            self.drain.cutting().await;
+            tokio::time::sleep(CUT_FLUSH).await;
+        };
+        tokio::select! {
+            biased;
+            () = told => {}
+            () = cut => {}
+        }
+    }
+
+    /// Closes both connections.
+    async fn part<C, F>(
+        &self,
+        splice: Splice<C, F>,
+        socket: Option<Socket>,
+        meters: &Meters,
+        parting: Parting,
+    ) where
+        C: AsyncRead + AsyncWrite + Unpin,
+        F: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (linger, drain) = (self.settings.linger, &self.drain);
+        let Splice { mut client, mut far, mut out, .. } = splice;
+        match (parting, socket) {
+            (Parting::Proper, _) => {
+                // A client that ended the session has a moment for what its protocol answers.
+                let client = async {
+                    let last = poll_fn(|cx| client.poll_send(cx, &mut out.client, &meters.down));
+                    let _ = timeout(linger.min(LAST_WORDS), last).await;
+                    close::client(&mut client.io, linger, drain).await;
+                };
+                tokio::join!(client, close::far(&mut far.io, linger, drain));
+            }
+            (Parting::Cut, Some(socket)) => {
                 drop(far);
-                if let Some(socket) = socket {
-                    Box::pin(close::cut(&mut client, &socket, linger, &self.drain)).await;
-                }
+                close::cut(&mut client.io, &socket, linger, drain).await;
             }
-            EndReason::ClientLost => {
+            (Parting::Cut, None) => {}
+            (Parting::Drop, _) => {
                 drop(client);
-                Box::pin(close::one(&mut far, linger, &self.drain)).await;
-            }
-            EndReason::FarClosed | EndReason::ClientClosed | EndReason::Drained | EndReason::Aborted => {
-                Box::pin(close::both(&mut client, &mut far, linger, &self.drain)).await;
+                close::far(&mut far.io, linger, drain).await;
             }
         }
     }
 }
 
-/// Whose fault an end is.
-fn reason(first: First) -> (EndReason, Option<io::Error>) {
-    match first {
-        First::Cut => (EndReason::Drained, None),
-        First::Down(End::Finished) => (EndReason::FarClosed, None),
-        First::Up(End::Finished) => (EndReason::ClientClosed, None),
-        First::Down(End::Read(error)) | First::Up(End::Write(error)) => (EndReason::FarLost, Some(error)),
-        First::Up(End::Read(error)) | First::Down(End::Write(error)) => (EndReason::ClientLost, Some(error)),
-        First::Up(End::Gone) | First::Down(End::Gone) => (EndReason::ClientLost, None),
+/// Resolves when a client has gone to which something is still to be written.
+async fn gone(socket: Option<&Socket>) {
+    match socket {
+        Some(socket) => {
+            socket.hangup().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The client has closed while nobody read it: what it had sent is still the far side's, if it came to a proper end.
+async fn client_closed<C, F>(splice: &mut Splice<C, F>) -> Stop
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    F: AsyncRead + AsyncWrite + Unpin,
+{
+    match timeout(REST_READ, splice.read_rest(REST)).await {
+        Ok(Ok(true)) => Stop::Event(Event::ClientEnded(None)),
+        Ok(Err(event)) => Stop::Event(event),
+        // No proper end: the client died, and nobody waits for what it had sent.
+        Ok(Ok(false)) | Err(_) => Stop::Gone,
     }
 }

@@ -7,6 +7,7 @@
 //! certificate is always verified.
 //! Source: `protocol.md` 3.1, 3.2, 4.2, 4.3 (apimachinery `pkg/util/proxy/{upgradeaware,dial}.go`).
 
+mod carriage;
 mod request;
 
 use std::io;
@@ -23,10 +24,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+pub use carriage::{Carriage, Switched};
+
+use crate::config::Translate;
 use crate::listen;
 use crate::locate::{KubeletAddr, Place};
 use crate::status::Refusal;
 use crate::wire::http1::{self, ResponseHead};
+use crate::wire::portforward::MAX_PORTS;
 
 /// First read of an answer, in bytes: a 101 head is a quarter of it.
 const FIRST_READ: usize = 1024;
@@ -42,6 +47,8 @@ pub struct Settings {
     pub upgrade_timeout: Duration,
     /// Silence after which TCP keepalive probes begin.
     pub keepalive: Duration,
+    /// When clients of WebSocket v5 are translated.
+    pub translate: Translate,
 }
 
 /// What the client's request contributes to the one the far side sees.
@@ -53,6 +60,8 @@ pub struct ClientHead<'a> {
     pub headers: &'a http::HeaderMap,
     /// The client's address, for `X-Forwarded-For`.
     pub peer: SocketAddr,
+    /// What becomes of it.
+    pub carriage: &'a Carriage,
 }
 
 /// Opens far sides.
@@ -64,19 +73,18 @@ pub struct Upstream {
 /// A far side that answered.
 #[derive(Debug)]
 pub struct Far {
-    /// The connection; everything read from it so far is in `raw`.
+    /// The connection; everything read from it so far is the head and `first`.
     pub io: TlsStream<TcpStream>,
-    /// Every byte of the answer so far.
-    pub raw: Bytes,
     /// The parsed head.
     pub head: ResponseHead,
+    /// What came behind the head.
+    pub first: Bytes,
 }
 
 /// The far side's answer, if it is one that a client may see.
-#[derive(Debug)]
 pub enum Answer {
     /// 101: a session.
-    Switched(Far),
+    Switched(Far, Switched),
     /// 400 or more: to be echoed, then both sides are closed.
     Refused(Far),
 }
@@ -123,6 +131,18 @@ pub enum Error {
     /// An answer that is neither 101 nor an error.
     #[error("invalid upgrade response: status code {0}")]
     NoUpgrade(u16),
+    /// A 101 to something else than was asked for.
+    #[error("unable to upgrade: missing upgrade headers in response")]
+    OtherUpgrade,
+    /// A 101 with an extension, which nobody asked for.
+    #[error("invalid upgrade response: unexpected WebSocket extension")]
+    Extensions,
+    /// More ports than there are channels for.
+    #[error("at most {MAX_PORTS} ports can be forwarded over WebSocket, not {0}")]
+    TooManyPorts(usize),
+    /// A 101 to a subprotocol that nobody knows.
+    #[error("invalid upgrade response: unknown subprotocol {0:?}")]
+    Subprotocol(String),
 }
 
 // === impl Upstream ===
@@ -133,8 +153,13 @@ impl Upstream {
         Self { tls: TlsConnector::from(tls), settings }
     }
 
-    /// Dials the kubelet of `place` and asks for the upgrade the client asked for. Dropping the future closes
-    /// the connection.
+    /// When clients of WebSocket v5 are translated.
+    pub fn translate(&self) -> Translate {
+        self.settings.translate
+    }
+
+    /// Dials the kubelet of `place` and asks for the upgrade that carries what the client asked for. Dropping the
+    /// future closes the connection.
     ///
     /// # Errors
     /// When there is no answer that the client may see.
@@ -144,13 +169,17 @@ impl Upstream {
         let within = self.settings.upgrade_timeout;
         let answered =
             timeout(within, ask(&mut io, &request)).await.map_err(|_| Error::AnswerLate(within))?;
-        let (head, raw) = answered?;
+        let (head, mut raw) = answered?;
+        let first = raw.split_off(head.len);
         match head.status {
-            101 => Ok(Answer::Switched(Far { io, raw, head })),
+            101 => {
+                let switched = client.carriage.switched(place.exec(), &head, raw)?;
+                Ok(Answer::Switched(Far { io, head, first }, switched))
+            }
             400.. => {
                 // Told now: once the client's connection is taken over, there is no Status left to say it with.
                 head.body_length().map_err(Error::Malformed)?;
-                Ok(Answer::Refused(Far { io, raw, head }))
+                Ok(Answer::Refused(Far { io, head, first }))
             }
             other => Err(Error::NoUpgrade(other)),
         }
@@ -215,7 +244,14 @@ impl Error {
             | Self::Handshake(_) => format!("error dialing backend: {self}"),
             Self::Send(source) => format!("error sending request: {source}"),
             Self::Receive(source) => source.to_string(),
-            Self::Closed | Self::Malformed(_) | Self::AnswerLate(_) | Self::NoUpgrade(_) => self.to_string(),
+            Self::Closed
+            | Self::Malformed(_)
+            | Self::AnswerLate(_)
+            | Self::NoUpgrade(_)
+            | Self::OtherUpgrade
+            | Self::Extensions
+            | Self::TooManyPorts(_)
+            | Self::Subprotocol(_) => self.to_string(),
         })
     }
 }

@@ -301,6 +301,7 @@ pub fn slim_node(node: &Node) -> cluster::Node {
     cluster::Node {
         addresses: addresses.map(|address| (address.type_.clone(), address.address.clone())).collect(),
         kubelet_port: endpoint.map_or(0, |endpoint| endpoint.port.try_into().unwrap_or(0)),
+        declared_features: status.and_then(|status| status.declared_features.clone()).unwrap_or_default(),
     }
 }
 

@@ -10,6 +10,7 @@
 mod activity;
 mod hijack;
 mod layers;
+mod upgrade;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{Request, Response, StatusCode, Version, header};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -34,7 +35,7 @@ use crate::cluster::{Body, Cluster};
 use crate::drain::Drain;
 use crate::listen::{Conn, Slot};
 use crate::pipeline::Pipeline;
-use crate::request::{Ask, Exec, Upgrade};
+use crate::request::Ask;
 use crate::session::Sessions;
 use crate::status::{Encoding, Refusal};
 use crate::telemetry::{Metrics, chain};
@@ -44,9 +45,6 @@ use layers::Short;
 
 /// The client's stream as hyper holds it.
 type ClientIo = TokioIo<Takeover<tokio_rustls::server::TlsStream<TcpStream>>>;
-
-/// Text for a client that asks for something else than an upgrade (`protocol.md` 1.7).
-const UPGRADE_REQUIRED: &str = "Upgrade request required";
 
 /// Limits and deadlines of this door.
 #[derive(Debug, Clone)]
@@ -67,6 +65,8 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// For a short request; beyond it 504.
     pub request_timeout: Duration,
+    /// Whose pages may open sessions, besides podgate's own.
+    pub allowed_origins: Vec<String>,
 }
 
 /// The door; cheap to clone.
@@ -313,11 +313,17 @@ impl Door {
         if let Some(exec) = ask.exec.take() {
             let exec = exec?;
             let place = self.shared.pipeline.place(permit, exec, &ask).await?;
-            check_upgrade(&request, place.exec())?;
+            let (origins, translate) =
+                (&self.shared.settings.allowed_origins, self.shared.pipeline.upstream.translate());
+            let carriage = match upgrade::carriage(&request, &place, origins, translate) {
+                Ok(carriage) => carriage,
+                Err(upgrade::Error::Refused(refusal)) => return Err(refusal),
+                Err(upgrade::Error::Handshake(refusal)) => return Ok(upgrade::handshake_refused(refusal)),
+            };
             if self.shared.drain.is_stopping() {
                 return Err(Refusal::Unavailable("podgate is shutting down, try another replica".into()));
             }
-            return hijack::open(self, request, place, started).await;
+            return hijack::open(self, request, place, carriage, started).await;
         }
         let user = permit.caller().user().clone();
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
@@ -329,32 +335,6 @@ impl Door {
         }
         self.shared.short.serve(user, ask, request).await
     }
-}
-
-/// The last check before the far side is dialled: is this an upgrade that podgate can carry?
-fn check_upgrade(request: &Request<Incoming>, exec: &Exec) -> Result<(), Refusal> {
-    let refused = |text: &str| {
-        info!(session.kind = exec.subresource.as_str(), reason = text, "request refused");
-        Err(Refusal::BadRequest(text.to_owned()))
-    };
-    match Upgrade::of(request.headers()) {
-        // RFC 9110 section 7.8: HTTP/1.0 has no upgrades, and hyper would not hand the connection over.
-        _ if request.version() < Version::HTTP_11 => return refused(UPGRADE_REQUIRED),
-        Upgrade::Spdy => {}
-        Upgrade::None => return refused(UPGRADE_REQUIRED),
-        // Any answer but 101 makes kubectl 1.29 and newer ask again with SPDY (`protocol.md` 7.5).
-        Upgrade::WebSocket => return refused("WebSocket is not served here, ask again with SPDY/3.1"),
-        Upgrade::Other => return refused("the only protocol to upgrade to is SPDY/3.1"),
-    }
-    let lines = |name| request.headers().get_all(name).iter().count();
-    if lines(header::HOST) != 1 || lines(header::UPGRADE) != 1 {
-        return refused("an upgrade request has one Host and one Upgrade header");
-    }
-    let length = request.headers().get(header::CONTENT_LENGTH).map_or(&b"0"[..], |value| value.as_bytes());
-    if length != b"0" || request.headers().contains_key(header::TRANSFER_ENCODING) {
-        return refused("an upgrade request has no body");
-    }
-    Ok(())
 }
 
 /// The same body, ended early when `stop` resolves.

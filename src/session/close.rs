@@ -23,22 +23,23 @@ const CLIENT_LINGER: Duration = Duration::from_secs(30);
 /// session as stuck.
 const CUT_LINGER: Duration = Duration::from_secs(1);
 
-/// Ends both connections of a session at once: shuts the write sides, then reads and drops what comes until the
-/// peers close too. The far side has `linger` for it; the client may be silent for as long, but is waited for
-/// while it still sends. The drain's cut ends all patience. The sockets are closed by their drop.
-pub async fn both<C, F>(client: &mut C, far: &mut F, linger: Duration, drain: &Drain)
+/// Ends both connections of a refused session at once, as [`client`] and [`far`] do.
+pub async fn both<C, F>(client_io: &mut C, far_io: &mut F, linger: Duration, drain: &Drain)
 where
     C: AsyncRead + AsyncWrite + Unpin,
     F: AsyncRead + AsyncWrite + Unpin,
 {
-    let closed = async {
-        tokio::join!(gently(client, linger, linger.max(CLIENT_LINGER)), gently(far, linger, linger));
-    };
-    patiently(closed, linger, drain).await;
+    tokio::join!(client(client_io, linger, drain), far(far_io, linger, drain));
 }
 
-/// Ends one connection of a session whose other one is gone, as [`both`] does.
-pub async fn one<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I, linger: Duration, drain: &Drain) {
+/// Shuts the client's write side, then reads and drops what comes until it closes too. It may be silent for `linger`,
+/// but is waited for while it still sends. The drain's cut ends all patience. The socket is closed by its drop.
+pub async fn client<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I, linger: Duration, drain: &Drain) {
+    patiently(gently(io, linger, linger.max(CLIENT_LINGER)), linger, drain).await;
+}
+
+/// As [`client`], for a far side, which has `linger` for all of it.
+pub async fn far<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I, linger: Duration, drain: &Drain) {
     patiently(gently(io, linger, linger), linger, drain).await;
 }
 
@@ -49,7 +50,7 @@ pub async fn cut<C: AsyncRead + Unpin>(client: &mut C, socket: &Socket, linger: 
     patiently(drop_input(client, linger, linger.max(CLIENT_LINGER)), linger, drain).await;
 }
 
-/// Closes, unless the drain cuts.
+/// Waits, unless the drain cuts.
 async fn patiently(closed: impl Future<Output = ()>, linger: Duration, drain: &Drain) {
     let cut = async {
         drain.cutting().await;

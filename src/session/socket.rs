@@ -37,7 +37,8 @@ impl Socket {
         socket.as_fd().try_clone_to_owned().map(Self)
     }
 
-    fn hangup_now(&self) -> Option<Hangup> {
+    /// Whether the peer has gone, as far as the kernel knows.
+    pub fn hangup_now(&self) -> Option<Hangup> {
         let mut fds = [PollFd::new(&self.0, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).ok()?;

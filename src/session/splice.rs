@@ -1,323 +1,335 @@
-//! Splice: moves the bytes of one direction, from a reader to a writer, until either is done.
+//! Splice: moves the bytes of a session both ways, through the [`Link`] between them, until it is over.
 //!
-//! A buffer has one owner: it is taken from the thread's spares when bytes are there, filled by one read,
-//! written out whole, and given back. A direction that waits for bytes holds none, so an idle session costs
-//! no buffer. Nothing is read before the last bytes were handed on: the writer's back pressure is the reader's.
-//! That has a blind spot: while a writer takes nothing, nobody reads, so a reader that goes away is not seen. Its
-//! [`Socket`] is asked about it from time to time, only then.
+//! Both directions are one state machine, because a link may answer a peer on its own connection. A turn writes what
+//! is queued, then reads of each side what has room: a side is read only while the queue that its bytes go to is not
+//! [full](crate::wire::link::FULL), so a writer's back pressure is the reader's, and never that of the other
+//! direction.
+//!
+//! A buffer is taken from the thread's spares for a read, its bytes are queued in slices, and once they are written
+//! it is filled again or given back. A side that waits holds only what its link could not take yet, so an idle
+//! session costs no buffer.
+//!
+//! Reading has a blind spot: while the far side takes nothing, nobody reads the client, so one that goes away is not
+//! seen. Its [`Socket`] is asked about it from time to time, only then.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, timeout};
+use bytes::{BufMut, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use tokio_util::io::{poll_read_buf, poll_write_buf};
 
-use super::close::FAR_DRAIN;
-use super::socket::{Hangup, Socket};
 use super::throttle::{Grant, Throttle};
-use crate::telemetry::Meter;
+use crate::telemetry::{Meter, Meters};
+use crate::wire::link::{Fault, Link, Out, Queue};
 
 /// Read size in bytes: four full TLS records (RFC 8446 section 5.1), so that a burst takes one wake-up.
 const READ: usize = 64 * 1024;
+
+/// What may stay in a buffer of [`READ`] bytes while its side waits; less moves into a buffer of its own size.
+const KEEP: usize = 4 * 1024;
 
 /// Spare buffers a thread keeps: as many directions as can be between a read and its write on one thread
 /// without an allocation. More are freed.
 const SPARES: usize = 4;
 
 thread_local! {
-    static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Reads after which a busy direction lets the others of its task run: below tokio's budget per poll (128), so
-/// that a bulk copy one way cannot starve the keystrokes the other way.
-const TURN: u32 = 16;
-
-/// Most bytes read at once of a peer that has closed while its bytes could not be handed on: more than a socket's
-/// receive buffer holds.
-const REST: u64 = 8 * 1024 * 1024;
-
-/// How long reading them may take: they are on this machine already.
-const REST_READ: Duration = Duration::from_secs(1);
-
-/// Which side ended a direction, and how.
+/// One connection of a session.
 #[derive(Debug)]
-pub enum End {
-    /// The reader came to its end; everything was handed on.
-    Finished,
-    /// Reading failed; everything read before was handed on.
-    Read(io::Error),
-    /// Writing failed.
-    Write(io::Error),
-    /// The reader's peer died while the writer took nothing; what it had sent last is lost.
-    Gone,
+pub(super) struct Side<I> {
+    pub(super) io: I,
+    /// What was read and not taken by the link.
+    input: BytesMut,
+    throttle: Throttle,
+    /// Written, but perhaps still inside TLS.
+    unflushed: bool,
+    /// Bytes of the queue that are no session's: the answer's head.
+    unmetered: usize,
 }
 
-/// Moves bytes until the reader ends or either side fails. Dropping the future loses at most the bytes of one
-/// read, so it is dropped only when the session is over. A peer that takes nothing is waited for as long as it
-/// answers its keepalive: whoever pipes a session into a pager may read it tomorrow.
-pub async fn pump<R, W>(
-    reader: &mut R,
-    writer: &mut W,
-    throttle: &mut Throttle,
-    meter: &Meter,
-    socket: Option<&Socket>,
-) -> End
+/// Both connections, and what stands between them.
+pub(super) struct Splice<C, F> {
+    pub(super) client: Side<C>,
+    pub(super) far: Side<F>,
+    pub(super) link: Box<dyn Link>,
+    pub(super) out: Out,
+    /// Why the far side takes nothing any more. What it says is still read.
+    pub(super) far_deaf: Option<io::Error>,
+    /// When a byte of the session itself went by.
+    pub(super) active: Instant,
+    /// When a direction may move again that has used up its budget.
+    resume: [Option<Instant>; 2],
+}
+
+/// What ends a splice, or wants its driver's attention.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The client's bytes ended, properly or not.
+    ClientEnded(Option<io::Error>),
+    /// The client takes nothing any more.
+    ClientDeaf(io::Error),
+    /// The far side's bytes ended, properly or not.
+    FarEnded(Option<io::Error>),
+    /// A peer does not speak its protocol.
+    Fault(Fault),
+    /// The client said that it is done.
+    OverByClient,
+    /// The far side said that it is done.
+    OverByFar,
+    /// One of [`Splice::resume_at`], [`Splice::waits_for_far`] and [`Splice::far_deaf`] has changed.
+    Timing,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
+    pub(super) fn new(io: I, input: BytesMut, bytes_per_second: u64, unmetered: usize) -> Self {
+        Self { io, input, throttle: Throttle::new(bytes_per_second), unflushed: false, unmetered }
+    }
+
+    /// Writes as much of the queue as the connection takes, then flushes. Ready when all is out.
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut Queue,
+        meter: &Meter,
+    ) -> Poll<io::Result<()>> {
+        while !queue.is_empty() {
+            let Poll::Ready(written) = poll_write_buf(Pin::new(&mut self.io), cx, queue)? else {
+                return Poll::Pending;
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unflushed = true;
+            let free = written.min(self.unmetered);
+            self.unmetered -= free;
+            meter.add(written - free);
+        }
+        if self.unflushed {
+            std::task::ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads at most `allowed` bytes behind those that wait. Ready with 0 at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, allowed: usize) -> Poll<io::Result<usize>> {
+        if !self.input.try_reclaim(READ) {
+            let mut fresh = take();
+            fresh.reserve(self.input.len() + READ);
+            fresh.extend_from_slice(&self.input);
+            self.input = fresh;
+        }
+        let limit = allowed.min(READ);
+        let polled = poll_read_buf(Pin::new(&mut self.io), cx, &mut (&mut self.input).limit(limit));
+        if !matches!(polled, Poll::Ready(Ok(1..))) {
+            self.rest();
+        }
+        polled
+    }
+
+    /// Holds no more than what waits, for as long as nothing comes.
+    fn rest(&mut self) {
+        if self.input.len() <= KEEP {
+            let kept = BytesMut::from(&self.input[..]);
+            give_back(std::mem::replace(&mut self.input, kept));
+        }
+    }
+
+    /// How much may be read now; nothing before the instant.
+    fn grant(&mut self) -> Result<usize, Instant> {
+        match self.throttle.ask(Instant::now(), READ) {
+            Grant::Bytes(allowed) => Ok(allowed),
+            Grant::Wait(until) => Err(until),
+        }
+    }
+}
+
+// === impl Splice ===
+
+impl<C, F> Splice<C, F>
 where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Unpin,
+    F: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut turn = 0;
-    loop {
-        let allowed = match throttle.ask(Instant::now(), READ) {
-            Grant::Bytes(allowed) => allowed,
-            Grant::Wait(until) => {
-                tokio::time::sleep_until(until).await;
-                continue;
+    pub(super) fn new(client: Side<C>, far: Side<F>, link: Box<dyn Link>) -> Self {
+        let active = Instant::now();
+        Self { client, far, link, out: Out::default(), far_deaf: None, active, resume: [None; 2] }
+    }
+
+    /// Lets the link begin and take what was read of both sides before.
+    pub(super) fn begin(&mut self) -> Result<(), Event> {
+        self.link.begin(&mut self.out);
+        self.take_far()?;
+        if self.link.takes_client() { self.take_client() } else { Ok(()) }
+    }
+
+    /// When a direction may move again; it is not polled for it.
+    pub(super) fn resume_at(&self) -> Option<Instant> {
+        self.resume.into_iter().flatten().min()
+    }
+
+    /// Whether nobody reads the client now, because the far side is not ready for what it said.
+    pub(super) fn waits_for_far(&self) -> bool {
+        self.far_deaf.is_none() && (self.out.far.is_full() || !self.link.takes_client())
+    }
+
+    fn timing(&self) -> (Option<Instant>, bool, bool) {
+        (self.resume_at(), self.waits_for_far(), self.far_deaf.is_some())
+    }
+
+    /// Moves bytes until there is something to tell.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, meters: &Meters) -> Poll<Event> {
+        let timing = self.timing();
+        loop {
+            let mut moved = false;
+            if let Poll::Ready(Err(error)) = self.poll_send_client(cx, meters) {
+                return Poll::Ready(Event::ClientDeaf(error));
+            }
+            // What is not written yet is the next turn's; that nothing is taken any more shows in `timing`.
+            let _ = self.poll_send_far(cx, meters);
+            match self.poll_far(cx) {
+                Poll::Ready(Ok(())) => moved = true,
+                Poll::Ready(Err(event)) => return Poll::Ready(event),
+                Poll::Pending => {}
+            }
+            match self.poll_client(cx) {
+                Poll::Ready(Ok(())) => moved = true,
+                Poll::Ready(Err(event)) => return Poll::Ready(event),
+                Poll::Pending => {}
+            }
+            if std::mem::take(&mut self.out.active) {
+                self.active = Instant::now();
+            }
+            if !moved {
+                return if timing != self.timing() { Poll::Ready(Event::Timing) } else { Poll::Pending };
+            }
+        }
+    }
+
+    /// Writes to the client what is queued for it.
+    pub(super) fn poll_send_client(&mut self, cx: &mut Context<'_>, meters: &Meters) -> Poll<io::Result<()>> {
+        loop {
+            std::task::ready!(self.client.poll_send(cx, &mut self.out.client, &meters.down))?;
+            self.link.drained(&mut self.out);
+            if self.out.client.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Writes to the far side what is queued for it, while it takes anything.
+    pub(super) fn poll_send_far(&mut self, cx: &mut Context<'_>, meters: &Meters) -> Poll<()> {
+        loop {
+            if self.far_deaf.is_some() {
+                self.out.far.clear();
+                return Poll::Ready(());
+            }
+            match std::task::ready!(self.far.poll_send(cx, &mut self.out.far, &meters.up)) {
+                Err(error) => self.far_deaf = Some(error),
+                Ok(()) => self.link.drained(&mut self.out),
+            }
+            if self.out.far.is_empty() {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    fn poll_far(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Event>> {
+        self.resume[0] = None;
+        if self.out.client.is_full() {
+            return Poll::Pending;
+        }
+        let allowed = match self.far.grant() {
+            Ok(allowed) => allowed,
+            Err(until) => {
+                self.resume[0] = Some(until);
+                return Poll::Pending;
             }
         };
-        let (buffer, filled) = match read(reader, allowed).await {
-            Ok((_, 0)) => return End::Finished,
+        let read = match std::task::ready!(self.far.poll_fill(cx, allowed)) {
+            Ok(0) => return Poll::Ready(Err(Event::FarEnded(None))),
             Ok(read) => read,
-            Err(error) => return End::Read(error),
+            Err(error) => return Poll::Ready(Err(Event::FarEnded(Some(error)))),
         };
-        throttle.spend(filled);
-        if let Err(end) = hand_on(reader, writer, &buffer[..filled], meter, socket).await {
-            return end;
+        self.far.throttle.spend(read);
+        let could = self.link.takes_client();
+        self.take_far()?;
+        // What the client sent early has waited for this.
+        if !could && self.link.takes_client() {
+            self.take_client()?;
         }
-        give_back(buffer);
-        turn += 1;
-        if turn == TURN {
-            turn = 0;
-            tokio::task::yield_now().await;
-        }
+        Poll::Ready(Ok(()))
     }
-}
 
-/// Writes all bytes and flushes them. `socket` is the reader's: when its peer closes while the writer takes
-/// nothing, what it had sent is read to the end, and a proper end is still handed on, within
-/// [`close::FAR_DRAIN`]; that makes the error [`End::Finished`].
-pub async fn hand_on<R, W>(
-    reader: &mut R,
-    writer: &mut W,
-    bytes: &[u8],
-    meter: &Meter,
-    socket: Option<&Socket>,
-) -> Result<(), End>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let mut written = 0;
-    let hangup = async {
-        match socket {
-            Some(socket) => socket.hangup().await,
-            None => std::future::pending().await,
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Event>> {
+        self.resume[1] = None;
+        if self.waits_for_far() {
+            return Poll::Pending;
         }
-    };
-    let hangup = tokio::select! {
-        biased;
-        done = push(writer, bytes, &mut written) => {
-            done.map_err(End::Write)?;
-            meter.add(bytes.len());
-            return Ok(());
-        }
-        // Polled, and its timer made, only when the write has to wait.
-        hangup = hangup => hangup,
-    };
-    if hangup == Hangup::Broken {
-        return Err(End::Gone);
-    }
-    let mut rest = Vec::new();
-    let read = timeout(REST_READ, reader.take(REST).read_to_end(&mut rest)).await;
-    if !matches!(read, Ok(Ok(_))) {
-        // No proper end: the peer died, and nobody waits for what it had sent.
-        return Err(End::Gone);
-    }
-    let all = async {
-        push(writer, bytes, &mut written).await?;
-        push(writer, &rest, &mut 0).await
-    };
-    match timeout(FAR_DRAIN, all).await {
-        Ok(Ok(())) => meter.add(bytes.len() + rest.len()),
-        Ok(Err(error)) => return Err(End::Write(error)),
-        Err(_) => return Err(End::Gone),
-    }
-    Err(End::Finished)
-}
-
-/// Writes from `written` on and flushes. Cancel safe: `written` says how far it got.
-async fn push<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8], written: &mut usize) -> io::Result<()> {
-    while *written < bytes.len() {
-        match writer.write(&bytes[*written..]).await? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            more => *written += more,
-        }
-    }
-    writer.flush().await
-}
-
-/// One read of at most `allowed` bytes. Holds a buffer only inside a poll, until there are bytes. Cancel safe.
-async fn read<R: AsyncRead + Unpin>(reader: &mut R, allowed: usize) -> io::Result<(Box<[u8]>, usize)> {
-    poll_fn(|cx| {
-        let mut buffer = take();
-        let end = allowed.min(buffer.len());
-        let mut into = ReadBuf::new(&mut buffer[..end]);
-        let polled = Pin::new(&mut *reader).poll_read(cx, &mut into);
-        let filled = into.filled().len();
-        match polled {
-            Poll::Ready(Ok(())) if filled > 0 => Poll::Ready(Ok((buffer, filled))),
-            Poll::Ready(done) => {
-                give_back(buffer);
-                Poll::Ready(done.map(|()| (Box::default(), 0)))
+        let allowed = match self.client.grant() {
+            Ok(allowed) => allowed,
+            Err(until) => {
+                self.resume[1] = Some(until);
+                return Poll::Pending;
             }
-            Poll::Pending => {
-                give_back(buffer);
-                Poll::Pending
-            }
+        };
+        let read = match std::task::ready!(self.client.poll_fill(cx, allowed)) {
+            Ok(0) => return Poll::Ready(Err(Event::ClientEnded(None))),
+            Ok(read) => read,
+            Err(error) => return Poll::Ready(Err(Event::ClientEnded(Some(error)))),
+        };
+        self.client.throttle.spend(read);
+        Poll::Ready(self.take_client())
+    }
+
+    fn take_far(&mut self) -> Result<(), Event> {
+        self.link.far(&mut self.far.input, &mut self.out).map_err(Event::Fault)?;
+        if self.link.is_over() { Err(Event::OverByFar) } else { Ok(()) }
+    }
+
+    fn take_client(&mut self) -> Result<(), Event> {
+        self.link.client(&mut self.client.input, &mut self.out).map_err(Event::Fault)?;
+        if self.link.is_over() { Err(Event::OverByClient) } else { Ok(()) }
+    }
+
+    /// Reads what is left of a client that has closed, `most` bytes of it, whatever the far side takes; true when
+    /// that came to a proper end. Dropping the future loses what was read.
+    pub(super) async fn read_rest(&mut self, most: u64) -> Result<bool, Event> {
+        use tokio::io::AsyncReadExt;
+
+        let mut rest = Vec::new();
+        let read = (&mut self.client.io).take(most).read_to_end(&mut rest).await;
+        if !self.link.takes_client() || read.is_err() {
+            return Ok(false);
         }
-    })
-    .await
+        self.client.input.extend_from_slice(&rest);
+        self.take_client()?;
+        Ok(true)
+    }
+
+    /// How long after a session's own bytes have gone by this is.
+    pub(super) fn idle(&self) -> Duration {
+        self.active.elapsed()
+    }
 }
 
-fn take() -> Box<[u8]> {
-    SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; READ].into_boxed_slice())
+fn take() -> BytesMut {
+    SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
 }
 
-fn give_back(buffer: Box<[u8]>) {
+fn give_back(mut buffer: BytesMut) {
+    buffer.clear();
     SPARE.with_borrow_mut(|spare| {
-        if spare.len() < SPARES {
+        // Whole and ours alone, or it is no spare.
+        if spare.len() < SPARES && buffer.capacity() <= 2 * READ && buffer.try_reclaim(READ) {
             spare.push(buffer);
         }
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn every_byte_arrives_in_order_through_a_narrow_pipe() {
-        let (mut source, mut reader) = tokio::io::duplex(7);
-        let (mut writer, mut sink) = tokio::io::duplex(3);
-        let sent: Vec<u8> = (0..50_000u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        let expected = sent.clone();
-        let feed = async move {
-            source.write_all(&sent).await.unwrap();
-            drop(source);
-        };
-        let meter = Meter::default();
-        let move_all = async {
-            let end = pump(&mut reader, &mut writer, &mut Throttle::new(0), &meter, None).await;
-            drop(writer);
-            end
-        };
-        let mut got = Vec::new();
-        let ((), end, read) = tokio::join!(feed, move_all, sink.read_to_end(&mut got));
-        read.unwrap();
-        assert!(matches!(end, End::Finished));
-        assert!(got == expected);
-        assert_eq!(meter.bytes(), 50_000);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn item_051_a_throttled_direction_takes_as_long_as_its_limit_says() {
-        let (mut source, mut reader) = tokio::io::duplex(1 << 20);
-        let (mut writer, mut sink) = tokio::io::duplex(1 << 20);
-        source.write_all(&[7; 100_000]).await.unwrap();
-        drop(source);
-        let start = Instant::now();
-        let meter = Meter::default();
-        pump(&mut reader, &mut writer, &mut Throttle::new(10_000), &meter, None).await;
-        drop(writer);
-        let mut got = Vec::new();
-        sink.read_to_end(&mut got).await.unwrap();
-        assert_eq!(got.len(), 100_000);
-        let took = start.elapsed();
-        assert!(took >= Duration::from_millis(9_900) && took <= Duration::from_millis(10_100), "{took:?}");
-    }
-
-    #[tokio::test]
-    async fn bytes_read_before_a_reset_are_handed_on() {
-        let mut reader = ten_bytes_then_a_reset();
-        let (mut writer, mut sink) = tokio::io::duplex(64);
-        let meter = Meter::default();
-        let end = pump(&mut reader, &mut writer, &mut Throttle::new(0), &meter, None).await;
-        assert!(matches!(end, End::Read(error) if error.kind() == io::ErrorKind::ConnectionReset));
-        drop(writer);
-        let mut got = String::new();
-        sink.read_to_string(&mut got).await.unwrap();
-        assert_eq!((got.as_str(), meter.bytes()), ("last words", 10));
-    }
-
-    /// Ten bytes, then a reset.
-    fn ten_bytes_then_a_reset() -> impl AsyncRead + Unpin {
-        b"last words".chain(failing())
-    }
-
-    fn failing() -> impl AsyncRead + Unpin {
-        struct Failing;
-        impl AsyncRead for Failing {
-            fn poll_read(
-                self: Pin<&mut Self>,
-                _: &mut std::task::Context<'_>,
-                _: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
-                Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
-            }
-        }
-        Failing
-    }
-
-    /// A connected pair: the peer, and our end with its second hold.
-    async fn pair() -> (tokio::net::TcpStream, tokio::net::TcpStream, Socket) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let peer = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (ours, _) = listener.accept().await.unwrap();
-        let socket = Socket::of(&ours).unwrap();
-        (peer, ours, socket)
-    }
-
-    #[tokio::test]
-    async fn a_peer_that_dies_behind_unread_bytes_is_found_while_the_writer_takes_nothing() {
-        let (mut peer, ours, socket) = pair().await;
-        // As TLS tells it when a connection ends without close_notify.
-        let mut reader = ours.take(70_000).chain(failing());
-        let (mut writer, _never_read) = tokio::io::duplex(1);
-        peer.write_all(&[7; 100_000]).await.unwrap();
-        drop(peer);
-        let (meter, mut throttle) = (Meter::default(), Throttle::new(0));
-        let moved = pump(&mut reader, &mut writer, &mut throttle, &meter, Some(&socket));
-        let end = timeout(Duration::from_secs(20), moved).await.unwrap();
-        assert!(matches!(end, End::Gone), "{end:?}");
-    }
-
-    #[tokio::test]
-    async fn what_a_peer_sent_before_it_closed_properly_arrives_however_slow_the_writer() {
-        let (mut peer, mut ours, socket) = pair().await;
-        let (mut writer, mut sink) = tokio::io::duplex(1);
-        peer.write_all(&[7; 50_000]).await.unwrap();
-        drop(peer);
-        let (meter, mut throttle) = (Meter::default(), Throttle::new(100_000));
-        // The first read is a tenth of the limit; the rest, and the end, wait in the socket.
-        let slow = async {
-            // The far side takes nothing until the hang-up must have been seen.
-            assert_eq!(socket.hangup().await, Hangup::Closed);
-            assert_eq!(socket.hangup().await, Hangup::Closed);
-            let mut got = Vec::new();
-            sink.read_to_end(&mut got).await.unwrap();
-            got.len()
-        };
-        let moved = async {
-            let end = pump(&mut ours, &mut writer, &mut throttle, &meter, Some(&socket)).await;
-            drop(writer);
-            end
-        };
-        let (end, got) = timeout(Duration::from_secs(20), async { tokio::join!(moved, slow) }).await.unwrap();
-        assert!(matches!(end, End::Finished), "{end:?}");
-        assert_eq!((got, meter.bytes()), (50_000, 50_000));
-    }
 }

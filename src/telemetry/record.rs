@@ -1,6 +1,5 @@
 //! Record: the one end record of a session, written when it is dropped, whatever path led there.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{Metrics, chain};
+use super::Metrics;
 
 /// Longest program name in a record, in bytes. Arguments are only counted: people type secrets there.
 const PROGRAM: usize = 256;
@@ -16,14 +15,20 @@ const PROGRAM: usize = 256;
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
-    /// The far side closed: the usual end.
+    /// The far side closed after all there was: the usual end.
     FarClosed,
     /// The client closed.
     ClientClosed,
-    /// The far side's connection broke; its last bytes may be missing.
+    /// The far side's connection broke, or ended without a result; something may be missing.
     FarLost,
     /// The client's connection broke.
     ClientLost,
+    /// The far side sent what is not its protocol.
+    FarFault,
+    /// The client sent what is not its protocol.
+    ClientFault,
+    /// Nothing but keepalives passed for too long.
+    Idle,
     /// Podgate was told to stop and the drain deadline passed.
     Drained,
     /// The session's task went away without saying why: a defect.
@@ -93,6 +98,9 @@ impl EndReason {
             Self::ClientClosed => "client_closed",
             Self::FarLost => "far_lost",
             Self::ClientLost => "client_lost",
+            Self::FarFault => "far_protocol",
+            Self::ClientFault => "client_protocol",
+            Self::Idle => "idle",
             Self::Drained => "drained",
             Self::Aborted => "aborted",
         }
@@ -148,10 +156,10 @@ impl Record {
         self.meters.clone()
     }
 
-    /// Says why the session ended; the last word counts.
-    pub fn end(&mut self, reason: EndReason, cause: Option<&io::Error>) {
+    /// Says why the session ended, in a word and, for people, in a text that may be empty; the last word counts.
+    pub fn end(&mut self, reason: EndReason, cause: String) {
         self.end = reason;
-        self.cause = cause.map(|error| chain(error)).unwrap_or_default();
+        self.cause = cause;
     }
 }
 

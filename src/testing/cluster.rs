@@ -61,7 +61,18 @@ impl FakeCluster {
     /// Adds a node with these addresses, as (type, address).
     pub fn node_at(&self, name: &str, addresses: &[(&str, &str)], port: u16) {
         let addresses = addresses.iter().map(|&(kind, at)| (kind.to_owned(), at.to_owned())).collect();
-        lock(&self.nodes).insert(name.to_owned(), Arc::new(Node { addresses, kubelet_port: port }));
+        lock(&self.nodes)
+            .insert(name.to_owned(), Arc::new(Node { addresses, kubelet_port: port, ..Node::default() }));
+    }
+
+    /// Adds a node whose kubelet listens on loopback and speaks WebSocket v5 itself.
+    pub fn v5_node(&self, name: &str, port: u16) {
+        let node = Node {
+            addresses: vec![("InternalIP".to_owned(), "127.0.0.1".to_owned())],
+            kubelet_port: port,
+            declared_features: vec!["ExtendWebSocketsToKubelet".to_owned()],
+        };
+        lock(&self.nodes).insert(name.to_owned(), Arc::new(node));
     }
 
     /// From now on no review is answered.

@@ -1,17 +1,22 @@
 //! The head of the upgrade request that a kubelet sees.
 //!
+//! It is the client's, without what names the client; rewritten to SPDY for a tunnel; and for a translated session one
+//! of podgate's own, with nothing of the client's in it.
 //! Written out here rather than by an HTTP client, because its order and case are part of the promise: `Host`,
 //! `User-Agent` and `Content-Length`, then the rest sorted by name in Go's canonical case.
-//! Source: `protocol.md` 3.2 and 4.2 (Go net/http `Request.Write`).
+//! Source: `protocol.md` 3.2, 4.2, 7.3 and 7.4 (Go net/http `Request.Write`).
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, Method, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
-use super::ClientHead;
+use super::{Carriage, ClientHead};
 use crate::locate::Place;
 use crate::request::{IMPERSONATION_PREFIX, Subresource};
 use crate::wire::http1::canonical;
+use crate::wire::portforward;
+use crate::wire::remotecommand::{PROTOCOL_HEADER, Protocol};
+use crate::wire::ws::handshake;
 
 /// What Go's `url.QueryEscape` leaves alone, besides letters and digits; a blank becomes `+`.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b' ');
@@ -19,15 +24,57 @@ const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.'
 /// A path segment, as strictly as a query: Kubernetes names hold nothing that needs more.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
+/// The header of WebSocket subprotocols.
+const PROTOCOL: &str = "sec-websocket-protocol";
+
+/// The header of what is spoken inside SPDY, as [`PROTOCOL_HEADER`] writes it.
+const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+
+/// How Go's HTTP client names itself, and upstream a client that says nothing.
+const GO_AGENT: &[u8] = b"Go-http-client/1.1";
+
 /// Front-proxy headers: whoever speaks to podgate cannot speak to a kubelet as somebody else.
 const REMOTE: [&str; 3] = ["x-remote-user", "x-remote-group", "x-remote-uid"];
 const REMOTE_EXTRA: &str = "x-remote-extra-";
 
-/// How a subprotocol that is a bearer token begins.
-const BEARER: &[u8] = b"base64url.bearer.authorization.k8s.io.";
+/// What a translated session offers the kubelet, in client-go's order. No known kubelet takes the first.
+const TRANSLATED: [Protocol; 5] = [Protocol::V5, Protocol::V4, Protocol::V3, Protocol::V2, Protocol::V1];
 
 /// The whole head, blank line included.
 pub(super) fn head(place: &Place, client: &ClientHead<'_>) -> BytesMut {
+    let value = |name, absent: &'static [u8]| client.headers.get(name).map_or(absent, HeaderValue::as_bytes);
+    let (host, agent) = (value(header::HOST, b""), value(header::USER_AGENT, GO_AGENT));
+    match client.carriage {
+        Carriage::Spdy | Carriage::WebSocket => {
+            write(client.method, place, host, agent, clients_own(client, |_| true))
+        }
+        Carriage::Translated(_) => {
+            let host = place.kubelet().to_string();
+            let protocols = TRANSLATED.iter().map(|protocol| protocol.name().as_bytes());
+            write(&Method::POST, place, host.as_bytes(), GO_AGENT, to_spdy(protocols))
+        }
+        Carriage::Tunnelled(challenge) => {
+            let rewritten = [
+                header::UPGRADE,
+                header::SEC_WEBSOCKET_KEY,
+                header::SEC_WEBSOCKET_VERSION,
+                header::SEC_WEBSOCKET_PROTOCOL,
+                STREAM_PROTOCOL,
+            ];
+            let mut lines = clients_own(client, |name| !rewritten.contains(name));
+            let protocols = portforward::tunnelled(challenge.protocols()).map(str::as_bytes);
+            // The client's own `Connection` stays.
+            lines.extend(to_spdy(protocols).into_iter().filter(|(name, _)| name != "Connection"));
+            write(&Method::POST, place, host, agent, lines)
+        }
+    }
+}
+
+/// Name, in Go's canonical case, and value of a header.
+type Line = (String, Vec<u8>);
+
+/// Writes a head: what Go writes first, then the rest sorted by name.
+fn write(method: &Method, place: &Place, host: &[u8], agent: &[u8], mut rest: Vec<Line>) -> BytesMut {
     let mut out = BytesMut::with_capacity(1024);
     let mut line = |parts: &[&[u8]]| {
         for part in parts {
@@ -35,53 +82,78 @@ pub(super) fn head(place: &Place, client: &ClientHead<'_>) -> BytesMut {
         }
         out.extend_from_slice(b"\r\n");
     };
-    line(&[client.method.as_str().as_bytes(), b" ", target(place).as_bytes(), b" HTTP/1.1"]);
-    let value = |name, absent: &'static [u8]| client.headers.get(name).map_or(absent, HeaderValue::as_bytes);
-    line(&[b"Host: ", value(header::HOST, b"")]);
-    line(&[b"User-Agent: ", value(header::USER_AGENT, b"Go-http-client/1.1")]);
-    if *client.method == Method::POST {
+    line(&[method.as_str().as_bytes(), b" ", target(place).as_bytes(), b" HTTP/1.1"]);
+    line(&[b"Host: ", host]);
+    line(&[b"User-Agent: ", agent]);
+    if *method == Method::POST {
         line(&[b"Content-Length: 0"]);
     }
-    let mut rest: Vec<(String, &[u8])> = client
-        .headers
-        .iter()
-        .filter(|(name, value)| passes(name, value))
-        .map(|(name, value)| (canonical(name.as_str()), value.as_bytes()))
-        .collect();
-    let forwarded = forwarded_for(client);
-    rest.push(("X-Forwarded-For".to_owned(), &forwarded));
     // Stable: several lines of one name keep their order.
     rest.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, value) in rest {
-        line(&[name.as_bytes(), b": ", value]);
+        line(&[name.as_bytes(), b": ", &value]);
     }
     line(&[]);
     out
 }
 
-/// Whether a client's header goes on to the kubelet.
-fn passes(name: &HeaderName, value: &HeaderValue) -> bool {
+/// The headers that ask for SPDY with these protocols.
+fn to_spdy<'a>(protocols: impl Iterator<Item = &'a [u8]>) -> Vec<Line> {
+    let upgrade = [("Connection", &b"Upgrade"[..]), ("Upgrade", b"SPDY/3.1")];
+    let protocols = protocols.map(|protocol| (PROTOCOL_HEADER, protocol));
+    upgrade.into_iter().chain(protocols).map(|(name, value)| (name.to_owned(), value.to_vec())).collect()
+}
+
+/// What of the client's headers goes on, as far as `keep` wants it, and the addresses it came by.
+fn clients_own(client: &ClientHead<'_>, keep: impl Fn(&HeaderName) -> bool) -> Vec<Line> {
+    let mut lines: Vec<Line> = client
+        .headers
+        .iter()
+        .filter(|(name, _)| passes(name) && keep(name))
+        .map(|(name, value)| (canonical(name.as_str()), value.as_bytes().to_vec()))
+        .collect();
+    if keep(&header::SEC_WEBSOCKET_PROTOCOL) {
+        lines.extend(subprotocols(client).into_iter().map(|line| (canonical(PROTOCOL), line)));
+    }
+    lines.push(("X-Forwarded-For".to_owned(), forwarded_for(client)));
+    lines
+}
+
+/// Whether a client's header goes on to the kubelet as it is.
+fn passes(name: &HeaderName) -> bool {
     let not_copied = [
         header::HOST,
         header::USER_AGENT,
         header::CONTENT_LENGTH,
         header::TRANSFER_ENCODING,
         header::TRAILER,
+        // A compressed message could not be read.
+        header::SEC_WEBSOCKET_EXTENSIONS,
+        header::SEC_WEBSOCKET_PROTOCOL,
         HeaderName::from_static("x-forwarded-for"),
     ];
     let text = name.as_str();
     !(not_copied.contains(name)
         || *name == header::AUTHORIZATION
         || *name == header::PROXY_AUTHORIZATION
-        || (*name == header::SEC_WEBSOCKET_PROTOCOL && carries_token(value))
         || text.starts_with(IMPERSONATION_PREFIX)
         || REMOTE.contains(&text)
         || text.starts_with(REMOTE_EXTRA))
 }
 
-/// Whether a list of WebSocket subprotocols has a bearer token in it (`protocol.md` 6.2).
-fn carries_token(value: &HeaderValue) -> bool {
-    value.as_bytes().windows(BEARER.len()).any(|window| window.eq_ignore_ascii_case(BEARER))
+/// The lines of WebSocket subprotocols: as they came, or without the bearer token, in one line (`protocol.md` 6.2).
+fn subprotocols(client: &ClientHead<'_>) -> Vec<Vec<u8>> {
+    let lines: Vec<&[u8]> = client.headers.get_all(PROTOCOL).iter().map(HeaderValue::as_bytes).collect();
+    let items = || lines.iter().flat_map(|line| line.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
+    let is_token = |item: &[u8]| {
+        let prefix = handshake::BEARER_PREFIX.as_bytes();
+        item.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    if !items().any(is_token) {
+        return lines.iter().map(|line| line.to_vec()).collect();
+    }
+    let rest: Vec<&[u8]> = items().filter(|item| !is_token(item)).collect();
+    if rest.is_empty() { Vec::new() } else { vec![rest.join(&b","[..])] }
 }
 
 /// Earlier hops joined with `, `, then the client's address without its port.

@@ -20,6 +20,10 @@ use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+/// A queue of this many bytes is full: its writer is waited for, and nothing more is read of the peer whose bytes
+/// it carries. As much as one read brings, so a queue never holds more than twice that and the frames of one read.
+pub const FULL: usize = 64 * 1024;
+
 /// Bytes for one peer, in the order in which they go out; slices of what was read, and small frames of our own
 /// between them.
 #[derive(Debug, Default)]
@@ -89,6 +93,7 @@ pub trait Link: Send {
 
     /// The session is over: the far side's bytes have ended, or podgate ends it for the reason `why`, a sentence
     /// for people. Queues for the client the error, unless it had its result, and the proper end of its protocol.
+    /// Once the link [is over](Link::is_over) it queues nothing and only tells.
     fn end(&mut self, why: &str, out: &mut Out) -> Fate;
 
     /// A keepalive period has passed. Called only for sessions that have one.
@@ -102,7 +107,8 @@ pub trait Link: Send {
         true
     }
 
-    /// Whether the session came to its own end: what is queued for the client is the last.
+    /// Whether the session came to its own end, by what the peer said whose bytes were taken last: what is queued
+    /// is the last.
     fn is_over(&self) -> bool {
         false
     }
@@ -126,6 +132,16 @@ impl Queue {
     /// Where to append small frames. Appended bytes are in order with those of [`Queue::push`].
     pub fn put(&mut self) -> &mut BytesMut {
         &mut self.tail
+    }
+
+    /// Whether its writer is to be waited for.
+    pub fn is_full(&self) -> bool {
+        self.len() >= FULL
+    }
+
+    /// Forgets everything: its peer takes nothing any more.
+    pub fn clear(&mut self) {
+        *self = Self::default();
     }
 
     /// True when there is nothing to write.

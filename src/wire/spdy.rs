@@ -1,9 +1,9 @@
 //! SPDY/3.1 in the dialect of spdystream, which kubectl, the kubelet and the runtimes speak after an
 //! upgrade.
 //!
-//! Owns frames in ([`Decoder`]), out ([`Encoder`]) and on their way between two peers ([`Relay`]), which stream
-//! ids a receiver takes ([`StreamIds`]) and the ping rule ([`Pings`]). Both roles use the same parts; only ids
-//! and pings know which side they are on.
+//! Owns frames in ([`Decoder`]), out ([`Encoder`]) and on their way between two peers ([`Relay`]), which
+//! stream ids a receiver takes ([`StreamIds`]) and the ping rule ([`Pings`]). Both roles use the same parts;
+//! only ids and pings know which side they are on.
 //!
 //! Invariants:
 //! - Input may be cut anywhere. DATA comes out piece by piece, in pieces of what has arrived and without a

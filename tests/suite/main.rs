@@ -15,3 +15,4 @@ mod hostile;
 mod operations;
 mod pipeline;
 mod upgrade;
+mod websocket;

@@ -11,6 +11,7 @@ use podgate::telemetry::Metrics;
 use podgate::testing::answer::status;
 use podgate::testing::cluster::allow;
 use podgate::testing::far::SWITCHING;
+use podgate::testing::frames::{STDIN, data};
 use podgate::testing::gateway::{config, exec_request, read_exactly, read_to_end, request, send};
 use podgate::testing::{Answer, FakeCluster, Far, Pki, TestGateway, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,12 +57,16 @@ async fn a_stop_refuses_the_new_lets_the_live_go_on_and_cuts_them_at_the_deadlin
     let failed = "[+]ping ok\n[-]draining failed: reason withheld\nreadyz check failed\n";
     assert_eq!((ready.code(), ready.body.as_str()), (500, failed));
     assert_eq!(rig.gateway.admin("GET /livez").await.body, "ok");
-    send(&mut client, b"still here").await;
-    assert_eq!(read_exactly(&mut client, 10).await, b"still here");
+    let words = data(STDIN, b"still here");
+    send(&mut client, &words).await;
+    assert_eq!(read_exactly(&mut client, words.len()).await, words);
 
     let (metrics, admin) = (rig.gateway.gateway.metrics.clone(), rig.gateway.gateway.admin);
-    let (drained, rest) = tokio::join!(cut(rig.gateway.gateway), read_to_end(&mut client));
-    assert_eq!((drained, rest.as_str()), (Drained::Cut, ""));
+    let mut rest = Vec::new();
+    // Its end is no proper one.
+    let (drained, end) = tokio::join!(cut(rig.gateway.gateway), client.read_to_end(&mut rest));
+    let goaway = b"\x80\x03\x00\x07\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00\x00";
+    assert!(drained == Drained::Cut && rest == goaway && end.is_err(), "{drained:?} {rest:x?} {end:?}");
     assert!(shows(&metrics, "podgate_sessions_ended_total{end=\"drained\",subresource=\"exec\"} 1"));
     assert!(shows(&metrics, "podgate_sessions 0"));
     assert!(TcpStream::connect(admin).await.is_err(), "the admin address goes last, but goes");
@@ -235,8 +240,9 @@ async fn the_admin_address_has_404_and_405_and_outlives_garbage() {
 async fn metrics_show_the_documented_series_after_traffic() {
     let mut rig = rig_with(config()).await;
     let mut client = session(&rig.gateway).await;
-    send(&mut client, b"12345").await;
-    assert_eq!(read_exactly(&mut client, 5).await, b"12345");
+    let words = data(STDIN, b"12345");
+    send(&mut client, &words).await;
+    assert_eq!(read_exactly(&mut client, words.len()).await, words);
     client.shutdown().await.unwrap();
     drop(client);
     until("the session to end", || rig.gateway.metric("podgate_sessions") == 0.0).await;
@@ -254,8 +260,8 @@ async fn metrics_show_the_documented_series_after_traffic() {
         "podgate_refusals_total{reason=\"bad_request\"} 1",
         "podgate_requests_total{code=\"200\"} 1",
         "podgate_requests_total{code=\"400\"} 1",
-        "podgate_session_bytes_total{direction=\"down\"} 5",
-        "podgate_session_bytes_total{direction=\"up\"} 5",
+        "podgate_session_bytes_total{direction=\"down\"} 13",
+        "podgate_session_bytes_total{direction=\"up\"} 13",
         "podgate_session_duration_seconds_count 1",
         "podgate_session_setup_seconds_count 1",
         "podgate_sessions 0",

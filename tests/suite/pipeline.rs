@@ -7,6 +7,7 @@ use podgate::cluster::Pod;
 use podgate::testing::answer::status;
 use podgate::testing::cluster::{allow, deny, undecided};
 use podgate::testing::far::SWITCHING;
+use podgate::testing::frames::{STDIN, data};
 use podgate::testing::gateway::{config, exec_request, read_exactly, request, send};
 use podgate::testing::{Answer, Pki, soon, until};
 use podgate::tls::Identity;
@@ -514,8 +515,9 @@ async fn item_110_a_session_outlives_the_request_timeout_and_ignores_its_own() {
     assert_eq!(read_exactly(&mut client, SWITCHING.len()).await, SWITCHING);
     // The deadline is known to have passed when a request begun after the session ran into it.
     assert_eq!(rig.get("/hang").await.code(), 504);
-    send(&mut client, b"still here").await;
-    assert_eq!(read_exactly(&mut client, 10).await, b"still here");
+    let words = data(STDIN, b"still here");
+    send(&mut client, &words).await;
+    assert_eq!(read_exactly(&mut client, words.len()).await, words);
     drop(client);
     rig.gateway.stop().await;
 }

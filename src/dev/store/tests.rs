@@ -76,7 +76,7 @@ fn a_node_that_is_not_up_keeps_no_address_beyond_this_machine() {
     for name in ["down", "lost"] {
         let here = vec![("InternalIP".to_owned(), "127.0.0.1".to_owned())];
         let node = slim_node(&store.node(name).unwrap());
-        assert_eq!(node, cluster::Node { addresses: here, kubelet_port: 1 }, "{name}");
+        assert_eq!(node, cluster::Node { addresses: here, kubelet_port: 1, ..Default::default() }, "{name}");
     }
 }
 
@@ -123,7 +123,11 @@ async fn binding_an_endpoint_changes_the_node_and_wakes_watchers() {
     assert_eq!(change.before.meta().uid, change.after.meta().uid);
     assert_eq!(
         slim_node(&store.node("node-a").unwrap()),
-        cluster::Node { addresses: vec![("InternalIP".into(), "127.0.0.1".into())], kubelet_port: 4711 }
+        cluster::Node {
+            addresses: vec![("InternalIP".into(), "127.0.0.1".into())],
+            kubelet_port: 4711,
+            ..Default::default()
+        }
     );
     let missing = store.set_node_endpoint("node-z", "127.0.0.1:1".parse().unwrap());
     assert_eq!(missing.unwrap_err().to_string(), "no node is named node-z");

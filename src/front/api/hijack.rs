@@ -21,7 +21,7 @@ use crate::session::socket::Socket;
 use crate::session::{Session, close};
 use crate::status::Refusal;
 use crate::telemetry::{EndReason, Record, Subject, chain};
-use crate::upstream::{Answer, ClientHead, Far};
+use crate::upstream::{Answer, Carriage, ClientHead, Far, Switched};
 use crate::wire::http1::{BodyScanner, reserialize};
 
 /// Read size for the body of a refusal, in bytes: kubelets refuse in a sentence.
@@ -35,23 +35,29 @@ pub(super) async fn open(
     door: Door,
     mut request: Request<Incoming>,
     place: Place,
+    carriage: Carriage,
     started: Instant,
 ) -> Result<Response<Body>, Refusal> {
     let audit_id = request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok()).unwrap_or("").to_owned();
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
-    let head = ClientHead { method: request.method(), headers: request.headers(), peer: door.conn.peer };
+    let head = ClientHead {
+        method: request.method(),
+        headers: request.headers(),
+        peer: door.conn.peer,
+        carriage: &carriage,
+    };
     let answer = door.shared.pipeline.open(&place, &head).await?;
     let metrics = &door.shared.metrics;
     let upgrade = hyper::upgrade::on(&mut request);
     door.mute.on();
     match answer {
-        Answer::Switched(far) => {
+        Answer::Switched(far, switched) => {
             metrics.setup.observe(started.elapsed().as_secs_f64());
             debug!(node.name = place.node(), kubelet.addr = %place.kubelet(), "session opened");
             let record = Record::begin(subject(&door, &place, audit_id), metrics.clone());
-            let task = run(door.clone(), upgrade, far, record);
+            let task = run(door.clone(), upgrade, far, switched, record);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -109,20 +115,18 @@ async fn taken_over(upgrade: OnUpgrade) -> Option<Taken> {
 }
 
 /// Runs a session. The slot under the connection cap, and the connection in the gauge, are its own until the end.
-async fn run(door: Door, upgrade: OnUpgrade, far: Far, mut record: Record) {
+async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, mut record: Record) {
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
-        record.end(EndReason::ClientLost, None);
+        record.end(EndReason::ClientLost, String::new());
         return;
     };
-    let Far { io, raw, head } = far;
     let socket = Socket::of(client.get_ref().0).inspect_err(|error| {
         warn!(error = %error, "no descriptor left to watch the client with");
     });
-    let (head_length, raw) = match owed.is_empty() {
-        true => (head.len, raw),
-        false => (owed.len() + head.len, Bytes::from([&owed[..], &raw].concat())),
-    };
-    let session = Session { client, socket: socket.ok(), early, far: io, head: raw, head_length, record };
+    let Switched { answer, link, timing } = switched;
+    let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
+    let Far { io: far, first, .. } = far;
+    let session = Session { client, socket: socket.ok(), head, early, far, first, link, timing, record };
     door.shared.sessions.run(session).await;
 }
 
@@ -156,7 +160,7 @@ async fn pass_on(client: &mut TlsStream<TcpStream>, owed: &[u8], far: &mut Far) 
     let mut scanner = BodyScanner::new(length);
     let head = [owed, &reserialize(&far.head, length)].concat();
     client.write_all(&head).await.map_err(|error| error.to_string())?;
-    let mut body = BytesMut::from(&far.raw[far.head.len..]);
+    let mut body = BytesMut::from(&far.first[..]);
     loop {
         let scanned = scanner.scan(&body).map_err(|error| error.to_string())?;
         client.write_all(&body[..scanned.used]).await.map_err(|error| error.to_string())?;

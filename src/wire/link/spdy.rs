@@ -1,20 +1,21 @@
 //! SPDY to SPDY: frames pass, streams are followed, and the end is told.
 //!
-//! Both directions are a [`Relay`]: what a peer was sent ends at a frame's edge at any time, and frames pass byte
-//! for byte but for DATA frames that have not all arrived. Beside it stands what the streams mean: the result of a
-//! command (`command`) or the connections of a port-forward (`forward`). It says whether the client has had
-//! all there is, and how to tell it when not.
+//! Both directions are a [`Relay`]: what a peer was sent ends at a frame's edge at any time, and frames pass
+//! byte for byte but for DATA frames that have not all arrived. Beside it stands what the streams mean: the
+//! result of a command (`command`) or the connections of a port-forward (`forward`). It says whether the
+//! client has had all there is, and how to tell it when not.
 //!
-//! Why the client is told on its error streams first, and in front of everything by which the far side leaves: a
-//! Go client reads nothing behind a GOAWAY, and takes an error stream that ended without a word for success.
+//! Why the client is told on its error streams first, and in front of everything by which the far side
+//! leaves: a Go client reads nothing behind a GOAWAY, and takes an error stream that ended without a word for
+//! success.
 //!
-//! Bounds: a frame that is held, [`MAX_HELD`](crate::wire::spdy::MAX_HELD) bytes in either input; the compression
-//! window of the client's direction, some 20 KB; a command's five streams, or `forward::MAX_STREAMS` of a
-//! port-forward. Pings, settings, resets and streams that are opened and closed leave nothing behind. The end of a
-//! port-forward queues its text once for each error stream.
+//! Bounds: a frame that is held, [`MAX_HELD`](crate::wire::spdy::MAX_HELD) bytes in either input; the
+//! compression window of the client's direction, some 20 KB; a command's five streams, or
+//! `forward::MAX_STREAMS` of a port-forward. Pings, settings, resets and streams that are opened and closed
+//! leave nothing behind. The end of a port-forward queues its text once for each error stream.
 //!
-//! Left out on purpose: a word to the far side when the client is gone. The end of its bytes is what a kubelet
-//! gets from any proxy.
+//! Left out on purpose: a word to the far side when the client is gone. The end of its bytes is what a
+//! kubelet gets from any proxy.
 //! Source: `protocol.md` 5.2, 5.4 and 6.4; moby/spdystream `connection.go`.
 
 mod command;
@@ -247,8 +248,8 @@ fn put_data(out: &mut BytesMut, stream: u32, text: &[u8], fin: bool) {
     out.extend_from_slice(text);
 }
 
-/// Appends the last word on an error stream. A client that was not told that its stream is there drops what comes
-/// on it, but waits for an answer, and a reset is one.
+/// Appends the last word on an error stream. A client that was not told that its stream is there drops what
+/// comes on it, but waits for an answer, and a reset is one.
 fn put_last(out: &mut BytesMut, stream: u32, accepted: bool, text: &[u8]) {
     if accepted {
         put_data(out, stream, text, true);

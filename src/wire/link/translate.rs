@@ -1,14 +1,14 @@
 //! Translate: a WebSocket client in `v5.channel.k8s.io`, and a far side that speaks SPDY.
 //!
-//! Owns [`Translator`]: streams into channels, channels into streams, and what the far side says about the end
-//! into the one Status and the Close 1000 that such a client expects.
-//! All streams are asked for at once. Go clients wait for each reply before they open the next, but servers take
-//! the streams in any order and together, and it saves up to four round trips.
+//! Owns [`Translator`]: streams into channels, channels into streams, and what the far side says about the
+//! end into the one Status and the Close 1000 that such a client expects.
+//! All streams are asked for at once. Go clients wait for each reply before they open the next, but servers
+//! take the streams in any order and together, and it saves up to four round trips.
 //! Invariants:
 //! - Nothing is sent on a stream before its reply: the client is read once all replies have come.
-//! - There is one Status, after stdout, stderr and the error stream have ended. An output that was cut does not
-//!   end with Success: where success is a Status, it must have come; where it is silence, the far side must have
-//!   ended each stream by name.
+//! - There is one Status, after stdout, stderr and the error stream have ended. An output that was cut does
+//!   not end with Success: where success is a Status, it must have come; where it is silence, the far side
+//!   must have ended each stream by name.
 //! - A far side that floods costs nothing: what it opens or asks for is ignored, and its pings are answered
 //!   while there is room.
 //!
@@ -43,8 +43,8 @@ pub struct Translator {
     protocol: Protocol,
     client: Peer,
     channels: channel::Decoder,
-    /// What the client wrote before the streams were open, if it was given to us then. It stays the only piece:
-    /// with it here the rest of the input stays where it is.
+    /// What the client wrote before the streams were open, if it was given to us then. It stays the only
+    /// piece: with it here the rest of the input stays where it is.
     early: Option<Data>,
     decoder: spdy::Decoder,
     pings: Pings,
@@ -77,15 +77,6 @@ struct Stream {
 enum End {
     Fin,
     Reset,
-}
-
-/// All that a client hears of a session whose far side could not be reached or refused the upgrade, behind the
-/// 101: it has been answered by then, so `status` goes out where a result would.
-pub fn refused(asked: Asked, status: Bytes, client: &mut Queue) {
-    let mut peer = Peer::client();
-    channel::Encoder::new(Subprotocol::V5).first(client.put(), asked);
-    peer.put_message(client, Encoding::Binary, channel::number(StreamType::Error), status);
-    peer.close(client, Some(&Close::normal()));
 }
 
 // === impl Translator ===
@@ -298,8 +289,8 @@ impl Translator {
         Encoder::goaway(out.far.put(), 0);
     }
 
-    /// Sends the ping of the far side back, unless it has to take other bytes first. Of several that wait only
-    /// the last counts: known peers have one on its way at a time.
+    /// Sends the ping of the far side back, unless it has to take other bytes first. Of several that wait
+    /// only the last counts: known peers have one on its way at a time.
     fn answer_ping(&mut self, queue: &mut Queue) {
         if let Some(id) = self.echo.take_if(|_| queue.len() <= ANSWER_ROOM && !self.left) {
             Encoder::ping(queue.put(), id);

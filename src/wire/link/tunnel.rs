@@ -1,13 +1,14 @@
 //! Tunnel: SPDY inside a WebSocket on the client's side, bare SPDY on the far side.
 //!
-//! A [`SpdyLink`] of a port-forward does the work; this puts its words into messages and takes the client's out of
-//! them. Where a message begins and ends means nothing, so what a read gave leaves as few of them as possible.
-//! The payload of messages to the client is not copied; that of messages from it once, because SPDY frames lie
-//! across the frames around them.
+//! A [`SpdyLink`] of a port-forward does the work; this puts its words into messages and takes the client's
+//! out of them. Where a message begins and ends means nothing, so what a read gave leaves as few of them as
+//! possible. The payload of messages to the client is not copied; that of messages from it once, because SPDY
+//! frames lie across the frames around them.
 //!
-//! Invariants: nothing follows our Close; at most one pong is owed, and it waits while the client does not read.
-//! Bounds: beside those of the [`SpdyLink`], the client's bytes of one call and [`MAX_HELD`](crate::wire::spdy::MAX_HELD) more,
-//! and the payload of one ping.
+//! Invariants: nothing follows our Close; at most one pong is owed, and it waits while the client does not
+//! read.
+//! Bounds: beside those of the [`SpdyLink`], the client's bytes of one call and
+//! [`MAX_HELD`](crate::wire::spdy::MAX_HELD) more, and the payload of one ping.
 //! Source: `protocol.md` 7.4; apiserver `pkg/util/proxy/streamtunnel.go`; RFC 6455 section 5.5.
 
 use std::mem;
@@ -22,8 +23,8 @@ use crate::wire::ws::{Close, CloseCode, Decoder, Encoder, Error, Event, Limits, 
 /// Most payload bytes of a message to the client: what Go peers read at once.
 const MAX_PAYLOAD: usize = 32 * 1024;
 
-/// Bytes waiting for the client beyond which a pong waits too. A client that reads has less than one message in
-/// front of it most of the time; one that does not is owed one pong, however often it pings.
+/// Bytes waiting for the client beyond which a pong waits too. A client that reads has less than one message
+/// in front of it most of the time; one that does not is owed one pong, however often it pings.
 const PONG_BEHIND: usize = MAX_PAYLOAD;
 
 /// A WebSocket client and a SPDY far side.

@@ -1,16 +1,16 @@
 //! WebSocket on both sides: exec and attach in any subprotocol, and the old port-forward.
 //!
 //! Owns [`WsLink`], and [`Peer`], the end of a WebSocket that `translate` has towards its client too.
-//! What passes is not frames but channel messages: each piece that has arrived goes on as a message of its own,
-//! unfragmented and of at most 32 KiB and the channel. A Go server takes each frame for a message, so the second
-//! fragment of a client would be misread there; and what was written to a client always ends at a message's
-//! edge, where an error can follow.
+//! What passes is not frames but channel messages: each piece that has arrived goes on as a message of its
+//! own, unfragmented and of at most 32 KiB and the channel. A Go server takes each frame for a message, so
+//! the second fragment of a client would be misread there; and what was written to a client always ends at a
+//! message's edge, where an error can follow.
 //! Three things are not streams, and each stays in one message: a CLOSE of v5, the result, which some clients
 //! parse message by message, and the port that comes first on a channel of a port-forward.
 //! Channels pass whatever they are: the far side drops those that a client may not write. A message to one
 //! without a payload says nothing to it and is dropped here.
-//! Invariants: pings are answered here, on both sides, and never passed; nothing is queued for a peer behind a
-//! Close; where success is a Status, the end of a far side that gave none is an error to the client.
+//! Invariants: pings are answered here, on both sides, and never passed; nothing is queued for a peer behind
+//! a Close; where success is a Status, the end of a far side that gave none is an error to the client.
 //! Source: RFC 6455 sections 5.5 and 7; apimachinery `pkg/util/httpstream/wsstream/conn.go`.
 
 #[cfg(test)]
@@ -24,13 +24,9 @@ use crate::wire::portforward::{Half, Legacy};
 use crate::wire::remotecommand::{Outcome, StreamType};
 use crate::wire::ws::{self, Close, CloseCode, Data, Event, MaskKey, Opcode, Pongs, Role};
 
-/// Most bytes that wait for a peer when an answer to its ping is queued behind them. With more the answer waits
-/// for [`Link::drained`], so that pings of a peer that takes nothing cost no memory.
+/// Most bytes that wait for a peer when an answer to its ping is queued behind them. With more the answer
+/// waits for [`Link::drained`], so that pings of a peer that takes nothing cost no memory.
 pub(super) const ANSWER_ROOM: usize = 16 * 1024;
-
-/// As many bytes for the far side, and it does not take them: the client is not read any more, nor are its
-/// pings.
-pub(super) const BLOCKED: usize = 64 * 1024;
 
 /// Payloads up to this many bytes are copied behind their head: less work than a chunk of their own, and a
 /// flood of tiny messages does not keep a read buffer alive with each.
@@ -200,8 +196,8 @@ impl WsLink {
         Ok(())
     }
 
-    /// Ends the session with an error for the client. The reason of the Close says it as well, for clients that
-    /// see in a Close like this nothing else.
+    /// Ends the session with an error for the client. The reason of the Close says it as well, for clients
+    /// that see in a Close like this nothing else.
     fn fail(&mut self, why: &str, out: &mut Out) {
         match &self.session {
             Session::Command { subprotocol, .. } => {
@@ -358,8 +354,8 @@ impl Messages {
         Self { parts: Parts::new(encoding), held: BytesMut::new() }
     }
 
-    /// The next piece to pass. What has not reached the length that must stay together on its channel waits for
-    /// it, or for the end of the message.
+    /// The next piece to pass. What has not reached the length that must stay together on its channel waits
+    /// for it, or for the end of the message.
     fn take(&mut self, data: Data, whole: impl Fn(u8) -> usize) -> Option<Part> {
         let mut part = self.parts.push(data)?;
         if !part.end && self.held.len() + part.bytes.len() < whole(part.channel) {
@@ -416,7 +412,7 @@ impl Peer {
     /// read deadline (61 s in client-go) moves with any pong. Not behind other bytes, which do the same for a
     /// client that takes them.
     pub(super) fn show_life(&mut self, out: &mut Out) {
-        if out.far.len() >= BLOCKED && out.client.is_empty() && !self.closed {
+        if out.far.is_full() && out.client.is_empty() && !self.closed {
             ws::Encoder::pong(out.client.put(), &[], self.mask.map(|key| key()));
         }
     }

@@ -1,9 +1,10 @@
 //! Relay: one direction of a connection, on its way from one peer to the other.
 //!
-//! Frames pass as they came, and what they say is shown one by one. So that frames of our own can go between any
-//! two of them, at any time, what was passed on always ends at a frame's edge: of a DATA frame that has not all
-//! arrived goes a shorter DATA frame with what is there, and FIN goes with the last of them. A Go peer, which
-//! reads DATA frames whole, would take a connection that ends inside one for the proper end of its stream.
+//! Frames pass as they came, and what they say is shown one by one. So that frames of our own can go between
+//! any two of them, at any time, what was passed on always ends at a frame's edge: of a DATA frame that has
+//! not all arrived goes a shorter DATA frame with what is there, and FIN goes with the last of them. A Go
+//! peer, which reads DATA frames whole, would take a connection that ends inside one for the proper end of
+//! its stream.
 //!
 //! Invariants:
 //! - No copy and no allocation for a DATA frame. Frames that lie in the input one after another leave as one
@@ -70,16 +71,16 @@ impl Relay {
         Self { state: State::Head, inflater: None, held: None, head: None, run: 0, piece: 0 }
     }
 
-    /// From now on DATA frames of this stream, and no other, leave whole. Those over [`MAX_CONTROL_PAYLOAD`] are
-    /// not waited for.
+    /// From now on DATA frames of this stream, and no other, leave whole. Those over [`MAX_CONTROL_PAYLOAD`]
+    /// are not waited for.
     pub fn hold(&mut self, stream: u32) {
         self.held = Some(stream);
     }
 
     /// Shows the next frame of `input`, which then leaves for `out`; `None` when all that can has left.
     ///
-    /// Call it until `None`. What it leaves in `input`, at most [`MAX_HELD`] bytes, must stay there. Before an
-    /// error, everything in front of it leaves; then there is nothing more to be had.
+    /// Call it until `None`. What it leaves in `input`, at most [`MAX_HELD`] bytes, must stay there. Before
+    /// an error, everything in front of it leaves; then there is nothing more to be had.
     pub fn next(&mut self, input: &mut BytesMut, out: &mut Queue) -> Result<Option<Passing>, Error> {
         self.run += mem::take(&mut self.piece);
         let passing = self.step(&mut input[self.run..]);

@@ -1,13 +1,13 @@
 //! Command: whether the client of an exec or attach has had its result.
 //!
 //! What counts as a result, by protocol:
-//! - v4 writes a Status. A frame that is one is the result, whatever follows; a Status in several frames is one
-//!   when the far side ends the stream, by FIN, RST or GOAWAY. A stream that ends without a byte is a runtime that
-//!   died, and an error goes in front of that end.
+//! - v4 writes a Status. A frame that is one is the result, whatever follows; a Status in several frames is
+//!   one when the far side ends the stream, by FIN, RST or GOAWAY. A stream that ends without a byte is a
+//!   runtime that died, and an error goes in front of that end.
 //! - v1 to v3 write text on failure and nothing on success: text, or the end of the stream, is the result. A
 //!   GOAWAY without either is none.
-//! - v1 moreover resets the error stream as soon as the set-up is through. From then on nothing can be told, and
-//!   the end of all output is the result, or GOAWAY.
+//! - v1 moreover resets the error stream as soon as the set-up is through. From then on nothing can be told,
+//!   and the end of all output is the result, or GOAWAY.
 //!
 //! Source: `protocol.md` 5.2 and 6.4; client-go `tools/remotecommand/{errorstream,v1,v2,v4}.go`.
 

@@ -1,7 +1,7 @@
 //! Forward: which connections of a port-forward are open, and where their client waits for a word.
 //!
-//! A stream is remembered from its opening until both sides have ended it or either has reset it, so what is kept
-//! follows the open connections, however long the session lasts.
+//! A stream is remembered from its opening until both sides have ended it or either has reset it, so what is
+//! kept follows the open connections, however long the session lasts.
 //! Source: `protocol.md` 5.4.
 
 use std::collections::BTreeMap;
@@ -13,8 +13,8 @@ use crate::wire::link::Fate;
 use crate::wire::portforward::{Half, STREAM_TYPE_HEADER};
 use crate::wire::spdy::Headers;
 
-/// Most streams of a client that are open at once: two for each local connection. A browser opens some dozens, a
-/// load test hundreds; the client with more of them would cost us memory, and ends its session.
+/// Most streams of a client that are open at once: two for each local connection. A browser opens some
+/// dozens, a load test hundreds; the client with more of them would cost us memory, and ends its session.
 pub(super) const MAX_STREAMS: usize = 4096;
 
 /// A client has more than [`MAX_STREAMS`] streams.

@@ -1,4 +1,5 @@
-//! Tests of SPDY to SPDY: what a Go client makes of it. Those of the conformance checklist carry its item number.
+//! Tests of SPDY to SPDY: what a Go client makes of it. Those of the conformance checklist carry its item
+//! number.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -643,7 +644,8 @@ proptest! {
         // Before v4 nothing is put between frames but before a GOAWAY.
         for link in [SpdyLink::port_forward(), SpdyLink::command(Protocol::V3)] {
             let mut rig = Rig::new(link);
-            let (mut clients, mut fars) = (cut(&client, &client_cuts).into_iter(), cut(&far, &far_cuts).into_iter());
+            let mut clients = cut(&client, &client_cuts).into_iter();
+            let mut fars = cut(&far, &far_cuts).into_iter();
             loop {
                 let (client, far) = (clients.next(), fars.next());
                 if client.is_none() && far.is_none() {

@@ -613,22 +613,6 @@ fn streams_that_are_ended_before_the_result_are_an_error() {
 }
 
 #[test]
-fn item_092_a_refusal_of_the_far_side_is_told_where_a_result_would_be() {
-    let text = "unable to upgrade connection: container not found (\"C\")";
-    let status = internal(text);
-    assert!(
-        status.contains(r#""message":"Internal error occurred: unable to upgrade connection: container not"#)
-    );
-    let (mut bench, _) = begun(ALL, Protocol::V4);
-    assert_eq!(bench.end(text), Fate::Cut);
-    assert_eq!(result(&bench), status);
-
-    let mut queue = Queue::default();
-    refused(ALL, status.into(), &mut queue);
-    assert_eq!(queue.copy_to_bytes(queue.len()), bench.to_client);
-}
-
-#[test]
 fn item_097_the_far_side_is_pinged_on_every_tick_unless_a_ping_is_unanswered() {
     let (mut bench, server) = opened(ALL, Protocol::V4);
     let pings = |bench: &mut Bench<Translator>| {
@@ -773,7 +757,8 @@ proptest! {
     ) {
         let (mut bench, mut server) = begun(Asked { tty, ..ALL }, protocol);
         bench.far(&server.replies()).unwrap();
-        let [mut client, mut far, mut stdin, mut sizes, mut stdout, mut stderr] = [(); 6].map(|()| Vec::<u8>::new());
+        let [mut client, mut far] = [(); 2].map(|()| Vec::<u8>::new());
+        let [mut stdin, mut sizes, mut stdout, mut stderr] = [(); 4].map(|()| Vec::<u8>::new());
         for step in &steps {
             match step {
                 Step::Up(channel, bytes) => {

@@ -693,8 +693,9 @@ proptest! {
     ) {
         let encoding = subprotocol.encoding();
         let mut bench = command(subprotocol);
-        let client: Vec<u8> =
-            up.iter().flat_map(|(channel, payload)| fragmented(&raw(encoding, *channel, payload), &fragments)).collect();
+        let message = |(channel, payload): &(u8, Vec<u8>)| raw(encoding, *channel, payload);
+        let frames = |from: &(u8, Vec<u8>)| fragmented(&message(from), &fragments);
+        let client: Vec<u8> = up.iter().flat_map(frames).collect();
         let mut far = coded(encoding, 1, b"", None);
         for (channel, payload) in &down {
             far.extend(from_far(&raw(encoding, *channel, payload)));

@@ -1,0 +1,410 @@
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::telemetry::{Metrics, Subject};
+use crate::wire::link::Out;
+
+/// Passes everything on; knows no frames, but a `!` of either side ends the session, and `?` is none of its bytes.
+struct Through {
+    over: bool,
+    whole: bool,
+}
+
+impl Link for Through {
+    fn begin(&mut self, _: &mut Out) {}
+
+    fn client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
+        let bytes = input.split().freeze();
+        if bytes.contains(&b'?') {
+            out.client.put().extend_from_slice(b"<no>");
+            return Err(Fault::Client("a question".into()));
+        }
+        self.over |= bytes.ends_with(b"!");
+        out.active = !bytes.starts_with(b"ping");
+        out.far.push(bytes);
+        Ok(())
+    }
+
+    fn far(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
+        let bytes = input.split().freeze();
+        if bytes.contains(&b'?') {
+            return Err(Fault::Far("a question".into()));
+        }
+        self.over |= bytes.ends_with(b"!");
+        self.whole |= self.over;
+        out.active = true;
+        out.client.push(bytes);
+        Ok(())
+    }
+
+    fn client_ended(&mut self, out: &mut Out) {
+        out.far.put().extend_from_slice(b"<bye>");
+    }
+
+    fn end(&mut self, why: &str, out: &mut Out) -> Fate {
+        if self.whole {
+            return Fate::Whole;
+        }
+        out.client.put().extend_from_slice(format!("<{why}>").as_bytes());
+        Fate::Cut
+    }
+
+    fn tick(&mut self, out: &mut Out) {
+        out.far.put().extend_from_slice(b"<tick>");
+    }
+
+    fn is_over(&self) -> bool {
+        self.over
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        max_bytes_per_second: 0,
+        linger: Duration::from_secs(1),
+        refusal_timeout: Duration::from_secs(10),
+        open_timeout: Duration::from_secs(30),
+        idle_timeout: Duration::from_secs(3600),
+    }
+}
+
+fn record(metrics: &Metrics) -> Record {
+    let subject = Subject {
+        user: "ana".into(),
+        impersonator: String::new(),
+        client: ([127, 0, 0, 1], 1).into(),
+        audit_id: String::new(),
+        subresource: "exec",
+        namespace: "shop".into(),
+        pod: "cart-0".into(),
+        container: "app".into(),
+        node: "n".into(),
+        program: String::new(),
+        arguments: 0,
+        tty: false,
+    };
+    Record::begin(subject, metrics.clone())
+}
+
+/// A session between two ends that a test holds.
+struct Rig {
+    settings: Settings,
+    drain: Drain,
+    metrics: Metrics,
+    timing: Timing,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self { settings: settings(), drain: Drain::new(), metrics: Metrics::new(), timing: Timing::default() }
+    }
+
+    async fn run<C, F>(&self, client: C, socket: Option<Socket>, far: F)
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+        F: AsyncRead + AsyncWrite + Unpin,
+    {
+        let session = Session {
+            client,
+            socket,
+            head: Bytes::from_static(b"HEAD"),
+            early: Bytes::from_static(b"early "),
+            far,
+            first: Bytes::from_static(b"first "),
+            link: Box::new(Through { over: false, whole: false }),
+            timing: self.timing,
+            record: record(&self.metrics),
+        };
+        Sessions::new(self.settings.clone(), self.drain.clone()).run(session).await;
+    }
+
+    /// The word of the end record, and bytes up and down.
+    fn ended(&self) -> (String, u64, u64) {
+        let text = String::from_utf8(self.metrics.render()).unwrap();
+        let bytes = |direction: &str| {
+            let series = format!("podgate_session_bytes_total{{direction=\"{direction}\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().parse().unwrap()
+        };
+        let reason = text.lines().find_map(|line| {
+            let rest = line.strip_prefix("podgate_sessions_ended_total{end=\"")?;
+            rest.ends_with(" 1").then(|| rest.split('"').next().unwrap().to_owned())
+        });
+        (reason.expect("one session has ended"), bytes("up"), bytes("down"))
+    }
+}
+
+async fn all(io: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut got = Vec::new();
+    io.read_to_end(&mut got).await.unwrap();
+    String::from_utf8(got).unwrap()
+}
+
+fn pattern(len: u32) -> Vec<u8> {
+    (0..len).map(|n| b'a' + u8::try_from(n % 23).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn every_byte_arrives_in_order_through_narrow_pipes_both_ways_at_once() {
+    let rig = Rig::new();
+    let (client, ours) = duplex(7);
+    let (far, theirs) = duplex(3);
+    let (up, down) = (pattern(50_000), pattern(70_000));
+    let peer = |io: DuplexStream, says: Vec<u8>, hears: usize| async move {
+        let (mut reader, mut writer) = tokio::io::split(io);
+        let mut got = vec![0; hears];
+        let (wrote, read) = tokio::join!(writer.write_all(&says), reader.read_exact(&mut got));
+        wrote.unwrap();
+        read.unwrap();
+        (got, reader.unsplit(writer))
+    };
+    let peers = async {
+        let ((at_client, client), (at_far, far)) = tokio::join!(
+            peer(client, up.clone(), b"HEADfirst ".len() + down.len()),
+            peer(far, down.clone(), b"early ".len() + up.len()),
+        );
+        assert!(at_client == [b"HEADfirst ", &down[..]].concat());
+        assert!(at_far == [b"early ", &up[..]].concat());
+        drop(client);
+        let mut far = far;
+        assert_eq!(all(&mut far).await, "<bye>");
+    };
+    let ((), ()) = tokio::join!(rig.run(ours, None, theirs), peers);
+    // With `<bye>`, without the head.
+    assert_eq!(rig.ended(), ("client_closed".into(), 50_011, 70_006));
+}
+
+#[tokio::test(start_paused = true)]
+async fn item_051_a_throttled_direction_takes_as_long_as_its_limit_says() {
+    let mut rig = Rig::new();
+    rig.settings.max_bytes_per_second = 10_000;
+    let (client, ours) = duplex(1 << 20);
+    let (mut far, theirs) = duplex(1 << 20);
+    far.write_all(&[b'x'; 100_000]).await.unwrap();
+    far.write_all(b"!").await.unwrap();
+    let start = Instant::now();
+    let hears = async {
+        let (mut reader, _writer) = tokio::io::split(client);
+        let mut got = vec![0; b"HEADfirst ".len() + 100_001];
+        reader.read_exact(&mut got).await.unwrap();
+        start.elapsed()
+    };
+    let ((), took, _) = tokio::join!(rig.run(ours, None, theirs), hears, async { far });
+    assert!(took >= Duration::from_millis(9_900) && took <= Duration::from_millis(10_200), "{took:?}");
+    assert_eq!(rig.ended().0, "far_closed");
+}
+
+#[tokio::test]
+async fn a_far_side_that_ends_too_early_is_told_to_the_client_behind_all_it_said() {
+    let rig = Rig::new();
+    let (mut client, ours) = duplex(1 << 16);
+    let (mut far, theirs) = duplex(1 << 16);
+    far.write_all(b"last words").await.unwrap();
+    drop(far);
+    let ((), got) = tokio::join!(rig.run(ours, None, theirs), all(&mut client));
+    assert_eq!(got, "HEADfirst last words<the connection to the kubelet ended before the session did>");
+    assert_eq!(rig.ended().0, "far_lost");
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_reset_of_the_far_side_arrives_first() {
+    let rig = Rig::new();
+    let (mut client, ours) = duplex(1 << 16);
+    let theirs = tokio::io::join(AsyncReadExt::chain(&b"last words"[..], Failing), tokio::io::sink());
+    let ((), got) = tokio::join!(rig.run(ours, None, theirs), all(&mut client));
+    assert!(got.starts_with("HEADfirst last words<the connection"), "{got}");
+    assert_eq!(rig.ended().0, "far_lost");
+}
+
+#[tokio::test]
+async fn a_side_that_says_it_is_done_ends_the_session_once_its_words_are_out() {
+    for far_ends in [true, false] {
+        let rig = Rig::new();
+        let (client, ours) = duplex(4);
+        let (far, theirs) = duplex(4);
+        let peer = |mut io: DuplexStream, says: &'static [u8]| async move {
+            io.write_all(says).await.unwrap();
+            all(&mut io).await
+        };
+        let (up, down): (&[u8], &[u8]) = if far_ends { (b"", b"done!") } else { (b"done!", b"") };
+        let ((), at_client, at_far) =
+            tokio::join!(rig.run(ours, None, theirs), peer(client, up), peer(far, down));
+        match far_ends {
+            true => assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst done!", "early ")),
+            false => assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst ", "early done!<bye>")),
+        }
+        assert_eq!(rig.ended().0, if far_ends { "far_closed" } else { "client_closed" });
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_speak_its_protocol_ends_the_session_and_the_client_is_told() {
+    let rig = Rig::new();
+    let (mut client, ours) = duplex(1 << 16);
+    let (mut far, theirs) = duplex(1 << 16);
+    client.write_all(b"what?").await.unwrap();
+    let ((), at_client, at_far) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), all(&mut far));
+    assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst <no>", "early <bye>"));
+    assert_eq!(rig.ended().0, "client_protocol");
+
+    let rig = Rig::new();
+    let (mut client, ours) = duplex(1 << 16);
+    let (mut far, theirs) = duplex(1 << 16);
+    far.write_all(b"what?").await.unwrap();
+    let ((), at_client, _) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), all(&mut far));
+    assert_eq!(at_client, "HEADfirst <the kubelet does not speak the protocol of the session>");
+    assert_eq!(rig.ended().0, "far_protocol");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clock_ticks_and_ends_a_session_in_which_nothing_but_pings_passes() {
+    let mut rig = Rig::new();
+    rig.settings.idle_timeout = Duration::from_secs(60);
+    rig.timing = Timing { keepalive: Some(Duration::from_secs(5)), idle_limit: true };
+    let (client, ours) = duplex(1 << 16);
+    let (mut far, theirs) = duplex(1 << 16);
+    let start = Instant::now();
+    let pinging = async {
+        let (mut reader, mut writer) = tokio::io::split(client);
+        let ping = async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            writer.write_all(b"words").await.unwrap();
+            while writer.write_all(b"ping").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let (got, ()) = tokio::join!(all(&mut reader), ping);
+        got
+    };
+    let ((), at_client, at_far) = tokio::join!(rig.run(ours, None, theirs), pinging, all(&mut far));
+    assert_eq!(at_client, "HEADfirst <nothing has passed for 60s>");
+    let ticks = at_far.matches("<tick>").count();
+    assert!((17..=19).contains(&ticks), "{ticks} in 90 s");
+    assert_eq!(rig.ended().0, "idle");
+    assert!(start.elapsed() >= Duration::from_secs(90) && start.elapsed() < Duration::from_secs(95));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_drain_ends_a_session_and_tells_the_client_within_its_grace() {
+    let rig = Rig::new();
+    let (mut client, ours) = duplex(1 << 16);
+    let (_far, theirs) = duplex(1 << 16);
+    let cut = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        rig.drain.cut();
+    };
+    let start = Instant::now();
+    let ((), got, ()) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), cut);
+    assert_eq!(got, "HEADfirst <podgate was stopped before the session ended>");
+    assert_eq!(rig.ended().0, "drained");
+    assert!(start.elapsed() <= Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+/// Reads fail as after a reset, or as TLS tells it when a connection ends without close_notify.
+struct Failing;
+
+impl AsyncRead for Failing {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::task::Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+}
+
+/// A connected pair: the peer, and our end with its second hold.
+async fn pair() -> (TcpStream, TcpStream, Socket) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (ours, _) = listener.accept().await.unwrap();
+    let socket = Socket::of(&ours).unwrap();
+    (peer, ours, socket)
+}
+
+#[tokio::test]
+async fn a_client_that_dies_behind_unread_bytes_is_found_while_the_far_side_takes_nothing() {
+    let rig = Rig::new();
+    let (mut client, ours, socket) = pair().await;
+    let (reader, writer) = ours.into_split();
+    let ours = tokio::io::join(reader.take(150_000).chain(Failing), writer);
+    let (_far_takes_nothing, theirs) = duplex(1);
+    let talk = async {
+        client.read_exact(&mut [0; 10]).await.unwrap();
+        client.write_all(&vec![b'x'; 160_000]).await.unwrap();
+        drop(client);
+    };
+    let both = async { tokio::join!(rig.run(ours, Some(socket), theirs), talk) };
+    timeout(Duration::from_secs(20), both).await.unwrap();
+    assert_eq!(rig.ended().0, "client_lost");
+}
+
+#[tokio::test]
+async fn what_a_client_sent_before_it_closed_properly_arrives_however_slow_the_far_side() {
+    let rig = Rig::new();
+    let (mut client, ours, socket) = pair().await;
+    let watch = Socket::of(&ours).unwrap();
+    let (mut far, theirs) = duplex(1);
+    let slow = async {
+        client.read_exact(&mut [0; 10]).await.unwrap();
+        client.write_all(&vec![b'x'; 160_000]).await.unwrap();
+        drop(client);
+        // The far side takes nothing until the hang-up must have been seen.
+        assert_eq!(watch.hangup().await, Hangup::Closed);
+        assert_eq!(watch.hangup().await, Hangup::Closed);
+        all(&mut far).await.len()
+    };
+    let both = async { tokio::join!(rig.run(ours, Some(socket), theirs), slow) };
+    let ((), got) = timeout(Duration::from_secs(20), both).await.unwrap();
+    assert_eq!(got, "early ".len() + 160_000 + "<bye>".len());
+    assert_eq!(rig.ended().0, "client_closed");
+}
+
+#[tokio::test]
+async fn a_far_side_that_takes_nothing_more_may_still_say_how_it_ended() {
+    let rig = Rig::new();
+    let (mut client, ours) = duplex(1 << 16);
+    let (mut far, theirs) = duplex(1 << 16);
+    let (reader, _) = tokio::io::split(theirs);
+    // Every write fails.
+    let (closed, _) = duplex(1);
+    let theirs = tokio::io::join(reader, closed);
+    let talk = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        far.write_all(b"the reason!").await.unwrap();
+    };
+    let ((), got, ()) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), talk);
+    assert_eq!(got, "HEADfirst the reason!");
+    assert_eq!(rig.ended().0, "far_closed");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn buffers_do_not_mix_up_bytes_whatever_the_sizes(
+        chunks in proptest::collection::vec(1usize..100_000, 1..20),
+        pipe in 1usize..200_000,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut rig = Rig::new();
+            rig.settings.linger = Duration::from_millis(5);
+            let (mut client, ours) = duplex(pipe);
+            let (mut far, theirs) = duplex(1 << 18);
+            let sent: Vec<u8> = pattern(u32::try_from(chunks.iter().sum::<usize>()).unwrap());
+            let talk = async {
+                let mut rest = &sent[..];
+                for chunk in &chunks {
+                    far.write_all(&rest[..*chunk]).await.unwrap();
+                    rest = &rest[*chunk..];
+                }
+                far.write_all(b"!").await.unwrap();
+                drop(far);
+            };
+            let ((), (), got) = tokio::join!(rig.run(ours, None, theirs), talk, all(&mut client));
+            assert!(got.as_bytes() == [b"HEADfirst ", &sent[..], b"!"].concat());
+        });
+    }
+}

@@ -1,0 +1,180 @@
+//! How a session travels: what the client speaks, what the far side is asked for because of it, and the [`Link`]
+//! between the two.
+//!
+//! | client | far side | link |
+//! | --- | --- | --- |
+//! | SPDY | SPDY, the client's own request | `SpdyLink` |
+//! | WebSocket up to v4, port-forward with `ports` | WebSocket, the client's own request | `WsLink` |
+//! | WebSocket v5 | SPDY, a request of podgate's own | `Translator` |
+//! | WebSocket v5, where wanted, at a node that speaks it | WebSocket, the client's own request | `WsLink` |
+//! | port-forward's tunnel | SPDY, the client's request rewritten | `Tunnel` |
+//!
+//! Source: `protocol.md` 7.2 to 7.6 (apiserver `pkg/util/proxy/translatinghandler.go`).
+
+use std::time::Duration;
+
+use aws_lc_rs::rand;
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+
+use super::Error;
+use crate::config::Translate;
+use crate::locate::Place;
+use crate::request::{Exec, Subresource};
+use crate::session::Timing;
+use crate::wire::channel::{self, Subprotocol};
+use crate::wire::http1::ResponseHead;
+use crate::wire::link::Link;
+use crate::wire::link::spdy::SpdyLink;
+use crate::wire::link::translate::Translator;
+use crate::wire::link::tunnel::Tunnel;
+use crate::wire::link::ws::WsLink;
+use crate::wire::portforward::{self, Legacy};
+use crate::wire::remotecommand::{self, Protocol};
+use crate::wire::ws::{MaskKey, handshake};
+
+/// Period of [`Link::tick`]: of the pings that a translator sends the kubelet (`protocol.md` 5.5).
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// How a session travels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Carriage {
+    /// SPDY on both sides.
+    Spdy,
+    /// WebSocket on both sides.
+    WebSocket,
+    /// WebSocket v5 for the client, SPDY for the far side.
+    Translated(handshake::Challenge),
+    /// SPDY inside WebSocket for the client, SPDY for the far side.
+    Tunnelled(handshake::Challenge),
+}
+
+/// What begins once the far side has switched.
+pub struct Switched {
+    /// The 101 that the client gets.
+    pub answer: Bytes,
+    /// What stands between the two.
+    pub link: Box<dyn Link>,
+    /// What is done by the clock.
+    pub timing: Timing,
+}
+
+// === impl Carriage ===
+
+impl Carriage {
+    /// How a WebSocket request is carried.
+    ///
+    /// # Errors
+    /// When podgate has to answer the handshake itself, and it is none.
+    pub fn of_websocket(
+        method: &Method,
+        headers: &HeaderMap,
+        place: &Place,
+        translate: Translate,
+    ) -> Result<Self, handshake::Refusal> {
+        let first =
+            headers.get(handshake::PROTOCOL_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let first = first.unwrap_or_default();
+        match place.exec().subresource {
+            Subresource::PortForward if portforward::wants_tunnel(&first) => {
+                handshake::Challenge::read(method, headers).map(Self::Tunnelled)
+            }
+            Subresource::Exec | Subresource::Attach if channel::wants_translator(&first) => {
+                if translate == Translate::WhenNeeded && place.speaks_v5() {
+                    return Ok(Self::WebSocket);
+                }
+                handshake::Challenge::read(method, headers).map(Self::Translated)
+            }
+            Subresource::Exec | Subresource::Attach | Subresource::PortForward => Ok(Self::WebSocket),
+        }
+    }
+
+    /// What begins now that the far side has answered 101, with `head`, whose bytes are `raw`.
+    ///
+    /// # Errors
+    /// When the far side has switched to something else than it was asked for.
+    pub(super) fn switched(&self, exec: &Exec, head: &ResponseHead, raw: Bytes) -> Result<Switched, Error> {
+        let (link, answer): (Box<dyn Link>, Bytes) = match self {
+            Self::Spdy => {
+                spdy_only(head)?;
+                let link = match exec.subresource {
+                    Subresource::PortForward => SpdyLink::port_forward(),
+                    Subresource::Exec | Subresource::Attach => SpdyLink::command(version(head)),
+                };
+                (Box::new(link), raw)
+            }
+            Self::WebSocket => (websocket(exec, head)?, raw),
+            Self::Translated(challenge) => {
+                spdy_only(head)?;
+                let answer = challenge.clone().settle(Some(Subprotocol::V5.name()));
+                (Box::new(Translator::new(exec.asked(), version(head))), answer.to_bytes())
+            }
+            Self::Tunnelled(challenge) => {
+                spdy_only(head)?;
+                let chosen = first(head, remotecommand::PROTOCOL_HEADER);
+                let chosen = String::from_utf8_lossy(chosen);
+                let named =
+                    portforward::tunnel_answer(challenge.protocols(), Some(&chosen)).map(str::to_owned);
+                let answer = challenge.clone().settle(named.as_deref());
+                (Box::new(Tunnel::new()), answer.to_bytes())
+            }
+        };
+        // Where the client's pings are answered here, it is also to be kept alive while its input is blocked.
+        let pinged = matches!(self, Self::Translated(_) | Self::WebSocket);
+        let idle_limit = matches!(self, Self::Translated(_));
+        let timing = Timing { keepalive: pinged.then_some(KEEPALIVE), idle_limit };
+        Ok(Switched { answer, link, timing })
+    }
+}
+
+/// The first value of a header; empty when there is none.
+fn first<'a>(head: &'a ResponseHead, name: &'a str) -> &'a [u8] {
+    head.values(name).next().unwrap_or_default()
+}
+
+fn spdy_only(head: &ResponseHead) -> Result<(), Error> {
+    match portforward::is_spdy_upgrade(head) {
+        true => Ok(()),
+        false => Err(Error::OtherUpgrade),
+    }
+}
+
+/// The version that an exec's client takes a 101 for: without the header, or with a strange one, the first.
+fn version(head: &ResponseHead) -> Protocol {
+    let named = str::from_utf8(first(head, remotecommand::PROTOCOL_HEADER)).ok();
+    named.and_then(Protocol::from_name).filter(|named| Protocol::SPDY.contains(named)).unwrap_or(Protocol::V1)
+}
+
+fn websocket(exec: &Exec, head: &ResponseHead) -> Result<Box<dyn Link>, Error> {
+    let token = |name: &'static str, token: &[u8]| {
+        head.values(name).any(|value| {
+            value.split(|&byte| byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token))
+        })
+    };
+    if !token("connection", b"upgrade") || !token("upgrade", b"websocket") {
+        return Err(Error::OtherUpgrade);
+    }
+    if head.values("sec-websocket-extensions").any(|value| !value.trim_ascii().is_empty()) {
+        return Err(Error::Extensions);
+    }
+    let named = String::from_utf8_lossy(first(head, handshake::PROTOCOL_HEADER)).into_owned();
+    let Some(subprotocol) = Subprotocol::from_name(&named) else {
+        return Err(Error::Subprotocol(named));
+    };
+    Ok(match exec.subresource {
+        Subresource::PortForward if Legacy::PROTOCOLS.contains(&subprotocol.name()) => {
+            let link = WsLink::port_forward(subprotocol.encoding(), exec.ports.clone(), mask);
+            Box::new(link.ok_or(Error::TooManyPorts(exec.ports.len()))?)
+        }
+        Subresource::PortForward => return Err(Error::Subprotocol(named)),
+        Subresource::Exec | Subresource::Attach => Box::new(WsLink::command(subprotocol, mask)),
+    })
+}
+
+/// A key that nobody foresees (RFC 6455 section 5.3).
+fn mask() -> MaskKey {
+    let mut key = [0; 4];
+    // The only failure is a system without randomness, on which there was no TLS either.
+    let _ = rand::fill(&mut key);
+    MaskKey(key)
+}
