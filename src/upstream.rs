@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tracing::debug;
 
 pub use carriage::{Carriage, Switched};
 
@@ -164,6 +165,22 @@ impl Upstream {
     /// # Errors
     /// When there is no answer that the client may see.
     pub async fn upgrade(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Error> {
+        let answer = self.upgrade_as(place, client).await?;
+        let other = match &answer {
+            Answer::Refused(far) => client.carriage.fallback(far.head.status, client, place.exec()),
+            Answer::Switched(..) => None,
+        };
+        match other {
+            Some(carriage) => {
+                debug!(kubelet.addr = %place.kubelet(), "the kubelet refused WebSocket, asking for SPDY");
+                drop(answer);
+                self.upgrade_as(place, &ClientHead { carriage: &carriage, ..*client }).await
+            }
+            None => Ok(answer),
+        }
+    }
+
+    async fn upgrade_as(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Error> {
         let mut io = self.dial(place.kubelet()).await?;
         let request = request::head(place, client);
         let within = self.settings.upgrade_timeout;

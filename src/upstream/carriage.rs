@@ -6,6 +6,7 @@
 //! | SPDY | SPDY, the client's own request | `SpdyLink` |
 //! | WebSocket up to v4, port-forward with `ports` | WebSocket, the client's own request | `WsLink` |
 //! | WebSocket v5 | SPDY, a request of podgate's own | `Translator` |
+//! | WebSocket up to v4 (exec, attach), where the far side has refused it | the same | `Translator` |
 //! | WebSocket v5, where wanted, at a node that speaks it | WebSocket, the client's own request | `WsLink` |
 //! | port-forward's tunnel | SPDY, the client's request rewritten | `Tunnel` |
 //!
@@ -17,7 +18,7 @@ use aws_lc_rs::rand;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 
-use super::Error;
+use super::{ClientHead, Error};
 use crate::config::Translate;
 use crate::locate::Place;
 use crate::request::{Exec, Subresource};
@@ -36,6 +37,10 @@ use crate::wire::ws::{MaskKey, handshake};
 /// Period of [`Link::tick`]: of the pings that a translator sends the kubelet (`protocol.md` 5.5).
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
+/// What a server answers that does not speak WebSocket, or not to podgate: 400 where it misses the headers of SPDY,
+/// 403 where only `create` is allowed (`protocol.md` 3.3), and what HTTP has for it.
+const UNSPOKEN: [u16; 5] = [400, 403, 405, 426, 501];
+
 /// How a session travels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Carriage {
@@ -43,8 +48,8 @@ pub enum Carriage {
     Spdy,
     /// WebSocket on both sides.
     WebSocket,
-    /// WebSocket v5 for the client, SPDY for the far side.
-    Translated(handshake::Challenge),
+    /// WebSocket for the client, SPDY for the far side.
+    Translated(handshake::Answer),
     /// SPDY inside WebSocket for the client, SPDY for the far side.
     Tunnelled(handshake::Challenge),
 }
@@ -83,10 +88,23 @@ impl Carriage {
                 if translate == Translate::WhenNeeded && place.speaks_v5() {
                     return Ok(Self::WebSocket);
                 }
-                handshake::Challenge::read(method, headers).map(Self::Translated)
+                let challenge = handshake::Challenge::read(method, headers)?;
+                Ok(Self::Translated(challenge.settle(Some(Subprotocol::V5.name()))))
             }
             Subresource::Exec | Subresource::Attach | Subresource::PortForward => Ok(Self::WebSocket),
         }
+    }
+
+    /// How else the session may be carried, now that the far side has refused it with this status: in SPDY, to a far
+    /// side that seems to speak nothing else, or lets podgate do nothing else.
+    pub(super) fn fallback(&self, code: u16, client: &ClientHead<'_>, exec: &Exec) -> Option<Self> {
+        let command = matches!(exec.subresource, Subresource::Exec | Subresource::Attach);
+        if *self != Self::WebSocket || !command || !UNSPOKEN.contains(&code) {
+            return None;
+        }
+        let challenge = handshake::Challenge::read(client.method, client.headers).ok()?;
+        let served = Subprotocol::RUNTIME.map(Subprotocol::name);
+        challenge.choose(&served).ok().map(Self::Translated)
     }
 
     /// What begins now that the far side has answered 101, with `head`, whose bytes are `raw`.
@@ -104,10 +122,13 @@ impl Carriage {
                 (Box::new(link), raw)
             }
             Self::WebSocket => (websocket(exec, head)?, raw),
-            Self::Translated(challenge) => {
+            Self::Translated(answer) => {
                 spdy_only(head)?;
-                let answer = challenge.clone().settle(Some(Subprotocol::V5.name()));
-                (Box::new(Translator::new(exec.asked(), version(head))), answer.to_bytes())
+                let subprotocol = Subprotocol::from_name(answer.protocol());
+                let subprotocol =
+                    subprotocol.ok_or_else(|| Error::Subprotocol(answer.protocol().to_owned()))?;
+                let link = Translator::new(subprotocol, exec.asked(), version(head));
+                (Box::new(link), answer.to_bytes())
             }
             Self::Tunnelled(challenge) => {
                 spdy_only(head)?;

@@ -300,6 +300,40 @@ async fn a_node_that_speaks_v5_gets_it_where_that_is_wanted_and_no_other_does() 
     }
 }
 
+#[tokio::test]
+async fn a_kubelet_that_refuses_websocket_is_asked_in_spdy_and_one_that_refuses_the_session_is_not() {
+    for (code, protocols, asked_again) in [
+        (400, "v4.channel.k8s.io", true),
+        (403, "base64.channel.k8s.io", true),
+        (405, "", true),
+        (404, "v4.channel.k8s.io", false),
+        (500, "v4.channel.k8s.io", false),
+        (403, "v9.channel.k8s.io", false),
+    ] {
+        let pki = Arc::new(Pki::new());
+        let mut far = Far::by_head(&pki, move |mut io, head| async move {
+            if head.contains("Upgrade: SPDY/3.1") {
+                send(&mut io, SWITCHING).await;
+            } else {
+                send(&mut io, format!("HTTP/1.1 {code} No\r\nContent-Length: 2\r\n\r\nno").as_bytes()).await;
+            }
+            let mut dropped = [0; 4096];
+            while let Ok(1..) = io.read(&mut dropped).await {}
+        })
+        .await;
+        let gateway = TestGateway::facing(&far, config(), pki).await;
+        let mut client = gateway.connect_as("ana").await;
+        send(&mut client, &handshake(EXEC, protocols, "")).await;
+        let answer = read_exactly(&mut client, 12).await;
+        let wanted = if asked_again { "HTTP/1.1 101".to_owned() } else { format!("HTTP/1.1 {code}") };
+        assert_eq!(answer, wanted.as_bytes(), "{protocols} {code}");
+        assert!(far.head().await.starts_with("GET "));
+        assert_eq!(far.accepted(), if asked_again { 2 } else { 1 });
+        drop(client);
+        gateway.stop().await;
+    }
+}
+
 // === the tunnel ===
 
 #[tokio::test]

@@ -1,12 +1,12 @@
-//! Translate: a WebSocket client in `v5.channel.k8s.io`, and a far side that speaks SPDY.
+//! Translate: a WebSocket client in any subprotocol, and a far side that speaks SPDY.
 //!
 //! Owns [`Translator`]: streams into channels, channels into streams, and what the far side says about the
-//! end into the one Status and the Close 1000 that such a client expects.
+//! end into the one result and the Close 1000 that such a client expects.
 //! All streams are asked for at once. Go clients wait for each reply before they open the next, but servers
 //! take the streams in any order and together, and it saves up to four round trips.
 //! Invariants:
 //! - Nothing is sent on a stream before its reply: the client is read once all replies have come.
-//! - There is one Status, after stdout, stderr and the error stream have ended. An output that was cut does
+//! - There is one result, after stdout, stderr and the error stream have ended. An output that was cut does
 //!   not end with Success: where success is a Status, it must have come; where it is silence, the far side
 //!   must have ended each stream by name.
 //! - A far side that floods costs nothing: what it opens or asks for is ignored, and its pings are answered
@@ -24,7 +24,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::ws::{ANSWER_ROOM, Error, Peer, Said, put_frame};
 use super::{Fate, Fault, Link, Out, Queue};
-use crate::wire::channel::{self, Encoding, MAX_PAYLOAD, Subprotocol};
+use crate::wire::channel::{self, MAX_PAYLOAD, Subprotocol};
 use crate::wire::remotecommand::{Asked, MAX_RESULT, Outcome, Protocol, StreamType};
 use crate::wire::spdy::{self, Encoder, Frame, Headers, Pings, Pong, RstStatus};
 use crate::wire::ws::{Close, Data};
@@ -35,10 +35,12 @@ const STREAM_RESET: &str = "Stream reset";
 /// What a client is told when the far side ends its streams without a result, or resets an output before it.
 const NO_RESULT: &str = "the far side ended an output before it gave a result";
 
-/// A WebSocket v5 client and a SPDY far side.
+/// A WebSocket client and a SPDY far side.
 #[derive(Debug)]
 pub struct Translator {
     asked: Asked,
+    /// What the client speaks.
+    subprotocol: Subprotocol,
     /// What the far side speaks.
     protocol: Protocol,
     client: Peer,
@@ -82,16 +84,17 @@ enum End {
 // === impl Translator ===
 
 impl Translator {
-    /// For a client that asked for these streams. `protocol` is what the far side chose in its 101; without a
-    /// word about it that is [`Protocol::V1`].
-    pub fn new(asked: Asked, protocol: Protocol) -> Self {
+    /// For a client that asked for these streams in this subprotocol. `protocol` is what the far side chose in its
+    /// 101; without a word about it that is [`Protocol::V1`].
+    pub fn new(subprotocol: Subprotocol, asked: Asked, protocol: Protocol) -> Self {
         let ids = (1..).step_by(2);
         let streams = asked.streams(protocol).iter().zip(ids);
         Self {
             asked,
+            subprotocol,
             protocol,
             client: Peer::client(),
-            channels: channel::Decoder::server(Subprotocol::V5, asked),
+            channels: channel::Decoder::server(subprotocol, asked),
             early: None,
             decoder: spdy::Decoder::new(),
             pings: Pings::new(spdy::Role::Client),
@@ -199,7 +202,7 @@ impl Translator {
         match kind {
             StreamType::Stdout | StreamType::Stderr => {
                 let channel = channel::number(kind);
-                self.client.put_message(&mut out.client, Encoding::Binary, channel, bytes);
+                self.client.put_message(&mut out.client, self.subprotocol.encoding(), channel, bytes);
             }
             StreamType::Error => {
                 bytes.truncate(MAX_RESULT + 1 - self.result.len());
@@ -268,9 +271,12 @@ impl Translator {
     }
 
     fn finish(&mut self, outcome: &Outcome, fate: Fate, out: &mut Out) {
-        let status = outcome.to_bytes(Protocol::V5);
-        let channel = channel::number(StreamType::Error);
-        self.client.put_message(&mut out.client, Encoding::Binary, channel, status);
+        // Nothing, where success is silence.
+        let result = outcome.to_bytes(self.subprotocol.version());
+        if !result.is_empty() {
+            let channel = channel::number(StreamType::Error);
+            self.client.put_message(&mut out.client, self.subprotocol.encoding(), channel, result);
+        }
         // To a Go client any other code would hide the Status.
         self.client.close(&mut out.client, Some(&Close::normal()));
         self.leave(out);
@@ -315,7 +321,7 @@ impl Translator {
 
 impl Link for Translator {
     fn begin(&mut self, out: &mut Out) {
-        channel::Encoder::new(Subprotocol::V5).first(out.client.put(), self.asked);
+        channel::Encoder::new(self.subprotocol).first(out.client.put(), self.asked);
         let mut encoder = Encoder::new();
         for stream in &self.streams {
             let headers = Headers::new().with(StreamType::HEADER, stream.kind.name());

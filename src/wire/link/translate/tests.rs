@@ -53,7 +53,7 @@ fn opened(asked: Asked, protocol: Protocol) -> (Bench<Translator>, Server) {
 }
 
 fn begun(asked: Asked, protocol: Protocol) -> (Bench<Translator>, Server) {
-    let bench = Bench::new(Translator::new(asked, protocol));
+    let bench = Bench::new(Translator::new(Subprotocol::V5, asked, protocol));
     let mut input = BytesMut::from(&bench.to_far[..]);
     let mut decoder = spdy::Decoder::new();
     let mut streams = Vec::new();
@@ -610,6 +610,55 @@ fn streams_that_are_ended_before_the_result_are_an_error() {
     bench.far(&goaway).unwrap();
     assert_eq!(result(&bench), internal("error stream protocol error: result is not a Status"));
     assert_eq!(bench.end("late"), Fate::Cut);
+}
+
+#[test]
+fn item_075_087_older_subprotocols_are_translated_in_their_own_encoding_and_with_their_own_results() {
+    use crate::wire::ws;
+    let cases = [
+        (0, b"".to_vec(), Outcome::Success),
+        (3, Outcome::exit(3).to_bytes(Protocol::V4).to_vec(), Outcome::exit(3)),
+    ];
+    for subprotocol in Subprotocol::RUNTIME {
+        for (code, status, outcome) in &cases {
+            let mut bench = Bench::new(Translator::new(subprotocol, ALL, Protocol::V4));
+            let mut server = Server {
+                encoder: Encoder::new(),
+                streams: ALL.streams(Protocol::V4).iter().zip((1..).step_by(2)).collect(),
+            };
+            bench.far(&server.replies()).unwrap();
+            let stdin = {
+                let mut out = BytesMut::new();
+                let key = crate::wire::ws::MaskKey([1, 2, 3, 4]);
+                channel::Encoder::new(subprotocol).message(&mut out, StreamType::Stdin, b"to it", Some(key));
+                out
+            };
+            bench.client(&stdin).unwrap();
+            assert_eq!(server.told(&bench.to_far).data, [(StreamType::Stdin, b"to it".to_vec())]);
+            bench.far(&server.data(StreamType::Stdout, b"from it")).unwrap();
+            let status = if *code == 0 { SUCCESS.as_bytes() } else { status };
+            bench.far(&server.ends(status, Manner::Closes)).unwrap();
+            assert!(bench.link.is_over() && bench.end("late") == Fate::Whole);
+
+            let mut frames = ws::Decoder::new(ws::Role::Client, ws::Limits::default());
+            let mut channels = channel::Decoder::client(subprotocol, ALL);
+            let (mut input, mut got, mut closed) = (BytesMut::from(&bench.to_client[..]), Vec::new(), None);
+            while let Some(event) = frames.decode(&mut input).unwrap() {
+                match event {
+                    ws::Event::Data(data) => got.extend(channels.decode(data).unwrap()),
+                    ws::Event::Close(close) => closed = close,
+                    other => panic!("{other:?}"),
+                }
+            }
+            let mut wanted = vec![(StreamType::Stdout, Bytes::from_static(b"from it"))];
+            let result = outcome.to_bytes(subprotocol.version());
+            wanted.extend((!result.is_empty()).then_some((StreamType::Error, result)));
+            let wanted: Vec<_> =
+                wanted.into_iter().map(|(stream, bytes)| channel::Event::Data { stream, bytes }).collect();
+            assert_eq!(got, wanted, "{subprotocol:?}");
+            assert_eq!(closed, Some(Close::normal()));
+        }
+    }
 }
 
 #[test]
