@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Which kubectls the end-to-end tests run, oldest first; tests/kubectls.sh says where they come from.
 KUBECTLS ?= path
 
-.PHONY: help dev check test lint fmt bench deny presubmit
+.PHONY: help dev check test soak lint fmt bench deny presubmit
 
 help: ## Show the recipes
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -17,6 +17,10 @@ check: ## Type-check everything
 
 test: ## Run all tests, those with a real kubectl included (fetched when none is installed)
 	kubectls="$$(tests/kubectls.sh $(KUBECTLS))" && PODGATE_KUBECTLS="$$kubectls" $(CARGO) test
+
+soak: ## Run the tests that take minutes: 300 large outputs over links that jitter and break
+	kubectls="$$(tests/kubectls.sh $(KUBECTLS))" && PODGATE_KUBECTLS="$$kubectls" \
+		$(CARGO) test --test suite -- --ignored --nocapture badlink
 
 lint: ## Format check, clippy without warnings, banned crates
 	$(CARGO) fmt --check

@@ -10,6 +10,7 @@ pub mod frames;
 pub mod gateway;
 pub mod golden;
 pub mod pki;
+pub mod relay;
 pub mod spdy;
 
 use std::time::Duration;

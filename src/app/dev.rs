@@ -36,6 +36,7 @@ pub struct Dev {
     gateway: Gateway,
     state: State,
     nodes: Vec<(String, SocketAddr)>,
+    cluster: Arc<DevCluster>,
 }
 
 /// The embedded cluster cannot run.
@@ -184,14 +185,14 @@ impl Dev {
             client_verifier: Some(ClientVerifier::new(state.client_roots())?),
             tokens: Tokens::from_file(&state.tokens_path())?,
             kubelet_tls: tls::client(state.kubelet_client(), state.node_roots())?,
-            cluster,
+            cluster: cluster.clone(),
         };
         let gateway = Gateway::start(config, ground, drain.clone()).await?;
         if let Err(error) = state.write_kubeconfig(gateway.api) {
             gateway.stop(Duration::ZERO).await;
             return Err(error.into());
         }
-        Ok(Self { gateway, state, nodes })
+        Ok(Self { gateway, state, nodes, cluster })
     }
 
     /// Address of the API door.
@@ -217,6 +218,11 @@ impl Dev {
     /// What keys and certificates there are.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The embedded cluster.
+    pub fn cluster(&self) -> &DevCluster {
+        &self.cluster
     }
 
     /// The nodes that are up, with their endpoints.

@@ -7,6 +7,7 @@ mod dev;
 mod rig;
 
 mod answers;
+mod badlink;
 mod binary;
 mod kubectl;
 mod sessions;
