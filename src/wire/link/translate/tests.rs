@@ -629,7 +629,7 @@ fn item_075_087_older_subprotocols_are_translated_in_their_own_encoding_and_with
             bench.far(&server.replies()).unwrap();
             let stdin = {
                 let mut out = BytesMut::new();
-                let key = crate::wire::ws::MaskKey([1, 2, 3, 4]);
+                let key = ws::MaskKey([1, 2, 3, 4]);
                 channel::Encoder::new(subprotocol).message(&mut out, StreamType::Stdin, b"to it", Some(key));
                 out
             };
