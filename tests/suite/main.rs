@@ -9,9 +9,11 @@ mod rig;
 mod answers;
 mod badlink;
 mod binary;
+
 mod kubectl;
 mod sessions;
 
+mod floods;
 mod hostile;
 mod operations;
 mod pipeline;
