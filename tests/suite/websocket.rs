@@ -75,7 +75,7 @@ impl Rig {
 // === WebSocket to WebSocket ===
 
 #[tokio::test]
-async fn item_036_075_082_older_subprotocols_go_on_as_the_clients_own_request_without_extensions() {
+async fn item_075_082_older_subprotocols_go_on_as_the_clients_own_request_without_extensions() {
     let mut rig = rig(WS_SWITCHING).await;
     let more = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
     let mut client = rig.gateway.connect_as("ana").await;

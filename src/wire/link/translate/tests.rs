@@ -280,7 +280,7 @@ fn what_came_early_ends_a_session_when_it_is_not_the_protocol() {
 }
 
 #[test]
-fn item_061_item_080_a_close_of_stdin_is_a_fin_and_the_rest_goes_on() {
+fn item_061_080_a_close_of_stdin_is_a_fin_and_the_rest_goes_on() {
     for length in 1..=3 {
         let (mut bench, server) = opened(ALL, Protocol::V4);
         bench.client(&from_client(b"\0in")).unwrap();
@@ -392,7 +392,7 @@ fn item_084_pings_are_answered_while_stdin_is_blocked() {
 }
 
 #[test]
-fn item_086_item_087_item_093_results_become_the_status_of_a_translator() {
+fn item_086_087_093_results_become_the_status_of_a_translator() {
     let exec = "error executing command in container: no such file";
     let runtime = Outcome::Internal { text: exec.to_owned() };
     let exit = |code| String::from_utf8(Outcome::exit(code).to_bytes(Protocol::V5).to_vec()).unwrap();
@@ -434,7 +434,7 @@ fn item_086_item_087_item_093_results_become_the_status_of_a_translator() {
 }
 
 #[test]
-fn item_088_item_089_the_session_ends_when_stdout_stderr_and_error_have_all_ended() {
+fn item_088_089_the_session_ends_when_stdout_stderr_and_error_have_all_ended() {
     use StreamType::*;
     for protocol in PROTOCOLS {
         for order in [
