@@ -46,7 +46,7 @@ const CHECK: Duration = Duration::from_millis(250);
 /// How long last words may take once the drain cuts: with the closing after it, less than the drain's grace.
 const CUT_FLUSH: Duration = Duration::from_millis(400);
 
-/// How long a client that has ended its session may take for what its protocol answers to that.
+/// How long a peer may take for what its protocol answers to the end of a session.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// What applies to every session.
@@ -358,21 +358,26 @@ impl Sessions {
     {
         let (linger, drain) = (self.settings.linger, &self.drain);
         let Splice { mut client, mut far, mut out, .. } = splice;
+        let last_words = linger.min(LAST_WORDS);
         match (parting, socket) {
             (Parting::Proper, _) => {
-                // A client that ended the session has a moment for what its protocol answers.
                 let client = async {
-                    let last = poll_fn(|cx| client.poll_send(cx, &mut out.client, &meters.down));
-                    let _ = timeout(linger.min(LAST_WORDS), last).await;
+                    client.send(&mut out.client, &meters.down, last_words).await;
                     close::client(&mut client.io, linger, drain).await;
                 };
-                tokio::join!(client, close::far(&mut far.io, linger, drain));
+                let far = async {
+                    far.send(&mut out.far, &meters.up, last_words).await;
+                    close::far(&mut far.io, linger, drain).await;
+                };
+                tokio::join!(client, far);
             }
-            (Parting::Cut, Some(socket)) => {
+            (Parting::Cut, socket) => {
+                far.send(&mut out.far, &meters.up, last_words).await;
                 drop(far);
-                close::cut(&mut client.io, &socket, linger, drain).await;
+                if let Some(socket) = socket {
+                    close::cut(&mut client.io, &socket, linger, drain).await;
+                }
             }
-            (Parting::Cut, None) => {}
             (Parting::Drop, _) => {
                 drop(client);
                 close::far(&mut far.io, linger, drain).await;

@@ -13,6 +13,7 @@
 //! seen. Its [`Socket`] is asked about it from time to time, only then.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use super::throttle::{Grant, Throttle};
@@ -93,12 +94,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
     }
 
     /// Writes as much of the queue as the connection takes, then flushes. Ready when all is out.
-    pub(super) fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        queue: &mut Queue,
-        meter: &Meter,
-    ) -> Poll<io::Result<()>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, queue: &mut Queue, meter: &Meter) -> Poll<io::Result<()>> {
         while !queue.is_empty() {
             let Poll::Ready(written) = poll_write_buf(Pin::new(&mut self.io), cx, queue)? else {
                 return Poll::Pending;
@@ -116,6 +112,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes what the connection takes of the queue within this time.
+    pub(super) async fn send(&mut self, queue: &mut Queue, meter: &Meter, within: Duration) {
+        let sent = poll_fn(|cx| self.poll_send(cx, queue, meter));
+        // Late or refused, there is nothing more to be done about it.
+        let _ = timeout(within, sent).await;
     }
 
     /// Reads at most `allowed` bytes behind those that wait. Ready with 0 at the end.

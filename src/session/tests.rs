@@ -34,6 +34,9 @@ impl Link for Through {
         }
         self.over |= bytes.ends_with(b"!");
         self.whole |= self.over;
+        if self.over {
+            out.far.put().extend_from_slice(b"<seen>");
+        }
         out.active = true;
         out.client.push(bytes);
         Ok(())
@@ -231,7 +234,7 @@ async fn a_side_that_says_it_is_done_ends_the_session_once_its_words_are_out() {
         let ((), at_client, at_far) =
             tokio::join!(rig.run(ours, None, theirs), peer(client, up), peer(far, down));
         match far_ends {
-            true => assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst done!", "early ")),
+            true => assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst done!", "early <seen>")),
             false => assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst ", "early done!<bye>")),
         }
         assert_eq!(rig.ended().0, if far_ends { "far_closed" } else { "client_closed" });
