@@ -34,6 +34,7 @@ pub struct Caller {
     user: User,
     /// The user who really asks, when `user` is impersonated.
     impersonator: Option<Box<User>>,
+    ambient: bool,
 }
 
 /// The union of the configured methods.
@@ -91,11 +92,11 @@ pub enum Error {
 // === impl Caller ===
 
 impl Caller {
-    fn new(mut user: User) -> Self {
+    fn new(mut user: User, ambient: bool) -> Self {
         if !user.groups.iter().any(|group| group == AUTHENTICATED) {
             user.groups.push(AUTHENTICATED.to_owned());
         }
-        Self { user, impersonator: None }
+        Self { user, impersonator: None, ambient }
     }
 
     /// The identity that authorization is about.
@@ -108,9 +109,14 @@ impl Caller {
         self.impersonator.as_deref()
     }
 
+    /// Whether a browser would say so for any page: by a client certificate, or by saying nothing.
+    pub fn is_ambient(&self) -> bool {
+        self.ambient
+    }
+
     /// The same request as somebody else; for `authz`, once every item was allowed.
     pub(crate) fn impersonate(self, user: User) -> Self {
-        Self { user, impersonator: Some(Box::new(self.user)) }
+        Self { user, impersonator: Some(Box::new(self.user)), ambient: self.ambient }
     }
 }
 
@@ -132,18 +138,16 @@ impl Authn {
             match verifier.verify(&conn.certificates, UnixTime::now()) {
                 Ok(subject) if subject.common_name.is_empty() => failed = Some(Error::NoCommonName),
                 Ok(subject) => {
-                    return Ok(Caller::new(User {
-                        name: subject.common_name,
-                        groups: subject.organizations,
-                        ..User::default()
-                    }));
+                    let user =
+                        User { name: subject.common_name, groups: subject.organizations, ..User::default() };
+                    return Ok(Caller::new(user, true));
                 }
                 Err(error) => failed = Some(Error::Certificate(error)),
             }
         }
         if let Some(token) = bearer(headers) {
             match self.tokens.look_up(token) {
-                Some(user) => return Ok(Caller::new(user.clone())),
+                Some(user) => return Ok(Caller::new(user.clone(), false)),
                 None => failed = Some(Error::UnknownToken),
             }
         }
@@ -153,7 +157,7 @@ impl Authn {
             match handshake::bearer(lines) {
                 Ok(None) => {}
                 Ok(Some(bearer)) => match self.tokens.look_up(bearer.token.as_bytes()) {
-                    Some(user) => return Ok(Caller::new(user.clone())),
+                    Some(user) => return Ok(Caller::new(user.clone(), false)),
                     None => failed = Some(Error::UnknownToken),
                 },
                 Err(error) => failed = Some(Error::Subprotocol(error)),
@@ -168,6 +172,7 @@ impl Authn {
                     ..User::default()
                 },
                 impersonator: None,
+                ambient: true,
             }),
             None => Err(Error::NoCredentials),
         }

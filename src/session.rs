@@ -33,8 +33,8 @@ use close::FAR_DRAIN;
 use socket::{Hangup, Socket};
 use splice::{Event, Side, Splice};
 
-/// Most bytes read at once of a client that has closed while its bytes could not be handed on: more than a socket's
-/// receive buffer holds.
+/// Most bytes read at once of a client that has closed while its bytes could not be handed on. Of one that had sent
+/// more, nobody can say whether it ended properly.
 const REST: u64 = 8 * 1024 * 1024;
 
 /// How long reading them may take: they are on this machine already.
@@ -171,9 +171,8 @@ impl Sessions {
         // Boxed: a session that lives needs no room for its end.
         Box::pin(async {
             let farewell = self.farewell(&mut splice, stop);
-            self.flush(&mut splice, socket.as_ref(), &meters, &farewell).await;
+            self.part(splice, socket, &meters, &farewell).await;
             record.end(farewell.reason, farewell.cause);
-            self.part(splice, socket, &meters, farewell.client).await;
         })
         .await;
     }
@@ -265,7 +264,7 @@ impl Sessions {
             }
             Stop::NotOpen => {
                 link.end("Timeout occurred", out);
-                (EndReason::FarLost, "the streams were not opened in time".into(), Parting::Cut)
+                (EndReason::FarFault, "the streams were not opened in time".into(), Parting::Cut)
             }
             Stop::Event(Event::Fault(fault @ Fault::Far(_))) => {
                 link.end("the kubelet does not speak the protocol of the session", out);
@@ -301,89 +300,63 @@ impl Sessions {
         Farewell { reason, cause, client }
     }
 
-    /// Writes the last words that must arrive before anything is closed. What the far side had said is owed to a
-    /// client for as long as that is there; the far side has [`FAR_DRAIN`] for those of a client that ended properly.
-    async fn flush<C, F>(
+    /// Ends both connections, each as far and as long as it deserves; neither waits for the other.
+    ///
+    /// What the far side had said is owed to a client for as long as that is there; what a client had said, to the far
+    /// side for [`FAR_DRAIN`]. When podgate itself ends the session nobody has that long.
+    async fn part<C, F>(
         &self,
-        splice: &mut Splice<C, F>,
-        socket: Option<&Socket>,
+        splice: Splice<C, F>,
+        socket: Option<Socket>,
         meters: &Meters,
         farewell: &Farewell,
     ) where
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let told = async {
-            match farewell.reason {
-                EndReason::FarClosed | EndReason::FarLost | EndReason::FarFault | EndReason::Idle => {
-                    tokio::select! {
-                        biased;
-                        _ = poll_fn(|cx| splice.poll_send_client(cx, meters)) => {}
-                        () = gone(socket) => {}
-                    }
-                }
-                EndReason::Drained => {
-                    let _ = timeout(CUT_FLUSH, poll_fn(|cx| splice.poll_send_client(cx, meters))).await;
-                }
-                EndReason::ClientLost => {
-                    let linger = self.settings.linger;
-                    let _ = timeout(linger, poll_fn(|cx| splice.poll_send_far(cx, meters))).await;
-                }
-                EndReason::ClientClosed | EndReason::ClientFault | EndReason::Aborted => {
-                    let _ = timeout(FAR_DRAIN, poll_fn(|cx| splice.poll_send_far(cx, meters))).await;
-                }
-            }
-        };
-        let cut = async {
-            self.drain.cutting().await;
-            tokio::time::sleep(CUT_FLUSH).await;
-        };
-        tokio::select! {
-            biased;
-            () = told => {}
-            () = cut => {}
-        }
-    }
-
-    /// Closes both connections.
-    async fn part<C, F>(
-        &self,
-        splice: Splice<C, F>,
-        socket: Option<Socket>,
-        meters: &Meters,
-        parting: Parting,
-    ) where
-        C: AsyncRead + AsyncWrite + Unpin,
-        F: AsyncRead + AsyncWrite + Unpin,
-    {
         let (linger, drain) = (self.settings.linger, &self.drain);
-        let Splice { mut client, mut far, mut out, .. } = splice;
         let last_words = linger.min(LAST_WORDS);
-        match (parting, socket) {
-            (Parting::Proper, _) => {
-                let client = async {
-                    client.send(&mut out.client, &meters.down, last_words).await;
-                    close::client(&mut client.io, linger, drain).await;
-                };
-                let far = async {
-                    far.send(&mut out.far, &meters.up, last_words).await;
-                    close::far(&mut far.io, linger, drain).await;
-                };
-                tokio::join!(client, far);
+        let Splice { mut client, mut far, mut out, .. } = splice;
+        let (client_has, far_has) = match farewell.reason {
+            EndReason::FarClosed | EndReason::FarLost => (None, last_words),
+            EndReason::Idle | EndReason::FarFault => (Some(FAR_DRAIN), last_words),
+            EndReason::ClientClosed | EndReason::ClientFault => (Some(last_words), FAR_DRAIN),
+            EndReason::ClientLost => (Some(last_words), linger),
+            EndReason::Drained | EndReason::Aborted => (Some(CUT_FLUSH), last_words),
+        };
+        let to_client = async {
+            if farewell.client == Parting::Drop {
+                return drop(client);
             }
-            (Parting::Cut, socket) => {
-                far.send(&mut out.far, &meters.up, last_words).await;
-                drop(far);
-                if let Some(socket) = socket {
-                    close::cut(&mut client.io, &socket, linger, drain).await;
-                }
+            tokio::select! {
+                biased;
+                () = client.send(&mut out.client, &meters.down, client_has) => {}
+                () = gone(socket.as_ref()), if client_has.is_none() => {}
+                () = cut(drain) => {}
             }
-            (Parting::Drop, _) => {
-                drop(client);
-                close::far(&mut far.io, linger, drain).await;
+            match (farewell.client, &socket) {
+                (Parting::Cut, Some(socket)) => close::cut(&mut client.io, socket, linger, drain).await,
+                (Parting::Cut, None) | (Parting::Drop, _) => {}
+                (Parting::Proper, _) => close::client(&mut client.io, linger, drain).await,
             }
-        }
+        };
+        let to_far = async {
+            tokio::select! {
+                biased;
+                () = far.send(&mut out.far, &meters.up, Some(far_has)) => {}
+                () = cut(drain) => {}
+            }
+            close::far(&mut far.io, linger, drain).await;
+            drop(far);
+        };
+        tokio::join!(to_client, to_far);
     }
+}
+
+/// Resolves when last words have had their time after the drain's cut.
+async fn cut(drain: &Drain) {
+    drain.cutting().await;
+    tokio::time::sleep(CUT_FLUSH).await;
 }
 
 /// Resolves when a client has gone to which something is still to be written.

@@ -306,10 +306,11 @@ impl Door {
     async fn admitted(
         self,
         mut ask: Ask,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         started: Instant,
     ) -> Result<Response<Body>, Refusal> {
         let permit = self.shared.pipeline.admit(&self.conn, request.headers(), &ask).await?;
+        upgrade::forget_token(request.headers_mut());
         if let Some(exec) = ask.exec.take() {
             let exec = exec?;
             let place = self.shared.pipeline.place(permit, exec, &ask).await?;

@@ -114,11 +114,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes what the connection takes of the queue within this time.
-    pub(super) async fn send(&mut self, queue: &mut Queue, meter: &Meter, within: Duration) {
+    /// Writes the queue out, or what the connection takes of it within this time.
+    pub(super) async fn send(&mut self, queue: &mut Queue, meter: &Meter, within: Option<Duration>) {
         let sent = poll_fn(|cx| self.poll_send(cx, queue, meter));
         // Late or refused, there is nothing more to be done about it.
-        let _ = timeout(within, sent).await;
+        match within {
+            Some(within) => drop(timeout(within, sent).await),
+            None => drop(sent.await),
+        }
     }
 
     /// Reads at most `allowed` bytes behind those that wait. Ready with 0 at the end.
@@ -180,7 +183,7 @@ where
 
     /// Whether nobody reads the client now, because the far side is not ready for what it said.
     pub(super) fn waits_for_far(&self) -> bool {
-        self.far_deaf.is_none() && (self.out.far.is_full() || !self.link.takes_client())
+        !self.link.takes_client() || self.far_deaf.is_none() && self.out.far.is_full()
     }
 
     fn timing(&self) -> (Option<Instant>, bool, bool) {
@@ -309,7 +312,7 @@ where
 
         let mut rest = Vec::new();
         let read = (&mut self.client.io).take(most).read_to_end(&mut rest).await;
-        if !self.link.takes_client() || read.is_err() {
+        if !self.link.takes_client() || read.is_err() || rest.len() as u64 == most {
             return Ok(false);
         }
         self.client.input.extend_from_slice(&rest);

@@ -289,6 +289,42 @@ async fn the_clock_ticks_and_ends_a_session_in_which_nothing_but_pings_passes() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_idle_session_ends_although_its_client_takes_nothing() {
+    let mut rig = Rig::new();
+    rig.settings.idle_timeout = Duration::from_secs(60);
+    rig.timing = Timing { keepalive: None, idle_limit: true };
+    // Not even the head has room.
+    let (_client, ours) = duplex(1);
+    let (mut far, theirs) = duplex(1 << 16);
+    let start = Instant::now();
+    let left = async {
+        assert_eq!(all(&mut far).await, "early ");
+        start.elapsed()
+    };
+    let ((), left) = tokio::join!(rig.run(ours, None, theirs), left);
+    assert_eq!(rig.ended().0, "idle");
+    assert!(left < Duration::from_secs(62), "the far side is left at once, not after {left:?}");
+    assert!(start.elapsed() < Duration::from_secs(130), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn of_a_client_that_had_sent_more_than_can_be_kept_nobody_says_that_it_ended_properly() {
+    let rig = Rig::new();
+    let (client, ours, socket) = pair().await;
+    // What the kernel holds, and far more.
+    let (_, writer) = ours.into_split();
+    let ours = tokio::io::join(tokio::io::repeat(b'x').take(2 * REST), writer);
+    let (_far_takes_nothing, theirs) = duplex(1);
+    drop(client);
+    soon_ended(rig.run(ours, Some(socket), theirs)).await;
+    assert_eq!(rig.ended().0, "client_lost");
+}
+
+async fn soon_ended(run: impl Future<Output = ()>) {
+    timeout(Duration::from_secs(20), run).await.expect("the session ends");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_drain_ends_a_session_and_tells_the_client_within_its_grace() {
     let rig = Rig::new();
     let (mut client, ours) = duplex(1 << 16);
@@ -355,7 +391,8 @@ async fn what_a_client_sent_before_it_closed_properly_arrives_however_slow_the_f
         drop(client);
         // The far side takes nothing until the hang-up must have been seen.
         assert_eq!(watch.hangup().await, Hangup::Closed);
-        assert_eq!(watch.hangup().await, Hangup::Closed);
+        // By then the session has closed its side of the client as well.
+        watch.hangup().await;
         all(&mut far).await.len()
     };
     let both = async { tokio::join!(rig.run(ours, Some(socket), theirs), slow) };

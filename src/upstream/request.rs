@@ -16,16 +16,12 @@ use crate::request::{IMPERSONATION_PREFIX, Subresource};
 use crate::wire::http1::canonical;
 use crate::wire::portforward;
 use crate::wire::remotecommand::{PROTOCOL_HEADER, Protocol};
-use crate::wire::ws::handshake;
 
 /// What Go's `url.QueryEscape` leaves alone, besides letters and digits; a blank becomes `+`.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b' ');
 
 /// A path segment, as strictly as a query: Kubernetes names hold nothing that needs more.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-
-/// The header of WebSocket subprotocols.
-const PROTOCOL: &str = "sec-websocket-protocol";
 
 /// The header of what is spoken inside SPDY, as [`PROTOCOL_HEADER`] writes it.
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
@@ -112,9 +108,6 @@ fn clients_own(client: &ClientHead<'_>, keep: impl Fn(&HeaderName) -> bool) -> V
         .filter(|(name, _)| passes(name) && keep(name))
         .map(|(name, value)| (canonical(name.as_str()), value.as_bytes().to_vec()))
         .collect();
-    if keep(&header::SEC_WEBSOCKET_PROTOCOL) {
-        lines.extend(subprotocols(client).into_iter().map(|line| (canonical(PROTOCOL), line)));
-    }
     lines.push(("X-Forwarded-For".to_owned(), forwarded_for(client)));
     lines
 }
@@ -129,7 +122,6 @@ fn passes(name: &HeaderName) -> bool {
         header::TRAILER,
         // A compressed message could not be read.
         header::SEC_WEBSOCKET_EXTENSIONS,
-        header::SEC_WEBSOCKET_PROTOCOL,
         HeaderName::from_static("x-forwarded-for"),
     ];
     let text = name.as_str();
@@ -139,21 +131,6 @@ fn passes(name: &HeaderName) -> bool {
         || text.starts_with(IMPERSONATION_PREFIX)
         || REMOTE.contains(&text)
         || text.starts_with(REMOTE_EXTRA))
-}
-
-/// The lines of WebSocket subprotocols: as they came, or without the bearer token, in one line (`protocol.md` 6.2).
-fn subprotocols(client: &ClientHead<'_>) -> Vec<Vec<u8>> {
-    let lines: Vec<&[u8]> = client.headers.get_all(PROTOCOL).iter().map(HeaderValue::as_bytes).collect();
-    let items = || lines.iter().flat_map(|line| line.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
-    let is_token = |item: &[u8]| {
-        let prefix = handshake::BEARER_PREFIX.as_bytes();
-        item.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-    };
-    if !items().any(is_token) {
-        return lines.iter().map(|line| line.to_vec()).collect();
-    }
-    let rest: Vec<&[u8]> = items().filter(|item| !is_token(item)).collect();
-    if rest.is_empty() { Vec::new() } else { vec![rest.join(&b","[..])] }
 }
 
 /// Earlier hops joined with `, `, then the client's address without its port.

@@ -24,6 +24,14 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 /// it carries. As much as one read brings, so a queue never holds more than twice that and the frames of one read.
 pub const FULL: usize = 64 * 1024;
 
+/// So many slices make a queue full as well: each may keep a whole read buffer in memory, however short it is. As many
+/// as one read can be cut into.
+pub const FULL_SLICES: usize = 16;
+
+/// Bytes up to this many are copied into a queue: cheaper than a slice of their own, and the buffer that they came in
+/// is free again.
+pub const COPIED: usize = FULL / FULL_SLICES;
+
 /// Bytes for one peer, in the order in which they go out; slices of what was read, and small frames of our own
 /// between them.
 #[derive(Debug, Default)]
@@ -117,11 +125,15 @@ pub trait Link: Send {
 // === impl Queue ===
 
 impl Queue {
-    /// Appends bytes without a copy.
+    /// Appends bytes, without a copy unless they are few ([`COPIED`]).
     pub fn push(&mut self, bytes: Bytes) {
-        if bytes.is_empty() {
-            return;
+        match bytes.len() <= COPIED {
+            true => self.tail.extend_from_slice(&bytes),
+            false => self.slice(bytes),
         }
+    }
+
+    fn slice(&mut self, bytes: Bytes) {
         if !self.tail.is_empty() {
             let tail = self.tail.split().freeze();
             self.append(tail);
@@ -136,7 +148,7 @@ impl Queue {
 
     /// Whether its writer is to be waited for.
     pub fn is_full(&self) -> bool {
-        self.len() >= FULL
+        self.len() >= FULL || self.chunks.len() >= FULL_SLICES
     }
 
     /// Forgets everything: its peer takes nothing any more.
@@ -187,6 +199,10 @@ impl Buf for Queue {
             }
         }
         self.tail.advance(count);
+        if self.tail.is_empty() {
+            // What it has grown to is not needed while nothing passes.
+            self.tail = BytesMut::new();
+        }
     }
 
     /// Without a copy when they lie in one slice, as those of [`Buf::chunk`] do.
@@ -210,11 +226,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn short_pieces_of_many_buffers_keep_none_of_them_and_long_ones_few() {
+        let mut queue = Queue::default();
+        let buffers: Vec<Bytes> = (0..40).map(|_| Bytes::from(vec![7; 64 * 1024])).collect();
+        for buffer in &buffers {
+            queue.push(buffer.slice(..COPIED));
+        }
+        assert!(buffers.iter().all(Bytes::is_unique), "a copy holds no buffer");
+        assert!(queue.is_full());
+
+        let mut queue = Queue::default();
+        let mut pushed = 0;
+        while !queue.is_full() {
+            queue.push(buffers[pushed].slice(..COPIED + 1));
+            pushed += 1;
+        }
+        assert!(pushed <= FULL_SLICES);
+        queue.advance(queue.len());
+        assert!(buffers.iter().all(Bytes::is_unique) && queue.is_empty());
+        assert_eq!(queue.tail.capacity(), 0, "an empty queue holds nothing");
+    }
+
+    #[test]
     fn what_is_pushed_and_put_goes_out_in_order_however_it_is_advanced() {
         for step in 1..=12 {
             let mut queue = Queue::default();
             queue.put().extend_from_slice(b"ab");
-            queue.push(Bytes::from_static(b"cde"));
+            queue.slice(Bytes::from_static(b"cde"));
             queue.push(Bytes::new());
             queue.push(Bytes::from_static(b"f"));
             queue.put().extend_from_slice(b"gh");

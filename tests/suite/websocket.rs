@@ -181,6 +181,19 @@ async fn item_038_077_a_token_that_was_not_needed_goes_no_further_either() {
 }
 
 #[tokio::test]
+async fn item_077_090_a_token_in_a_line_of_its_own_hides_nothing_of_the_others() {
+    let mut rig = rig(SWITCHING).await;
+    let mut client = rig.gateway.connect_anonymously().await;
+    let more = "Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n";
+    send(&mut client, &handshake(EXEC, BEARER, more)).await;
+    assert!(rig.far.head().await.starts_with("POST /exec/default/web/app?"), "it is translated");
+    let answer = "HTTP/1.1 101 Switching Protocols\r\n";
+    assert_eq!(read_exactly(&mut client, answer.len()).await, answer.as_bytes());
+    drop(client);
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn item_077_a_token_alone_or_a_wrong_one_is_401_and_only_websocket_has_it() {
     let rig = rig(WS_SWITCHING).await;
     let wrong = "base64url.bearer.authorization.k8s.io.d3Jvbmc, v4.channel.k8s.io";
@@ -368,7 +381,8 @@ async fn item_098_101_a_refused_tunnel_is_an_http_status() {
         assert_eq!((answer.code(), answer.body.as_str()), (code, body));
         rig.stop().await;
     }
-    let long = format!("HTTP/1.1 101 Switching Protocols\r\nX-Long: {}\r\n\r\n", "x".repeat(2 << 20));
+    let said = String::from_utf8(SWITCHING.to_vec()).unwrap();
+    let long = said.replace("\r\nUpgrade", &format!("\r\nX-Long: {}\r\nUpgrade", "x".repeat(2 << 20)));
     let pki = Arc::new(Pki::new());
     let far = Far::start(&pki, move |mut io| {
         let long = long.clone();
@@ -380,7 +394,8 @@ async fn item_098_101_a_refused_tunnel_is_an_http_status() {
     .await;
     let gateway = TestGateway::facing(&far, config(), pki).await;
     let answer = gateway.ask(&handshake(FORWARD, "SPDY/3.1+portforward.k8s.io", "")).await;
-    assert_eq!(answer.code(), 500);
+    let text = "HTTP response head is over 65536 bytes or 128 headers";
+    assert_eq!((answer.code(), answer.body), (500, status(500, "", text, "")));
     gateway.stop().await;
 }
 
@@ -412,6 +427,12 @@ async fn only_pages_of_podgates_own_host_and_of_named_origins_open_sessions() {
         send(&mut client, &asked).await;
         assert_eq!(read_exactly(&mut client, WS_SWITCHING.len()).await, WS_SWITCHING, "{origin}");
     }
+    // A token is nothing that a page has by itself.
+    let mut client = rig.gateway.connect_anonymously().await;
+    let foreign = "Authorization: Bearer ana-token\r\nOrigin: http://localhost\r\n";
+    send(&mut client, &handshake(EXEC, "v4.channel.k8s.io", foreign)).await;
+    assert_eq!(read_exactly(&mut client, WS_SWITCHING.len()).await, WS_SWITCHING);
+    drop(client);
     rig.stop().await;
 
     let mut any = config();

@@ -62,7 +62,12 @@ pub(super) fn around(
         .map_response(|response: Response<_>| response.map(http_body_util::BodyExt::boxed_unsync))
         .layer(SetRequestIdLayer::new(AUDIT_ID, NewAuditId))
         .layer(PropagateRequestIdLayer::new(AUDIT_ID))
-        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION, header::COOKIE]))
+        .layer(SetSensitiveRequestHeadersLayer::new([
+            header::AUTHORIZATION,
+            header::COOKIE,
+            // A browser's token is in there.
+            header::SEC_WEBSOCKET_PROTOCOL,
+        ]))
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(move |request: &Request<Incoming>| span(request, peer))

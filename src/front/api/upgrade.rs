@@ -1,8 +1,8 @@
 //! Upgrade: the last check before the far side is dialled: is this an upgrade that podgate can carry, and how?
 //!
-//! A page in a browser may open a WebSocket to any host, and the browser adds the user's client certificate to it, so
-//! the `Origin` that it adds as well is looked at: a page of podgate's own host may, any other has to be named in the
-//! settings. Clients that are no browsers send none, or their server's.
+//! A page in a browser may open a WebSocket to any host, and the browser adds the user's client certificate to it. So
+//! where that is what a caller was known by, the `Origin` that the browser adds as well is looked at: a page of
+//! podgate's own host may, any other has to be named in the settings. A token is nothing that a page has by itself.
 //! Source: `protocol.md` 4.1, 6.2, 7.2; RFC 6455 section 10.2.
 
 use bytes::Bytes;
@@ -62,7 +62,9 @@ pub(super) fn carriage<B>(
     if length != b"0" || headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(bad("an upgrade request has no body"));
     }
-    if let Some(origin) = foreign_origin(headers, origins) {
+    if place.caller().is_ambient()
+        && let Some(origin) = foreign_origin(headers, origins)
+    {
         let pod = &place.exec().pod;
         let why = format!("pages of {origin} may not open sessions, api.allowedOrigins names those that may");
         return Err(refused(Refusal::Forbidden {
@@ -79,6 +81,18 @@ pub(super) fn carriage<B>(
             })
         }
         Upgrade::Other | Upgrade::None => Err(bad("the protocols to upgrade to are SPDY/3.1 and websocket")),
+    }
+}
+
+/// Takes a bearer token out of the WebSocket subprotocols, whether it was needed or not: nobody behind authentication
+/// is to see it, and it must not hide what else is in the list (`protocol.md` 4.2 and 6.2).
+pub(super) fn forget_token(headers: &mut HeaderMap) {
+    let lines = headers.get_all(handshake::PROTOCOL_HEADER).iter().map(HeaderValue::as_bytes);
+    let Some(rest) = handshake::without_bearer(lines) else { return };
+    headers.remove(handshake::PROTOCOL_HEADER);
+    // Parts of what were header values, joined by commas, are one.
+    if let (false, Ok(rest)) = (rest.is_empty(), HeaderValue::from_maybe_shared(rest)) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, rest);
     }
 }
 

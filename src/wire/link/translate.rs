@@ -45,9 +45,6 @@ pub struct Translator {
     protocol: Protocol,
     client: Peer,
     channels: channel::Decoder,
-    /// What the client wrote before the streams were open, if it was given to us then. It stays the only
-    /// piece: with it here the rest of the input stays where it is.
-    early: Option<Data>,
     decoder: spdy::Decoder,
     pings: Pings,
     /// A ping of the far side that has no answer yet.
@@ -95,7 +92,6 @@ impl Translator {
             protocol,
             client: Peer::client(),
             channels: channel::Decoder::server(subprotocol, asked),
-            early: None,
             decoder: spdy::Decoder::new(),
             pings: Pings::new(spdy::Role::Client),
             echo: None,
@@ -108,11 +104,8 @@ impl Translator {
     }
 
     fn hear_client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Error> {
-        while self.early.is_none()
-            && let Some(said) = self.client.hear(input)?
-        {
+        while let Some(said) = self.client.hear(input)? {
             match said {
-                Said::Data(data) if !self.is_open() => self.early = Some(data),
                 Said::Data(data) => self.take_message(data, out)?,
                 Said::Close(close) => {
                     self.client.close(&mut out.client, close.as_ref());
@@ -140,15 +133,6 @@ impl Translator {
             None => {}
         }
         Ok(())
-    }
-
-    /// What the client wrote before the streams were open.
-    fn take_early(&mut self, out: &mut Out) -> Result<(), Fault> {
-        let taken = match self.early.take_if(|_| self.streams.iter().all(|stream| stream.replied)) {
-            Some(data) => self.take_message(data, out),
-            None => Ok(()),
-        };
-        taken.map_err(|error| self.refuse_client(error.into(), out))
     }
 
     fn refuse_client(&mut self, error: Error, out: &mut Out) -> Fault {
@@ -243,14 +227,8 @@ impl Translator {
 
     /// Ends the session by what the far side said.
     fn settle(&mut self, out: &mut Out) {
-        // To say nothing is to say that all went well only when each stream was ended by name; where a Status
-        // is due, the error stream not by a reset.
-        let is_error = |stream: &Stream| stream.kind == StreamType::Error;
-        let silence = self.results().all(|stream| match stream.end {
-            Some(End::Fin) => true,
-            Some(End::Reset) => !is_error(stream) || !self.protocol.writes_status(),
-            None => false,
-        });
+        // To say nothing is to say that all went well where no Status is due, and each stream was ended by name.
+        let silence = !self.protocol.writes_status() && self.results().all(|stream| stream.end.is_some());
         let internal = |text| Outcome::Internal { text };
         let (outcome, fate) = match Outcome::parse(self.protocol, &self.result) {
             Ok(Outcome::Success) if self.cut || self.result.is_empty() && !silence => {
@@ -331,12 +309,14 @@ impl Link for Translator {
     }
 
     fn takes_client(&self) -> bool {
-        self.is_open()
+        self.is_open() && self.over.is_none()
     }
 
     fn client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
         if self.over.is_some() {
             input.clear();
+        }
+        if !self.takes_client() {
             return Ok(());
         }
         let heard = self.hear_client(input, out);
@@ -348,7 +328,7 @@ impl Link for Translator {
         while self.over.is_none() {
             let frame = self.decoder.decode(input).map_err(|error| Fault::Far(error.to_string()))?;
             let Some(frame) = frame else {
-                return self.take_early(out);
+                return Ok(());
             };
             self.take_frame(frame, out);
             if self.over.is_none() {
@@ -364,16 +344,18 @@ impl Link for Translator {
         self.over.get_or_insert(Fate::Whole);
     }
 
-    /// Once the session is over it queues nothing and only says how that looked. Otherwise an output is cut,
-    /// even when the result has come.
+    /// Once the session is over it queues nothing and only says how that looked. A Status that has come is the result,
+    /// whatever is missing behind it: servers write it last.
     fn end(&mut self, why: &str, out: &mut Out) -> Fate {
-        match self.over {
-            Some(fate) => fate,
-            None => {
-                self.finish(&Outcome::Internal { text: why.to_owned() }, Fate::Cut, out);
-                Fate::Cut
-            }
+        if let Some(fate) = self.over {
+            return fate;
         }
+        let has_status = self.protocol.writes_status() && !self.result.is_empty();
+        match Outcome::parse(self.protocol, &self.result) {
+            Ok(_) if has_status && !self.cut => self.settle(out),
+            _ => self.finish(&Outcome::Internal { text: why.to_owned() }, Fate::Cut, out),
+        }
+        self.over.unwrap_or(Fate::Cut)
     }
 
     fn tick(&mut self, out: &mut Out) {

@@ -28,10 +28,6 @@ use crate::wire::ws::{self, Close, CloseCode, Data, Event, MaskKey, Opcode, Pong
 /// waits for [`Link::drained`], so that pings of a peer that takes nothing cost no memory.
 pub(super) const ANSWER_ROOM: usize = 16 * 1024;
 
-/// Payloads up to this many bytes are copied behind their head: less work than a chunk of their own, and a
-/// flood of tiny messages does not keep a read buffer alive with each.
-const COPIED: usize = 1024;
-
 /// The port that a server of port-forward names in the first message on each channel, in bytes.
 const PORT: usize = 2;
 
@@ -106,14 +102,10 @@ pub(super) enum Error {
     Channel(#[from] channel::Error),
 }
 
-/// Appends a frame, its payload without a copy unless it is short.
+/// Appends a frame.
 pub(super) fn put_frame(queue: &mut Queue, head: &[u8], payload: Bytes) {
     queue.put().extend_from_slice(head);
-    if payload.len() > COPIED {
-        queue.push(payload);
-    } else {
-        queue.put().extend_from_slice(&payload);
-    }
+    queue.push(payload);
 }
 
 // === impl WsLink ===
@@ -173,7 +165,7 @@ impl WsLink {
             match said {
                 Said::Data(data) => {
                     let (session, encoding) = (&self.session, self.encoding);
-                    let whole = |channel| session.whole(channel, encoding);
+                    let whole = |_| session.whole(encoding);
                     let Some(part) = self.from_far.take(data, whole) else { continue };
                     // The first message of a server is an empty one, which the client waits for.
                     if !part.bytes.is_empty() || part.start {
@@ -307,13 +299,11 @@ impl Session {
         matches!(self, Session::Command { subprotocol, .. } if subprotocol.version().supports_close())
     }
 
-    /// How many bytes of a message of the far side go in one piece, if there are so many.
-    fn whole(&self, channel: u8, encoding: Encoding) -> usize {
+    /// How many bytes of a message of the far side go in one piece, if there are so many. Clients decode text and
+    /// parse results message by message, and a read may end anywhere.
+    fn whole(&self, encoding: Encoding) -> usize {
         match self {
-            Session::Command { .. } if channel == channel::number(StreamType::Error) => {
-                encoding.max_payload()
-            }
-            Session::Command { .. } => 0,
+            Session::Command { .. } => encoding.max_payload(),
             Session::Ports { .. } => PORT,
         }
     }

@@ -81,8 +81,6 @@ pub enum Refusal {
 pub struct Bearer {
     /// The token.
     pub token: String,
-    /// What [`PROTOCOL_HEADER`] must be from here on, in one line.
-    pub rest: Bytes,
 }
 
 /// Why subprotocols with a token among them do not authenticate: a 401, whose client does not see the text.
@@ -256,19 +254,18 @@ impl Refusal {
 
 impl fmt::Debug for Bearer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bearer").field("rest", &self.rest).finish_non_exhaustive()
+        f.debug_struct("Bearer").finish_non_exhaustive()
     }
 }
 
-/// Takes the bearer token out of the subprotocols, if there is one. `lines` are all values of
-/// [`PROTOCOL_HEADER`]. Only for requests to upgrade to WebSocket. An empty token is none, and stays.
+/// The bearer token among the subprotocols, if there is one. `lines` are all values of [`PROTOCOL_HEADER`]. Only for
+/// requests to upgrade to WebSocket. An empty token is none.
 pub fn bearer<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<Bearer>, BearerError> {
     let mut token = None;
-    let mut rest = Vec::new();
-    for item in lines.into_iter().flat_map(|line| line.split(|byte| *byte == b',')) {
-        let item = item.trim_ascii();
+    let mut alone = true;
+    for item in all_items(lines) {
         let Some(encoded) = item.strip_prefix(BEARER_PREFIX.as_bytes()) else {
-            rest.push(item);
+            alone = false;
             continue;
         };
         if token.is_some() {
@@ -283,9 +280,25 @@ pub fn bearer<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<Be
     match token {
         None => Ok(None),
         Some(token) if token.is_empty() => Ok(None),
-        Some(_) if rest.is_empty() => Err(BearerError::Alone),
-        Some(token) => Ok(Some(Bearer { token, rest: rest.join(&b","[..]).into() })),
+        Some(_) if alone => Err(BearerError::Alone),
+        Some(token) => Ok(Some(Bearer { token })),
     }
+}
+
+/// What [`PROTOCOL_HEADER`] is to be without anything that looks like a bearer token, in one line that may be empty;
+/// `None` when nothing does.
+pub fn without_bearer<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Option<Bytes> {
+    let is_token = |item: &&[u8]| {
+        let prefix = BEARER_PREFIX.as_bytes();
+        item.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    let items: Vec<&[u8]> = all_items(lines).collect();
+    let rest: Vec<&[u8]> = items.iter().copied().filter(|item| !is_token(item)).collect();
+    (rest.len() < items.len()).then(|| rest.join(&b","[..]).into())
+}
+
+fn all_items<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
+    lines.into_iter().flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
 }
 
 // === impl Request ===

@@ -305,6 +305,20 @@ fn item_078_the_first_message_of_a_server_passes_as_it_is() {
 }
 
 #[test]
+fn a_message_of_the_far_side_stays_one_wherever_a_read_ends() {
+    for subprotocol in ALL {
+        let text = "h\u{e9}llo \u{1f980} ".repeat(300);
+        let bytes = coded(subprotocol.encoding(), 1, text.as_bytes(), None);
+        for at in [1, 5, 6, 7, bytes.len() / 2, bytes.len() - 1] {
+            let mut bench = command(subprotocol);
+            bench.far(&bytes[..at]).unwrap();
+            bench.far(&bytes[at..]).unwrap();
+            assert_eq!(bench.to_client, bytes, "{subprotocol:?} cut at {at}");
+        }
+    }
+}
+
+#[test]
 fn item_079_messages_to_other_channels_do_no_harm_and_empty_ones_are_dropped() {
     let mut bench = command(Subprotocol::V4);
     for message in [&b""[..], &[0], &[4], &[200]] {

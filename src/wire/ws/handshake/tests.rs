@@ -120,7 +120,9 @@ fn other_refusals_are_those_of_go_in_its_order() {
 fn item_077_the_bearer_protocol_is_taken_out_from_any_line() {
     let lines = [&b"a, base64url.bearer.authorization.k8s.io.dDBrZW4"[..], b"b , c"];
     let found = bearer(lines).unwrap().unwrap();
-    assert_eq!((found.token.as_str(), &found.rest[..]), ("t0ken", &b"a,b,c"[..]));
+    assert_eq!((found.token.as_str(), without_bearer(lines).as_deref()), ("t0ken", Some(&b"a,b,c"[..])));
+    assert_eq!(without_bearer([&lines[0][3..]]).as_deref(), Some(&b""[..]));
+    assert_eq!(without_bearer([&b"a,b"[..], b"c"]), None);
     assert!(!format!("{found:?}").contains("t0ken"), "a token is never printed");
     assert_eq!(bearer([&b"a"[..], b"b"]), Ok(None));
     assert_eq!(bearer([&b"base64url.bearer.authorization.k8s.io."[..]]), Ok(None), "as for Go");
