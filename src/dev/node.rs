@@ -1,4 +1,4 @@
-//! Node: the kubelet's side of exec for `podgate dev`, with local processes in the place of containers.
+//! Node: the kubelet's side of exec and attach for `podgate dev`, with local processes in the place of containers.
 //!
 //! In the flow: behind `upstream`, on a loopback address of its own, as a kubelet is. It asks nobody whether a
 //! command may run; that only podgate's client certificate opens it is what protects it (`dev::state`), as with
@@ -16,10 +16,12 @@
 //! strangers, while the one client here is a gateway with a session in hand, for which a short wait in the
 //! backlog is better than an error. Socket options are `listen`'s.
 //!
-//! Left out on purpose: attach, port-forward, WebSocket, logs, the URL form with a pod UID, and an authorizer.
-//! Source: `protocol.md` 3.2 to 3.4, 5.1, 6.1; kubelet `pkg/kubelet/server/server.go` (`getExec`),
-//! `cri/streaming/remotecommand/httpstream.go`, apimachinery `pkg/util/httpstream/spdy/upgrade.go`.
+//! Left out on purpose: port-forward, logs, the URL form with a pod UID, and an authorizer.
+//! Source: `protocol.md` 3.2 to 3.4, 5.1, 6.1, 6.2; kubelet `pkg/kubelet/server/server.go` (`getExec`,
+//! `getAttach`), `cri/streaming/remotecommand/{httpstream,websocket}.go`, apimachinery
+//! `pkg/util/httpstream/spdy/upgrade.go`.
 
+mod container;
 mod process;
 mod session;
 
@@ -56,9 +58,12 @@ use tracing::{debug, warn};
 use crate::drain::Drain;
 use crate::listen;
 use crate::request::Query;
+use crate::wire::channel::Subprotocol;
 use crate::wire::remotecommand::{self, Asked, Negotiation, Protocol};
+use crate::wire::ws::handshake::{self, Challenge, Refusal};
+use container::Containers;
 use process::Command;
-use session::{End, Job};
+use session::{End, Job, Task, Transport};
 
 /// How long the accept loop rests after an error, most likely a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -80,9 +85,23 @@ pub trait Pods: Send + Sync {
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
 }
 
+/// What a node speaks besides SPDY: kubelets and runtimes of different ages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Streaming {
+    /// Nothing, as dockershim.
+    Spdy,
+    /// WebSocket with the subprotocols of runtimes, up to v4.
+    #[default]
+    V4,
+    /// v5 as well, as a kubelet of 1.36.
+    V5,
+}
+
 /// Deadlines and bounds of an [`Endpoint`].
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// What it speaks.
+    pub streaming: Streaming,
     /// From accept to the end of the TLS handshake.
     pub handshake: Duration,
     /// For each request head, and for a kept connection until its next one.
@@ -135,6 +154,7 @@ struct Node {
     pods: Arc<dyn Pods>,
     dir: PathBuf,
     settings: Settings,
+    containers: Containers,
 }
 
 /// An answered upgrade, left by the request's handler for its connection's task.
@@ -142,11 +162,51 @@ type Slot = Arc<Mutex<Option<(OnUpgrade, Job)>>>;
 
 type Answer = Response<Full<Bytes>>;
 
+// === impl Streaming ===
+
+impl Streaming {
+    /// Every level, oldest first.
+    pub const ALL: [Streaming; 3] = [Self::Spdy, Self::V4, Self::V5];
+
+    /// The name in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Spdy => "spdy",
+            Self::V4 => "v4",
+            Self::V5 => "v5",
+        }
+    }
+
+    /// The level of that exact name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.name() == name)
+    }
+
+    /// What nodes may declare in their status (`status.declaredFeatures`) on account of their level.
+    pub const FEATURES: &[&str] = &["ExtendWebSocketsToKubelet"];
+
+    /// What a node of this level does declare.
+    pub fn declared_features(self) -> &'static [&'static str] {
+        match self {
+            Self::Spdy | Self::V4 => &[],
+            Self::V5 => Self::FEATURES,
+        }
+    }
+
+    /// The subprotocols over WebSocket, none for a node without it.
+    fn subprotocols(self) -> Vec<&'static str> {
+        let runtime: &[Subprotocol] = if self == Self::Spdy { &[] } else { &Subprotocol::RUNTIME };
+        let v5 = (self == Self::V5).then_some(Subprotocol::V5);
+        runtime.iter().copied().chain(v5).map(Subprotocol::name).collect()
+    }
+}
+
 // === impl Settings ===
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            streaming: Streaming::default(),
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(30),
             stream_creation: Duration::from_secs(30),
@@ -180,7 +240,8 @@ impl Endpoint {
         let failed = |source| Error::Bind { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        let node = Arc::new(Node { name: node.into(), pods, dir: dir.into(), settings });
+        let containers = Containers;
+        let node = Arc::new(Node { name: node.into(), pods, dir: dir.into(), settings, containers });
         Ok(Self { listener, addr, acceptor: TlsAcceptor::from(tls), node })
     }
 
@@ -253,8 +314,8 @@ async fn serve(
     let session = session::run(parts.io.into_inner(), watch, parts.read_buf, job, &node.settings, &drain);
     let end = Box::pin(session).await;
     match end {
-        End::NotSpdy(error) => debug!(error = %error, "exec ended, the client does not speak SPDY"),
-        end => debug!(end = ?end, "exec ended"),
+        End::Broken(error) => debug!(error = %error, "session ended, the client broke the protocol"),
+        end => debug!(end = ?end, "session ended"),
     }
 }
 
@@ -304,8 +365,7 @@ async fn requests(io: TlsStream<TcpStream>, node: &Arc<Node>, drain: &Drain) -> 
 impl Node {
     fn answer(&self, mut request: Request<Incoming>, slot: &Slot) -> Answer {
         match self.route(&request) {
-            Ok(Some(job)) => {
-                let switching = switching(job.protocol);
+            Ok(Some((switching, job))) => {
                 let upgrade = hyper::upgrade::on(&mut request);
                 *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, job));
                 switching
@@ -315,14 +375,19 @@ impl Node {
         }
     }
 
-    /// A job for an exec, nothing for a health check. The order of the checks is the kubelet's.
-    fn route(&self, request: &Request<Incoming>) -> Result<Option<Job>, Box<Answer>> {
+    /// A 101 and a job for a session, nothing for a health check. The order of the checks is the kubelet's.
+    fn route(&self, request: &Request<Incoming>) -> Result<Option<(Answer, Job)>, Box<Answer>> {
         let path = request.uri().path();
         if path == "/healthz" {
             return Ok(None);
         }
         let not_found = || Box::new(plain(StatusCode::NOT_FOUND, "404 page not found\n"));
-        let mut segments = path.strip_prefix("/exec/").ok_or_else(not_found)?.split('/');
+        let (is_attach, rest) = match (path.strip_prefix("/exec/"), path.strip_prefix("/attach/")) {
+            (Some(rest), _) => (false, rest),
+            (_, Some(rest)) => (true, rest),
+            _ => return Err(not_found()),
+        };
+        let mut segments = rest.split('/');
         let mut segment = || {
             let raw = segments.next().filter(|raw| !raw.is_empty())?;
             percent_decode_str(raw).decode_utf8().ok()
@@ -343,11 +408,15 @@ impl Node {
         let Some(found) = found else {
             return Err(Box::new(plain(StatusCode::NOT_FOUND, "pod does not exist")));
         };
+        let upgrade = || negotiate(request, self.settings.streaming);
+        if is_attach {
+            return self.attach(&found, [&namespace, &pod, &container], asked, upgrade).map(Some);
+        }
         let Some(runs) = Runs::find(&found, &container).filter(|_| is_name(&container)) else {
             let text = format!("container not found (\"{container}\")");
             return Err(Box::new(plain(StatusCode::INTERNAL_SERVER_ERROR, text)));
         };
-        let protocol = negotiate(request.headers())?;
+        let (switching, transport) = upgrade()?;
         let dir =
             [&namespace, &pod, &container].iter().fold(self.dir.clone(), |dir, name| dir.join(&***name));
         let argv = query.all("command").map(|arg| OsString::from_vec(arg.to_vec())).collect();
@@ -355,7 +424,28 @@ impl Node {
         let Asked { stdin, stdout, stderr, tty } = asked;
         let command = Command { argv, dir, env, tty, size: None, stdin, stdout, stderr };
         let working_dir = runs.working_dir.map(PathBuf::from).filter(|dir| is_below(dir));
-        Ok(Some(Job { protocol, asked, command, working_dir }))
+        let task = Task::Exec { command, working_dir };
+        Ok(Some((switching, Job { transport, asked, task })))
+    }
+
+    /// The 101 and the job of an attach. Whether there is a terminal was settled when the container started.
+    fn attach(
+        &self,
+        found: &Pod,
+        [namespace, pod, container]: [&str; 3],
+        mut asked: Asked,
+        upgrade: impl FnOnce() -> Result<(Answer, Transport), Box<Answer>>,
+    ) -> Result<(Answer, Job), Box<Answer>> {
+        let spec = found.spec.iter().flat_map(|spec| &spec.containers).find(|spec| spec.name == container);
+        asked.tty = spec.and_then(|spec| spec.tty).unwrap_or_default();
+        asked.stderr &= !asked.tty;
+        // First, since whoever attaches and leaves may end the container's input.
+        let (switching, transport) = upgrade()?;
+        let Some(attached) = self.containers.attach(namespace, pod, container, asked) else {
+            let text = format!("container {container} not found in pod {pod}_{namespace}");
+            return Err(Box::new(plain(StatusCode::INTERNAL_SERVER_ERROR, text)));
+        };
+        Ok((switching, Job { transport, asked, task: Task::Attach(attached) }))
     }
 
     fn is_here(&self, pod: &Pod) -> bool {
@@ -414,17 +504,17 @@ fn asked(query: &Query) -> Result<Asked, Box<Answer>> {
     Err(Box::new(plain(StatusCode::BAD_REQUEST, text)))
 }
 
-/// The headers of the upgrade and the protocol to speak, or the answer instead.
-fn negotiate(headers: &HeaderMap) -> Result<Protocol, Box<Answer>> {
+/// The 101 and what to speak after it, or the answer instead.
+fn negotiate(request: &Request<Incoming>, streaming: Streaming) -> Result<(Answer, Transport), Box<Answer>> {
+    let headers = request.headers();
     let first = |name| {
         headers
             .get(name)
             .map_or(String::new(), |value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase())
     };
     let (connection, upgrade) = (first(header::CONNECTION), first(header::UPGRADE));
-    if connection.contains("upgrade") && upgrade.contains("websocket") {
-        let text = "this node endpoint speaks SPDY/3.1 only, not WebSocket\n";
-        return Err(Box::new(plain(StatusCode::FORBIDDEN, text)));
+    if connection.contains("upgrade") && upgrade == "websocket" && streaming != Streaming::Spdy {
+        return websocket(request.method(), headers, streaming).map_err(|refusal| Box::new(refused(refusal)));
     }
     if !connection.contains("upgrade") || !upgrade.contains("spdy/3.1") {
         // Go prints names and values; the names are enough to see what is missing.
@@ -436,7 +526,7 @@ fn negotiate(headers: &HeaderMap) -> Result<Protocol, Box<Answer>> {
     let lines = headers.get_all(remotecommand::PROTOCOL_HEADER).iter();
     let lines: Vec<_> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
     match remotecommand::negotiate(lines.iter().map(|line| &**line), &Protocol::SPDY) {
-        Negotiation::Chosen(protocol) => Ok(protocol),
+        Negotiation::Chosen(protocol) => Ok((switching(protocol), Transport::Spdy(protocol))),
         Negotiation::Missing => {
             Err(Box::new(plain(StatusCode::BAD_REQUEST, remotecommand::missing_body(headers.keys_len()))))
         }
@@ -460,6 +550,37 @@ fn switching(protocol: Protocol) -> Answer {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
     headers.insert(remotecommand::PROTOCOL_HEADER, HeaderValue::from_static(protocol.name()));
+    answer
+}
+
+/// The 101 of `protocol.md` 6.2, and what the client's choice means.
+fn websocket(
+    method: &Method,
+    headers: &HeaderMap,
+    streaming: Streaming,
+) -> Result<(Answer, Transport), Refusal> {
+    let answer = Challenge::read(method, headers)?.choose(&streaming.subprotocols())?;
+    let subprotocol = Subprotocol::from_name(answer.protocol()).ok_or(Refusal::Protocol)?;
+    let mut switching = Response::new(Full::default());
+    *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    for (name, value) in answer.headers() {
+        // Names of ours and base64: both are fit for headers.
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            switching.headers_mut().insert(name, value);
+        }
+    }
+    Ok((switching, Transport::WebSocket(subprotocol)))
+}
+
+/// The answer of Go's WebSocket server, which says nothing to a client without a known subprotocol.
+fn refused(refusal: Refusal) -> Answer {
+    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    let text = if refusal == Refusal::Protocol { String::new() } else { refusal.to_string() };
+    let mut answer = plain(status, text);
+    if refusal == Refusal::Version {
+        let version = HeaderValue::from_static(handshake::VERSION);
+        answer.headers_mut().insert(HeaderName::from_static("sec-websocket-version"), version);
+    }
     answer
 }
 

@@ -1,4 +1,4 @@
-//! Session: one exec from the 101 to the close, the server's side of SPDY around a process.
+//! Session: one exec or attach from the 101 to the close, the server's side of a transport around a process.
 //!
 //! In the flow: after `node` has answered the upgrade. One task per session runs these futures side by side:
 //!
@@ -8,22 +8,27 @@
 //!                    <- control queue <- reader (replies, resets, pongs)
 //! ```
 //!
+//! What the bytes of the socket are is the matter of [`spdy`] and [`websocket`], each a [`Read`] and a [`Write`];
+//! everything else is the same for both.
+//!
 //! Invariants:
 //! - Output flows whatever stdin does, and the reader waits for nothing but room in the stdin queue. So a process
 //!   that never reads stops the socket's stdin and, behind it, pings; as upstream does with full queues.
 //! - Nothing is written on a stream before its reply: the pumps start when all streams are open.
 //! - All output is delivered before the result, and the result before the close.
-//! - However the session ends, the process group is ended and its leader reaped before [`run`] returns.
+//! - However an exec ends, the process group is ended and its leader reaped before [`run`] returns. The main process
+//!   of a container, to which others may be attached, is left as it is.
 //!
 //! A client that vanishes: the reader sees the end of the socket, always, unless it waits for room in the stdin
 //! queue. There the end may be hidden twice: behind bytes not read yet, where the kernel still tells of it
 //! (EPOLLRDHUP), or, once the receive window is shut, behind bytes that the client's kernel could not even send.
-//! So each [`STALL_CHECK`] the reader asks the kernel and has a SETTINGS frame without entries sent, which peers
-//! parse and ignore: a kernel whose process has gone answers bytes with a reset, and the next check sees that. Not
-//! a PING, because a client whose own writing is stuck would stop reading to answer it. When the output is stuck
-//! too, the client has unread bytes and its close is a reset at once. TCP keepalive, set by `node`, finds a peer
-//! that goes without a word. TCP_USER_TIMEOUT is not set: it would also end a client that only pauses its output.
-//! Like upstream, the end of the client's bytes is the end of the session: SPDY clients do not half-close TCP.
+//! So each [`STALL_CHECK`] the reader asks the kernel and has a frame sent that peers parse and ignore: a SETTINGS
+//! without entries or a pong nobody asked for. A kernel whose process has gone answers bytes with a reset, and the
+//! next check sees that. Not a ping, because a client whose own writing is stuck would stop reading to answer it.
+//! When the output is stuck too, the client has unread bytes and its close is a reset at once. TCP keepalive, set
+//! by `node`, finds a peer that goes without a word. TCP_USER_TIMEOUT is not set: it would also end a client that
+//! only pauses its output. Like upstream, the end of the client's bytes is the end of the session: no known client
+//! half-closes TCP.
 //!
 //! Output after the exit: something in the background may hold the pipes. What it writes is delivered until
 //! nothing came for `exit_silence`; then the group is killed, and what still comes is delivered by the same rule.
@@ -37,46 +42,49 @@
 //! output, [`CONTROL_QUEUE`] control frames, beyond which a client that does not read is cut off.
 //! Source: `protocol.md` 5 and 6; kubelet `cri/streaming/remotecommand/{httpstream,exec}.go`; spdystream.
 
+mod spdy;
+mod websocket;
+
 use std::ffi::OsString;
 use std::io;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadHalf};
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{sleep, timeout};
-use tracing::debug;
 
 use super::Settings;
+use super::container::Attached;
 use super::process::{Command, NotStarted, Output, Process, Stdin, Streams, Terminal};
 use crate::drain::Drain;
-use crate::wire::remotecommand::{
-    Asked, Outcome, Protocol, Resize, ResizeDecoder, StreamSet, StreamType, TerminalSize,
-};
-use crate::wire::spdy::{self, Decoder, Encoder, Frame, Pings, Pong, Role, RstStatus, StreamIds};
+use crate::wire::channel::{self, Subprotocol};
+use crate::wire::remotecommand::{Asked, Outcome, Protocol, Resize, ResizeDecoder, StreamType, TerminalSize};
+use crate::wire::{spdy as wire_spdy, ws};
 
 /// Room for one read of the socket, in bytes: two full TLS records.
 const READ: usize = 32 * 1024;
 
-/// Most bytes of a DATA frame, as upstream's copy buffers.
+/// Most bytes of output in one frame, as upstream's copy buffers.
 const CHUNK: usize = 32 * 1024;
 
 /// Pieces of stdin on their way, at most [`READ`] bytes each. Full: the reader waits, see the header.
 const STDIN_QUEUE: usize = 16;
 
-/// DATA frames on their way to the socket. Full: the pump waits, so the process does.
+/// Pieces of output on their way to the socket. Full: the pump waits, so the process does.
 const DATA_QUEUE: usize = 4;
 
-/// Control frames on their way to the socket. Known clients have one ping and five streams open. Full: the client
-/// sends without reading, and the session ends.
+/// Control frames on their way to the socket. Known SPDY clients have one ping and five streams open. Full: the
+/// client sends without reading, and the session ends. Over WebSocket only the last ping waits for its answer.
 const CONTROL_QUEUE: usize = 64;
 
 /// Sizes kept until there is a terminal. More: the oldest goes.
@@ -91,11 +99,24 @@ const CUT_CLOSE: Duration = Duration::from_millis(500);
 
 /// What one session is about.
 pub(super) struct Job {
-    pub(super) protocol: Protocol,
+    pub(super) transport: Transport,
     pub(super) asked: Asked,
-    /// Size and folder are still open.
-    pub(super) command: Command,
-    pub(super) working_dir: Option<PathBuf>,
+    pub(super) task: Task,
+}
+
+/// What the streams travel in.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Transport {
+    Spdy(Protocol),
+    WebSocket(Subprotocol),
+}
+
+/// What the streams are connected to.
+pub(super) enum Task {
+    /// A new process. Size and folder of the command are still open.
+    Exec { command: Command, working_dir: Option<PathBuf> },
+    /// The main process of a container.
+    Attach(Attached),
 }
 
 /// Why a session ended; for the log.
@@ -105,8 +126,10 @@ pub(super) enum End {
     Done,
     /// The client closed or broke the connection.
     ClientGone,
-    /// The client sent what is not SPDY.
-    NotSpdy(spdy::Error),
+    /// The client said that it leaves.
+    ClientLeft(Option<ws::Close>),
+    /// The client sent what is not of its protocol.
+    Broken(Broken),
     /// The client sends without reading.
     Flooded,
     /// The client did not open its streams in time.
@@ -117,22 +140,68 @@ pub(super) enum End {
     Cut,
 }
 
-/// A frame to send.
+/// What is wrong with a client's bytes.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// Not SPDY.
+    #[error(transparent)]
+    Spdy(#[from] wire_spdy::Error),
+    /// Not WebSocket.
+    #[error(transparent)]
+    WebSocket(#[from] ws::Error),
+    /// WebSocket, but not the subprotocol.
+    #[error(transparent)]
+    Channel(#[from] channel::Error),
+}
+
+/// What the process side has to say, in order.
 enum Out {
-    Reply(u32),
-    Reset(u32, RstStatus),
-    Pong(u32),
-    Data(u32, Bytes),
-    Fin(u32),
-    GoAway(u32),
-    /// Anything that a living client ignores.
-    Probe,
+    /// The streams are connected.
+    Ready,
+    /// A piece of stdout or stderr.
+    Data(StreamType, Bytes),
+    /// There is no more output, and this is the result. Nothing follows.
+    End(Outcome),
+}
+
+/// Bytes of a socket into what the client wants. What it writes and resizes goes to an [`Inlet`].
+trait Read {
+    /// Reads until all streams are open.
+    async fn open(&mut self) -> Result<(), End>;
+
+    /// Takes one frame, or reads from the socket once. May be dropped and called again; a piece of stdin that waits
+    /// for room in the queue is then lost, which only the end of a session does.
+    async fn step(&mut self) -> Result<(), End>;
+
+    /// Has the client told that the session ends before its time, as far as there is room for that.
+    fn abort(&mut self, end: &End);
+
+    /// Reads until the client is gone. May be dropped and called again, as [`Read::step`].
+    async fn run(&mut self) -> End {
+        loop {
+            if let Err(end) = self.step().await {
+                return end;
+            }
+        }
+    }
+}
+
+/// What is said into frames.
+trait Write {
+    /// What the [`Read`] has to say.
+    type Control;
+
+    /// Appends a control frame; whether it is a sign of life.
+    fn control(&mut self, control: Self::Control, out: &mut BytesMut) -> bool;
+
+    /// Appends frames; what is returned follows them.
+    fn frames(&mut self, what: Out, out: &mut BytesMut) -> Bytes;
 }
 
 /// What the futures of a session tell each other.
 #[derive(Default)]
 struct Shared {
-    /// Frames and pieces, both ways: the idle deadline looks whether it moves.
+    /// Frames and pieces, both ways, that count as signs of life: the idle deadline looks whether it moves.
     frames: AtomicU64,
     /// Reads of the process's output.
     outputs: AtomicU64,
@@ -150,35 +219,33 @@ struct Early {
     sizes: Vec<TerminalSize>,
 }
 
-/// The client's streams.
-#[derive(Clone, Copy, Default)]
-struct Opened {
-    ids: [Option<u32>; 5],
-    last_good: u32,
-}
-
-struct Reader<'a, R> {
+/// The socket, and what of it was read and not taken yet.
+struct Source<R> {
     io: R,
     buffer: BytesMut,
-    decoder: Decoder,
-    ids: StreamIds,
-    pings: Pings,
-    /// Accepted and not reset; the type of those we know.
-    streams: Vec<(u32, Option<StreamType>)>,
-    opened: Opened,
-    /// No stream is taken any more.
-    complete: bool,
-    control: mpsc::Sender<Out>,
+}
+
+/// The way of the client's input to the process.
+struct Inlet<'a> {
     stdin: Option<mpsc::Sender<Bytes>>,
     resize: ResizeDecoder,
-    /// After the client's GOAWAY nothing counts but the end of its bytes.
-    away: bool,
     watch: TcpStream,
     shared: &'a Shared,
 }
 
+/// What the streams of a session are connected to, once they are.
+enum Far {
+    Process {
+        process: Process,
+        shown: String,
+    },
+    NotStarted(NotStarted),
+    /// Resolves at the end of a container's main process, or when it lets this client go.
+    Attached(BoxFuture<'static, ()>),
+}
+
 /// Runs a session to its end. `watch` is a second handle on the socket under `io`, `early` what was read past the
-/// request. When dropped, the process's leader is killed, its group is not.
+/// request. When dropped, the leader of an exec's process is killed, its group is not.
 pub(super) async fn run<I>(
     io: I,
     watch: TcpStream,
@@ -190,101 +257,146 @@ pub(super) async fn run<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
+    let Job { transport, asked, task } = job;
     let shared = Shared::default();
-    let (read, write) = tokio::io::split(io);
-    let (control, control_queue) = mpsc::channel(CONTROL_QUEUE);
+    let (io, write) = tokio::io::split(io);
     let (data, data_queue) = mpsc::channel(DATA_QUEUE);
     let (stdin, stdin_queue) = mpsc::channel(STDIN_QUEUE);
-    let stdin = job.asked.stdin.then_some(stdin);
-    let mut reader = Reader::new(read, early, control.clone(), stdin, watch, &shared);
-    let mut writer = pin!(send(write, control_queue, data_queue, &shared));
-    let expected = job.asked.streams(job.protocol);
-
-    let opened = tokio::select! {
-        biased;
-        () = drain.cutting() => Err(End::Cut),
-        _ = &mut writer => Err(End::ClientGone),
-        opened = timeout(settings.stream_creation, reader.open(expected)) => {
-            opened.unwrap_or(Err(End::NoStreams))
+    let source = Source { io, buffer: BytesMut::from(early) };
+    let stdin = asked.stdin.then_some(stdin);
+    let inlet = Inlet { stdin, resize: ResizeDecoder::new(), watch, shared: &shared };
+    let session = Session { task, asked, data, stdin_queue, shared: &shared, settings, drain };
+    match transport {
+        Transport::Spdy(protocol) => {
+            let (control, control_queue) = mpsc::channel(CONTROL_QUEUE);
+            let opened = spdy::Opened::default();
+            let reader = spdy::Reader::new(source, inlet, control, asked.streams(protocol), &opened);
+            let writer = spdy::Writer::new(protocol, &opened, &shared);
+            session.run(reader, pin!(send(write, writer, control_queue, data_queue, &shared))).await
         }
-    };
-    let opened = match opened {
-        Ok(opened) => opened,
-        Err(end) => {
+        Transport::WebSocket(subprotocol) => {
+            let (control, control_queue) = mpsc::channel(CONTROL_QUEUE);
+            let pongs = Mutex::default();
+            let reader = websocket::Reader::new(source, inlet, control, subprotocol, asked, &pongs);
+            let writer = websocket::Writer::new(subprotocol, asked, &pongs);
+            session.run(reader, pin!(send(write, writer, control_queue, data_queue, &shared))).await
+        }
+    }
+}
+
+/// What a session is, whatever its transport.
+struct Session<'a> {
+    task: Task,
+    asked: Asked,
+    data: mpsc::Sender<Out>,
+    stdin_queue: mpsc::Receiver<Bytes>,
+    shared: &'a Shared,
+    settings: &'a Settings,
+    drain: &'a Drain,
+}
+
+// === impl Session ===
+
+impl Session<'_> {
+    async fn run(
+        self,
+        mut reader: impl Read,
+        mut writer: Pin<&mut impl Future<Output = io::Result<()>>>,
+    ) -> End {
+        let Self { task, asked, data, stdin_queue, shared, settings, drain } = self;
+        let opened = tokio::select! {
+            biased;
+            () = drain.cutting() => Err(End::Cut),
+            _ = &mut writer => Err(End::ClientGone),
+            opened = timeout(settings.stream_creation, reader.open()) => {
+                opened.unwrap_or(Err(End::NoStreams))
+            }
+        };
+        if let Err(end) = opened {
             if !matches!(end, End::ClientGone) {
-                let _ = control.try_send(Out::GoAway(reader.ids.last_good()));
+                reader.abort(&end);
                 drop(data);
                 let _ = timeout(CUT_CLOSE, writer).await;
             }
             return end;
         }
-    };
 
-    let shown = shown(&job.command.argv);
-    let (process, streams) = match start(job.command, job.working_dir, &shared).await {
-        Ok((process, streams)) => (Ok(process), Some(streams)),
-        Err(why) => (Err(why), None),
-    };
-    let (input, outputs) = match streams {
-        Some(streams) => {
-            early_sizes(&shared, streams.terminal);
-            (streams.stdin, [streams.stdout, streams.stderr])
-        }
-        None => (None, [None, None]),
-    };
-    let end = {
-        let mut feed = pin!(feed(input, stdin_queue).fuse());
-        let mut idle = pin!(idle(&shared, settings.idle));
-        // Owns the data queue's sender, so its end lets the writer finish and close.
-        let mut main = pin!(
-            deliver(process.as_ref(), &shown, outputs, opened, job.protocol, data, settings, &shared).fuse()
-        );
-        let mut watched = pin!(reader.run());
-        loop {
-            tokio::select! {
-                biased;
-                () = drain.cutting() => break End::Cut,
-                written = &mut writer => break match written {
-                    Ok(()) => End::Done,
-                    Err(_) => End::ClientGone,
-                },
-                end = &mut watched => break end,
-                () = &mut idle => break End::Idle,
-                () = &mut main => {}
-                () = &mut feed => {}
-            }
-        }
-    };
-    // Everything but the reader and the writer is gone now, and with it our ends of the process's streams.
-    drop(std::mem::take(&mut *lock(&shared.terminal)));
-    let closed = async {
-        match end {
-            End::Done => {
-                // What the client still sends is read: closing over unread bytes would reset the connection and
-                // could cost it the end of its output.
+        let (mut far, input, outputs) = connect(task, shared).await;
+        let end = {
+            let mut feed = pin!(feed(input, stdin_queue).fuse());
+            let mut idle = pin!(idle(shared, settings.idle));
+            // Owns the data queue's sender, so its end lets the writer finish and close.
+            let mut main = pin!(deliver(&mut far, asked, outputs, data, settings, shared).fuse());
+            let mut watched = pin!(reader.run());
+            loop {
                 tokio::select! {
                     biased;
-                    () = drain.cutting() => {}
-                    _ = timeout(settings.linger, reader.run()) => {}
+                    () = drain.cutting() => break End::Cut,
+                    written = &mut writer => break match written {
+                        Ok(()) => End::Done,
+                        Err(_) => End::ClientGone,
+                    },
+                    end = &mut watched => break end,
+                    () = &mut idle => break End::Idle,
+                    () = &mut main => {}
+                    () = &mut feed => {}
                 }
             }
-            End::ClientGone => {}
-            End::NotSpdy(_) | End::Flooded | End::NoStreams | End::Idle | End::Cut => {
-                for id in opened.ids.into_iter().flatten() {
-                    let _ = control.try_send(Out::Reset(id, RstStatus::CANCEL));
+        };
+        // Everything but the reader and the writer is gone now, and with it our ends of the process's streams.
+        drop(std::mem::take(&mut *lock(&shared.terminal)));
+        let closed = async {
+            match end {
+                End::Done => {
+                    // What the client still sends is read: closing over unread bytes would reset the connection
+                    // and could cost it the end of its output.
+                    tokio::select! {
+                        biased;
+                        () = drain.cutting() => {}
+                        _ = timeout(settings.linger, reader.run()) => {}
+                    }
                 }
-                let _ = control.try_send(Out::GoAway(opened.last_good));
-                let _ = timeout(CUT_CLOSE, writer).await;
+                End::ClientGone => {}
+                End::ClientLeft(_)
+                | End::Broken(_)
+                | End::Flooded
+                | End::NoStreams
+                | End::Idle
+                | End::Cut => {
+                    reader.abort(&end);
+                    let _ = timeout(CUT_CLOSE, writer).await;
+                }
+            }
+        };
+        let ended = async {
+            if let Far::Process { process, .. } = far {
+                process.end(settings.kill_grace).await;
+            }
+        };
+        tokio::join!(ended, closed);
+        end
+    }
+}
+
+/// Starts the process or takes the container's, and hands its terminal to the reader.
+async fn connect(task: Task, shared: &Shared) -> (Far, Option<Stdin>, [Option<Output>; 2]) {
+    let (far, streams) = match task {
+        Task::Exec { command, working_dir } => {
+            let shown = shown(&command.argv);
+            match start(command, working_dir, shared).await {
+                Ok((process, streams)) => (Far::Process { process, shown }, streams),
+                Err(why) => return (Far::NotStarted(why), None, [None, None]),
             }
         }
+        Task::Attach(Attached { streams, ended }) => (Far::Attached(ended), streams),
     };
-    let ended = async {
-        if let Ok(process) = process {
-            process.end(settings.kill_grace).await;
-        }
-    };
-    tokio::join!(ended, closed);
-    end
+    let mut early = lock(&shared.terminal);
+    if let Some(terminal) = &streams.terminal {
+        // All of them: attached clients redraw a screen by two different sizes.
+        early.sizes.iter().for_each(|size| terminal.resize(*size));
+    }
+    *early = Early { terminal: streams.terminal, sizes: Vec::new() };
+    (far, streams.stdin, [streams.stdout, streams.stderr])
 }
 
 /// When dropped the process, once it runs, is killed at once.
@@ -296,7 +408,8 @@ async fn start(
     if let Some(dir) = working_dir {
         command.dir.push(dir);
     }
-    command.size = lock(&shared.terminal).sizes.last().copied();
+    // Those before the last were for nobody.
+    command.size = lock(&shared.terminal).sizes.drain(..).next_back();
     let started = spawn_blocking(move || {
         super::make_private(&command.dir).map_err(|error| NotStarted::folder(&command.dir, &error))?;
         command.start()
@@ -313,11 +426,6 @@ async fn start(
 /// A command as Go prints a list of strings.
 fn shown(argv: &[OsString]) -> String {
     argv.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
-}
-
-/// Hands the terminal to the reader. Sizes but the last were for nobody.
-fn early_sizes(shared: &Shared, terminal: Option<Terminal>) {
-    *lock(&shared.terminal) = Early { terminal, sizes: Vec::new() };
 }
 
 fn lock(terminal: &Mutex<Early>) -> std::sync::MutexGuard<'_, Early> {
@@ -351,40 +459,29 @@ async fn feed(stdin: Option<Stdin>, mut queue: mpsc::Receiver<Bytes>) {
 }
 
 /// From the start of the process to the last frame.
-#[expect(clippy::too_many_arguments, reason = "the parts of one session, used once")]
 async fn deliver(
-    process: Result<&Process, &NotStarted>,
-    shown: &str,
+    far: &mut Far,
+    asked: Asked,
     outputs: [Option<Output>; 2],
-    opened: Opened,
-    protocol: Protocol,
     data: mpsc::Sender<Out>,
     settings: &Settings,
     shared: &Shared,
 ) {
     // Sends fail only when the writer has ended; the session then ends with it.
-    let stream = |kind: StreamType| opened.ids[kind as usize];
-    if protocol == Protocol::V1 {
-        // What kubelets of 1.0 did by mistake and all do since (`protocol.md` 6.4).
-        if let Some(id) = stream(StreamType::Stdin) {
-            let _ = data.send(Out::Fin(id)).await;
-        }
-        if let Some(id) = stream(StreamType::Error) {
-            let _ = data.send(Out::Reset(id, RstStatus::CANCEL)).await;
-        }
-    }
-    let outcome = match process {
-        Ok(process) => {
-            let [stdout, stderr] = outputs;
-            let mut pumps = pin!(
-                async {
-                    tokio::join!(
-                        pump(stdout, StreamType::Stdout, opened, &data, shared),
-                        pump(stderr, StreamType::Stderr, opened, &data, shared),
-                    );
-                }
-                .fuse()
+    let _ = data.send(Out::Ready).await;
+    let has_output = outputs.iter().any(Option::is_some);
+    let [stdout, stderr] = outputs;
+    let mut pumps = pin!(
+        async {
+            tokio::join!(
+                pump(stdout, StreamType::Stdout, asked.stdout, &data, shared),
+                pump(stderr, StreamType::Stderr, asked.stderr, &data, shared),
             );
+        }
+        .fuse()
+    );
+    let outcome = match far {
+        Far::Process { process, shown } => {
             let mut done = false;
             let code = loop {
                 tokio::select! {
@@ -408,35 +505,17 @@ async fn deliver(
                 },
             }
         }
-        Err(why) => Outcome::exec_failed(why),
+        Far::NotStarted(why) => Outcome::exec_failed(why),
+        Far::Attached(ended) => {
+            // Its end is the end of the outputs as well, after what they still hold.
+            if !has_output {
+                ended.await;
+            }
+            pumps.await;
+            Outcome::Success
+        }
     };
-    for kind in [StreamType::Stdout, StreamType::Stderr] {
-        if let Some(id) = stream(kind)
-            && !shared.is_reset(kind)
-        {
-            let _ = data.send(Out::Fin(id)).await;
-        }
-    }
-    if protocol != Protocol::V1
-        && let Some(id) = stream(StreamType::Error)
-        && !shared.is_reset(StreamType::Error)
-    {
-        let result = outcome.to_bytes(protocol);
-        if !result.is_empty() {
-            let _ = data.send(Out::Data(id, result)).await;
-        }
-        let _ = data.send(Out::Reset(id, RstStatus::CANCEL)).await;
-    }
-    for kind in [StreamType::Stdin, StreamType::Resize] {
-        let finished = protocol == Protocol::V1 && kind == StreamType::Stdin;
-        if let Some(id) = stream(kind)
-            && !finished
-            && !shared.is_reset(kind)
-        {
-            let _ = data.send(Out::Reset(id, RstStatus::CANCEL)).await;
-        }
-    }
-    let _ = data.send(Out::GoAway(opened.last_good)).await;
+    let _ = data.send(Out::End(outcome)).await;
 }
 
 /// True when the pumps are done, false after a silence of theirs.
@@ -466,15 +545,8 @@ async fn silent_or(
 }
 
 /// Moves output of the process to a stream until it ends. Output nobody asked for or takes is read and dropped.
-async fn pump(
-    from: Option<Output>,
-    kind: StreamType,
-    opened: Opened,
-    to: &mpsc::Sender<Out>,
-    shared: &Shared,
-) {
+async fn pump(from: Option<Output>, kind: StreamType, wanted: bool, to: &mpsc::Sender<Out>, shared: &Shared) {
     let Some(mut from) = from else { return };
-    let id = opened.ids[kind as usize];
     let mut buffer = BytesMut::new();
     loop {
         if buffer.capacity() < CHUNK / 4 {
@@ -486,11 +558,11 @@ async fn pump(
             Ok(_) => shared.outputs.fetch_add(1, Ordering::Relaxed),
         };
         let bytes = buffer.split().freeze();
-        let Some(id) = id.filter(|_| !shared.is_reset(kind)) else {
+        if !wanted || shared.is_reset(kind) {
             continue;
-        };
+        }
         shared.blocked.fetch_add(1, Ordering::Relaxed);
-        let sent = to.send(Out::Data(id, bytes)).await;
+        let sent = to.send(Out::Data(kind, bytes)).await;
         shared.blocked.fetch_sub(1, Ordering::Relaxed);
         if sent.is_err() {
             return;
@@ -499,41 +571,28 @@ async fn pump(
 }
 
 /// Sends frames until the data queue's senders are gone, then closes. An error says that the client has gone.
-async fn send(
+async fn send<W: Write>(
     mut io: impl AsyncWrite + Unpin,
-    mut control: mpsc::Receiver<Out>,
+    mut writer: W,
+    mut control: mpsc::Receiver<W::Control>,
     mut data: mpsc::Receiver<Out>,
     shared: &Shared,
 ) -> io::Result<()> {
-    let mut encoder = Encoder::new();
     let mut head = BytesMut::with_capacity(256);
     loop {
-        let out = tokio::select! {
+        let mut payload = Bytes::new();
+        let alive = tokio::select! {
             biased;
-            Some(out) = control.recv() => out,
+            Some(out) = control.recv() => writer.control(out, &mut head),
             out = data.recv() => match out {
-                Some(out) => out,
+                Some(out) => {
+                    payload = writer.frames(out, &mut head);
+                    true
+                }
                 None => break,
             },
         };
-        // A probe is no sign of life.
-        shared.frames.fetch_add(u64::from(!matches!(out, Out::Probe)), Ordering::Relaxed);
-        let mut payload = Bytes::new();
-        match out {
-            Out::Reply(id) => encoder.syn_reply(&mut head, id),
-            Out::Reset(id, status) => Encoder::rst_stream(&mut head, id, status),
-            Out::Pong(id) => Encoder::ping(&mut head, id),
-            Out::Data(id, bytes) => {
-                head.put_slice(&Encoder::data_head(id, bytes.len(), false));
-                payload = bytes;
-            }
-            Out::Fin(id) => head.put_slice(&Encoder::data_head(id, 0, true)),
-            Out::GoAway(last_good) => Encoder::goaway(&mut head, last_good),
-            Out::Probe => {
-                let written = encoder.encode(&mut head, &Frame::Settings);
-                debug_assert!(written.is_ok(), "only headers can be too long");
-            }
-        }
+        shared.frames.fetch_add(alive.into(), Ordering::Relaxed);
         io.write_all_buf(&mut (&mut head).chain(&mut payload)).await?;
         if control.is_empty() && data.is_empty() {
             io.flush().await?;
@@ -546,6 +605,15 @@ async fn send(
 // === impl Shared ===
 
 impl Shared {
+    /// Notes a sign of life.
+    fn alive(&self) {
+        self.frames.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn set_reset(&self, kind: StreamType) {
+        self.reset.fetch_or(1 << kind as u8, Ordering::Relaxed);
+    }
+
     fn is_reset(&self, kind: StreamType) -> bool {
         self.reset.load(Ordering::Relaxed) & (1 << kind as u8) != 0
     }
@@ -564,64 +632,11 @@ impl Shared {
     }
 }
 
-// === impl Reader ===
+// === impl Source ===
 
-impl<'a, I: AsyncRead + AsyncWrite> Reader<'a, ReadHalf<I>> {
-    fn new(
-        io: ReadHalf<I>,
-        early: Bytes,
-        control: mpsc::Sender<Out>,
-        stdin: Option<mpsc::Sender<Bytes>>,
-        watch: TcpStream,
-        shared: &'a Shared,
-    ) -> Self {
-        Self {
-            io,
-            buffer: BytesMut::from(early),
-            decoder: Decoder::new(),
-            ids: StreamIds::new(Role::Server),
-            pings: Pings::new(Role::Server),
-            streams: Vec::new(),
-            opened: Opened::default(),
-            complete: false,
-            control,
-            stdin,
-            resize: ResizeDecoder::new(),
-            away: false,
-            watch,
-            shared,
-        }
-    }
-}
-
-impl<R: AsyncRead + Unpin> Reader<'_, R> {
-    /// Reads until all expected streams are open. A stream may be open twice; the later one counts.
-    async fn open(&mut self, expected: StreamSet) -> Result<Opened, End> {
-        while expected.iter().any(|kind| self.opened.ids[kind as usize].is_none()) {
-            self.step().await?;
-        }
-        self.complete = true;
-        self.opened.last_good = self.ids.last_good();
-        Ok(self.opened)
-    }
-
-    /// Reads until the client is gone. May be dropped and called again; a piece of stdin that waits for room in
-    /// the queue is then lost, which only the end of a session does.
-    async fn run(&mut self) -> End {
-        loop {
-            if let Err(end) = self.step().await {
-                return end;
-            }
-        }
-    }
-
-    async fn step(&mut self) -> Result<(), End> {
-        if self.away {
-            self.buffer.clear();
-        } else if let Some(frame) = self.decoder.decode(&mut self.buffer).map_err(End::NotSpdy)? {
-            self.shared.frames.fetch_add(1, Ordering::Relaxed);
-            return self.take(frame).await;
-        }
+impl<R: AsyncRead + Unpin> Source<R> {
+    /// Reads once.
+    async fn fill(&mut self) -> Result<(), End> {
         if self.buffer.capacity() - self.buffer.len() < READ / 4 {
             self.buffer.reserve(READ);
         }
@@ -630,95 +645,41 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
             Ok(_) => Ok(()),
         }
     }
+}
 
-    async fn take(&mut self, frame: Frame) -> Result<(), End> {
-        match frame {
-            Frame::SynStream { id, fin, headers, .. } => {
-                let kind = headers.get(StreamType::HEADER).and_then(StreamType::from_name);
-                self.syn_stream(id, kind, fin)
-            }
-            Frame::Data { stream, bytes, fin } => self.data(stream, bytes, fin).await,
-            Frame::RstStream { id, .. } => {
-                if let Some(at) = self.streams.iter().position(|(have, _)| *have == id) {
-                    let (_, kind) = self.streams.swap_remove(at);
-                    self.ids.close();
-                    if let Some(kind) = kind {
-                        self.shared.reset.fetch_or(1 << kind as u8, Ordering::Relaxed);
-                        self.finished(kind);
-                    }
-                }
-                Ok(())
-            }
-            Frame::Ping { id } => match self.pings.receive(id) {
-                Pong::Echo => self.answer(Out::Pong(id)),
-                Pong::Answer | Pong::Stray => Ok(()),
-            },
-            Frame::GoAway { .. } => {
-                self.away = true;
-                self.stdin = None;
-                Ok(())
-            }
-            Frame::Headers { id, fin, .. } | Frame::SynReply { id, fin, .. } => {
-                if fin && let Some(kind) = self.kind(id) {
-                    self.finished(kind);
-                }
-                Ok(())
-            }
-            Frame::Settings | Frame::WindowUpdate { .. } => Ok(()),
-        }
-    }
+// === impl Inlet ===
 
-    fn syn_stream(&mut self, id: u32, kind: Option<StreamType>, fin: bool) -> Result<(), End> {
-        if let Err(status) = self.ids.accept(id) {
-            return self.answer(Out::Reset(id, status));
-        }
-        if self.complete {
-            // Upstream never answers these; a refusal lets the client go on.
-            self.ids.close();
-            return self.answer(Out::Reset(id, RstStatus::CANCEL));
-        }
+impl Inlet<'_> {
+    /// Takes bytes of a stream; those that are not for the process are dropped. While it waits, `probe` is sent
+    /// now and then.
+    async fn data<C>(
+        &mut self,
+        kind: StreamType,
+        bytes: Bytes,
+        control: &mpsc::Sender<C>,
+        probe: fn() -> C,
+    ) -> Result<(), End> {
         match kind {
-            Some(kind) => self.opened.ids[kind as usize] = Some(id),
-            None => debug!(spdy.stream = id, "client opened a stream of an unknown type"),
-        }
-        self.streams.push((id, kind));
-        if let Some(kind) = kind.filter(|_| fin) {
-            self.finished(kind);
-        }
-        self.answer(Out::Reply(id))
-    }
-
-    async fn data(&mut self, id: u32, bytes: Bytes, fin: bool) -> Result<(), End> {
-        let Some(kind) = self.kind(id) else {
-            return Ok(());
-        };
-        match kind {
-            StreamType::Stdin if !bytes.is_empty() => self.push(bytes).await?,
+            StreamType::Stdin if !bytes.is_empty() => self.push(bytes, control, probe).await,
             StreamType::Resize => {
                 let mut input = &bytes[..];
                 while let Resize::Size(size) = self.resize.decode(&mut input) {
                     self.shared.resized(size);
                 }
+                Ok(())
             }
-            StreamType::Stdin | StreamType::Error | StreamType::Stdout | StreamType::Stderr => {}
+            StreamType::Stdin | StreamType::Error | StreamType::Stdout | StreamType::Stderr => Ok(()),
         }
-        if fin {
-            self.finished(kind);
-        }
-        Ok(())
     }
 
-    fn kind(&self, id: u32) -> Option<StreamType> {
-        self.streams.iter().find(|(have, _)| *have == id).and_then(|(_, kind)| *kind)
-    }
-
+    /// No more comes on this stream.
     fn finished(&mut self, kind: StreamType) {
         if kind == StreamType::Stdin {
             self.stdin = None;
         }
     }
 
-    async fn push(&mut self, bytes: Bytes) -> Result<(), End> {
+    async fn push<C>(&self, bytes: Bytes, control: &mpsc::Sender<C>, probe: fn() -> C) -> Result<(), End> {
         let Some(stdin) = &self.stdin else {
             return Ok(());
         };
@@ -740,22 +701,52 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
                 return Err(End::ClientGone);
             }
             // Full or closed: there is something else on its way that will tell.
-            let _ = self.control.try_send(Out::Probe);
-        }
-    }
-
-    fn answer(&self, out: Out) -> Result<(), End> {
-        match self.control.try_send(out) {
-            Err(mpsc::error::TrySendError::Full(_)) => Err(End::Flooded),
-            // The writer closes the connection as the last thing it does.
-            Err(mpsc::error::TrySendError::Closed(_)) | Ok(()) => Ok(()),
+            let _ = control.try_send(probe());
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::future::{pending, ready};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// What a client of v4 gets that asks for this and attaches to that; it sends nothing.
+    async fn attach(asked: Asked, stdout: Option<&'static [u8]>, ended: BoxFuture<'static, ()>) -> Vec<u8> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let io = listener.accept().await.unwrap().0;
+        let watch = TcpStream::from_std(socket2::SockRef::from(&io).try_clone().unwrap().into()).unwrap();
+        let stdout = stdout.map(|bytes| Box::pin(bytes) as Output);
+        let streams = Streams { stdin: None, stdout, stderr: None, terminal: None };
+        let task = Task::Attach(Attached { streams, ended });
+        let job = Job { transport: Transport::WebSocket(Subprotocol::V4), asked, task };
+        let (settings, drain) = (Settings::default(), Drain::new());
+        let mut seen = Vec::new();
+        let read = async {
+            client.read_to_end(&mut seen).await.unwrap();
+            drop(client);
+        };
+        let (end, ()) = tokio::join!(run(io, watch, Bytes::new(), job, &settings, &drain), read);
+        assert!(matches!(end, End::Done), "{end:?}");
+        seen
+    }
+
+    #[tokio::test]
+    async fn an_attach_is_a_success_at_the_end_of_its_streams_or_of_the_process() {
+        let status = br#"{"metadata":{},"status":"Success"}"#;
+        let end = [&[0x82, 35, 3], &status[..], &[0x88, 2, 0x03, 0xe8]].concat();
+        let asked = Asked { stdout: true, ..Asked::default() };
+        let seen = attach(asked, Some(b"hello"), pending().boxed()).await;
+        assert_eq!(seen, [&[0x82, 1, 1, 0x82, 6, 1], &b"hello"[..], &end].concat());
+        let asked = Asked { stdin: true, ..Asked::default() };
+        let seen = attach(asked, None, ready(()).boxed()).await;
+        assert_eq!(seen, [&[0x82, 1, 3], &end[..]].concat());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_comes_together_with_the_end_of_the_silence_is_taken() {

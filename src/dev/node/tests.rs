@@ -1,3 +1,5 @@
+mod websocket;
+
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 
@@ -516,8 +518,11 @@ async fn refusals_have_the_kubelet_s_codes_and_texts() {
     let (status, body) = node.ask(&app, &[V4]).await.refusal();
     assert_eq!(status, 400);
     assert!(body.starts_with("unable to upgrade: missing upgrade headers in request: "), "{body}");
-    let (status, body) = node.ask(&app, &["Connection: Upgrade", "Upgrade: websocket"]).await.refusal();
-    assert_eq!(status, 403, "{body}");
+    let websocket = ["Connection: Upgrade", "Upgrade: websocket"];
+    assert_eq!(node.ask(&app, &websocket).await.refusal(), (405, "bad method".to_owned()));
+    let attach = "/attach/shop/cart-0/nope?output=1";
+    let (status, body) = node.upgrade(attach, V4).await.refusal();
+    assert_eq!((status, body.as_str()), (500, "container nope not found in pod cart-0_shop"));
     let (status, body) = node.ask(&app, &["Connection: Upgrade", "Upgrade: SPDY/3.1"]).await.refusal();
     assert_eq!(status, 400);
     let missing =
