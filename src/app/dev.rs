@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use k8s_openapi::api::core::v1::Node;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{debug, info, warn};
 
@@ -17,7 +18,7 @@ use super::{Gateway, Ground};
 use crate::authn::{self, Tokens};
 use crate::config::Config;
 use crate::dev::cluster::DevCluster;
-use crate::dev::node::{self, Endpoint};
+use crate::dev::node::{self, Endpoint, Streaming};
 use crate::dev::state::{self, State};
 use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
@@ -30,6 +31,9 @@ const INTERRUPTED: u8 = 130;
 
 /// Exit code when something outlived the drain.
 const STUCK: u8 = 70;
+
+/// Annotation of a node: what it speaks, by its [`Streaming::name`].
+const STREAMING: &str = "podgate.dev/streaming";
 
 /// A running embedded cluster.
 pub struct Dev {
@@ -57,6 +61,17 @@ pub enum Error {
     /// The token file cannot be used.
     #[error(transparent)]
     Tokens(#[from] authn::Error),
+    /// A node is to speak what there is not.
+    #[error(
+        "node {name}: annotation {STREAMING} is {value:?}, it must be one of {}",
+        Streaming::ALL.map(Streaming::name).join(", ")
+    )]
+    Streaming {
+        /// The node.
+        name: String,
+        /// What its manifest says.
+        value: String,
+    },
     /// A node endpoint cannot listen.
     #[error("start node {name}")]
     Node {
@@ -162,19 +177,23 @@ impl Dev {
             if !store::is_up(&node) {
                 continue;
             }
+            let settings =
+                node::Settings { streaming: streaming(&node, &name)?, ..node::Settings::default() };
             // Whatever port the manifest names: dumps of real clusters say 10250 for every node.
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            let features = settings.streaming.declared_features();
             let endpoint = Endpoint::bind(
                 addr,
                 node_tls.clone(),
                 name.clone(),
                 cluster.store().clone(),
                 state.pods_dir(),
-                node::Settings::default(),
+                settings,
             )
             .await
             .map_err(|source| Error::Node { name: name.clone(), source })?;
             let addr = endpoint.local_addr();
+            cluster.store().set_node_features(&name, Streaming::FEATURES, features)?;
             cluster.store().set_node_endpoint(&name, addr)?;
             drain.spawn(endpoint.run(drain.clone()));
             nodes.push((name, addr));
@@ -262,6 +281,16 @@ impl Dev {
     }
 }
 
+/// What a node is to speak.
+fn streaming(node: &Node, name: &str) -> Result<Streaming, Error> {
+    let annotations = node.metadata.annotations.as_ref();
+    let Some(value) = annotations.and_then(|annotations| annotations.get(STREAMING)) else {
+        return Ok(Streaming::default());
+    };
+    let unknown = || Error::Streaming { name: name.to_owned(), value: value.clone() };
+    Streaming::from_name(value).ok_or_else(unknown)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,5 +319,32 @@ mod tests {
         let [(_, a), (_, b)] = dev.nodes() else { panic!("two nodes") };
         assert!(a != b && a.port() != port && b.port() != port);
         assert_eq!(dev.stop(Duration::from_secs(20)).await, Drained::Clean);
+    }
+
+    #[tokio::test]
+    async fn a_node_speaks_what_its_annotation_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();
+        config.admin.listen = (Ipv4Addr::LOCALHOST, 0).into();
+        config.dev.dir = folder.path().join("state");
+        let dev = Dev::start(&config).await.unwrap();
+        for (name, features) in
+            [("node-a", vec![]), ("node-spdy", vec![]), ("node-v5", vec!["ExtendWebSocketsToKubelet"])]
+        {
+            let node = dev.cluster().store().node(name).unwrap();
+            assert_eq!(store::slim_node(&node).declared_features, features, "{name}");
+        }
+        assert_eq!(dev.stop(Duration::from_secs(20)).await, Drained::Clean);
+
+        let manifests = folder.path().join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
+        let node =
+            "apiVersion: v1\nkind: Node\nmetadata: {name: n, annotations: {podgate.dev/streaming: v6}}\n";
+        std::fs::write(manifests.join("nodes.yaml"), node).unwrap();
+        config.dev.manifests = Some(manifests);
+        let error = Dev::start(&config).await.err().unwrap();
+        let text = "node n: annotation podgate.dev/streaming is \"v6\", it must be one of spdy, v4, v5";
+        assert_eq!(error.to_string(), text);
     }
 }

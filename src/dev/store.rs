@@ -147,18 +147,44 @@ impl Store {
     /// # Errors
     /// When there is no such node.
     pub fn set_node_endpoint(&self, name: &str, addr: SocketAddr) -> Result<(), Error> {
+        self.change_node(name, |node| {
+            let status = node.status.get_or_insert_default();
+            status.addresses =
+                Some(vec![NodeAddress { address: addr.ip().to_string(), type_: "InternalIP".into() }]);
+            status.daemon_endpoints = Some(NodeDaemonEndpoints {
+                kubelet_endpoint: Some(DaemonEndpoint { port: addr.port().into() }),
+            });
+            true
+        })
+    }
+
+    /// Tells which of the `known` features a node has. Others that its manifest declares stay.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn set_node_features(&self, name: &str, known: &[&str], has: &[&str]) -> Result<(), Error> {
+        self.change_node(name, |node| {
+            let status = node.status.get_or_insert_default();
+            let before = status.declared_features.take();
+            let others = before.iter().flatten().filter(|feature| !known.contains(&feature.as_str()));
+            let mut features: Vec<_> = others.cloned().chain(has.iter().map(ToString::to_string)).collect();
+            features.sort();
+            status.declared_features = (!features.is_empty()).then_some(features);
+            status.declared_features != before
+        })
+    }
+
+    /// Changes a node if `change` says that it did.
+    fn change_node(&self, name: &str, change: impl FnOnce(&mut Node) -> bool) -> Result<(), Error> {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let Some(Object::Node(node)) = inner.objects.get(Kind::Node, "", name) else {
             return Err(Error::NoNode(name.to_owned()));
         };
         let mut node = Node::clone(node);
-        let status = node.status.get_or_insert_default();
-        status.addresses =
-            Some(vec![NodeAddress { address: addr.ip().to_string(), type_: "InternalIP".into() }]);
-        status.daemon_endpoints =
-            Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: addr.port().into() }) });
-        inner.replace(Object::Node(Arc::new(node)));
-        self.version.send_replace(inner.objects.version);
+        if change(&mut node) {
+            inner.replace(Object::Node(Arc::new(node)));
+            self.version.send_replace(inner.objects.version);
+        }
         Ok(())
     }
 

@@ -152,7 +152,9 @@ async fn objects_are_got_and_listed_and_what_is_not_there_is_said_in_the_api_ser
     assert_eq!((&pod["kind"], &pod["spec"]["nodeName"]), (&"Pod".into(), &"node-a".into()));
     let list = json_of("/api/v1/pods", "").await;
     assert_eq!((&list["kind"], &list["apiVersion"]), (&"PodList".into(), &"v1".into()));
-    assert_eq!(names(&list), ["multi", "on-down-node", "on-missing-node", "unscheduled", "web", "cart"]);
+    let all =
+        ["multi", "on-down-node", "on-missing-node", "unscheduled", "web", "web-spdy", "web-v5", "cart"];
+    assert_eq!(names(&list), all);
     for (uri, expected) in [
         ("/api/v1/namespaces/shop/pods", vec!["cart"]),
         ("/api/v1/namespaces/gone/pods", vec![]),
@@ -256,6 +258,8 @@ async fn tables_have_the_cells_kubectl_shows() {
             ["on-missing-node", "1/1", "Running", "0", "127.0.0.1", "node-gone", "<none>", "<none>"],
             ["unscheduled", "0/1", "Pending", "0", "<none>", "<none>", "<none>", "<none>"],
             ["web", "1/1", "Running", "0", "127.0.0.1", "node-a", "<none>", "<none>"],
+            ["web-spdy", "1/1", "Running", "0", "127.0.0.1", "node-spdy", "<none>", "<none>"],
+            ["web-v5", "1/1", "Running", "0", "127.0.0.1", "node-v5", "<none>", "<none>"],
             ["cart", "1/1", "Running", "0", "127.0.0.1", "node-b", "<none>", "<none>"],
         ]
     );
@@ -266,8 +270,14 @@ async fn tables_have_the_cells_kubectl_shows() {
     let states: Vec<_> = cells(&nodes).into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     assert_eq!(
         states,
-        [("node-a", "Ready"), ("node-b", "Ready"), ("node-down", "NotReady")]
-            .map(|(name, state)| (name.to_owned(), state.to_owned()))
+        [
+            ("node-a", "Ready"),
+            ("node-b", "Ready"),
+            ("node-down", "NotReady"),
+            ("node-spdy", "Ready"),
+            ("node-v5", "Ready")
+        ]
+        .map(|(name, state)| (name.to_owned(), state.to_owned()))
     );
     assert_eq!(nodes["rows"][0]["object"]["kind"], "Node");
     let one = json_of("/api/v1/namespaces/shop?includeObject=None", TABLE).await;
@@ -338,7 +348,7 @@ async fn initial_events_end_with_a_bookmark_and_a_watch_from_nowhere_may_begin_w
     let store = store();
     let uri = "/api/v1/nodes?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
     let mut body = watch(&store, uri, "").await;
-    for _ in 0..3 {
+    for _ in store.nodes() {
         assert_eq!(line(&mut body).await.unwrap()["type"], "ADDED");
     }
     let end = line(&mut body).await.unwrap();

@@ -23,11 +23,13 @@ fn names(loaded: &Loaded, kind: Kind) -> Vec<String> {
 fn the_built_in_cluster_loads_without_a_warning() {
     let loaded = builtin().unwrap();
     assert_eq!(loaded.warnings, []);
-    assert_eq!(names(&loaded, Kind::Node), ["/node-a", "/node-b", "/node-down"]);
+    assert_eq!(names(&loaded, Kind::Node), ["/node-a", "/node-b", "/node-spdy", "/node-v5", "/node-down"]);
     assert_eq!(
         names(&loaded, Kind::Pod),
         [
             "default/web",
+            "default/web-spdy",
+            "default/web-v5",
             "default/multi",
             "default/unscheduled",
             "default/on-down-node",

@@ -30,10 +30,9 @@ fn pods_and_nodes_look_as_a_running_cluster_would_have_written_them() {
     assert!(ephemeral.state.unwrap().running.is_some());
     let up: Vec<_> =
         store.nodes().iter().map(|node| (node.metadata.name.clone().unwrap(), is_up(node))).collect();
-    assert_eq!(
-        up,
-        [("node-a".to_owned(), true), ("node-b".to_owned(), true), ("node-down".to_owned(), false)]
-    );
+    let expected =
+        [("node-a", true), ("node-b", true), ("node-down", false), ("node-spdy", true), ("node-v5", true)];
+    assert_eq!(up, expected.map(|(name, up)| (name.to_owned(), up)));
     for object in Kind::ALL.iter().flat_map(|kind| {
         let objects = store.snapshot();
         objects.list(*kind, None).cloned().collect::<Vec<_>>()
@@ -131,6 +130,20 @@ async fn binding_an_endpoint_changes_the_node_and_wakes_watchers() {
     );
     let missing = store.set_node_endpoint("node-z", "127.0.0.1:1".parse().unwrap());
     assert_eq!(missing.unwrap_err().to_string(), "no node is named node-z");
+}
+
+#[test]
+fn a_feature_of_a_node_is_declared_and_taken_back_and_others_stay() {
+    let store = store();
+    let declared = || slim_node(&store.node("node-a").unwrap()).declared_features;
+    store.set_node_features("node-a", &["Other"], &["Other"]).unwrap();
+    store.set_node_features("node-a", &["It"], &["It"]).unwrap();
+    assert_eq!(declared(), ["It", "Other"]);
+    let version = store.snapshot().version();
+    store.set_node_features("node-a", &["It"], &["It"]).unwrap();
+    assert_eq!(store.snapshot().version(), version, "nothing has changed");
+    store.set_node_features("node-a", &["It"], &[]).unwrap();
+    assert_eq!(declared(), ["Other"]);
 }
 
 #[tokio::test]
