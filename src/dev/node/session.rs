@@ -236,7 +236,7 @@ struct Inlet<'a> {
 /// What the streams of a session are connected to, once they are.
 enum Far {
     Process {
-        process: Process,
+        process: Box<Process>,
         shown: String,
     },
     NotStarted(NotStarted),
@@ -384,7 +384,7 @@ async fn connect(task: Task, shared: &Shared) -> (Far, Option<Stdin>, [Option<Ou
         Task::Exec { command, working_dir } => {
             let shown = shown(&command.argv);
             match start(command, working_dir, shared).await {
-                Ok((process, streams)) => (Far::Process { process, shown }, streams),
+                Ok((process, streams)) => (Far::Process { process: Box::new(process), shown }, streams),
                 Err(why) => return (Far::NotStarted(why), None, [None, None]),
             }
         }
