@@ -16,8 +16,8 @@
 //!   that never reads stops the socket's stdin and, behind it, pings; as upstream does with full queues.
 //! - Nothing is written on a stream before its reply: the pumps start when all streams are open.
 //! - All output is delivered before the result, and the result before the close.
-//! - However an exec ends, the process group is ended and its leader reaped before [`run`] returns. The main process
-//!   of a container, to which others may be attached, is left as it is.
+//! - However an exec ends, the process group is ended and its leader reaped before [`run`] returns. The main
+//!   process of a container, to which others may be attached, is left as it is.
 //!
 //! A client that vanishes: the reader sees the end of the socket, always, unless it waits for room in the stdin
 //! queue. There the end may be hidden twice: behind bytes not read yet, where the kernel still tells of it
@@ -169,8 +169,8 @@ trait Read {
     /// Reads until all streams are open.
     async fn open(&mut self) -> Result<(), End>;
 
-    /// Takes one frame, or reads from the socket once. May be dropped and called again; a piece of stdin that waits
-    /// for room in the queue is then lost, which only the end of a session does.
+    /// Takes one frame, or reads from the socket once. May be dropped and called again; a piece of stdin that
+    /// waits for room in the queue is then lost, which only the end of a session does.
     async fn step(&mut self) -> Result<(), End>;
 
     /// Has the client told that the session ends before its time, as far as there is room for that.

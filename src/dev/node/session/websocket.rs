@@ -1,7 +1,7 @@
 //! WebSocket messages of a session: a channel and bytes, and the empty message that says that it stands.
 //!
-//! Invariants: nothing follows our Close; of pings that came while the socket was full the last is answered, so they
-//! cost one frame of memory however many they are.
+//! Invariants: nothing follows our Close; of pings that came while the socket was full the last is answered, so
+//! they cost one frame of memory however many they are.
 
 use std::sync::{Mutex, PoisonError};
 
