@@ -181,6 +181,22 @@ async fn both_streams_and_the_exit_code_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_every_age_are_reached() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        for pod in ["web", "web-spdy", "web-v5"] {
+            let args = ["exec", "-i", pod, "--", "sh", "-c", "cat; echo err >&2; exit 7"];
+            let output = kubectl.feed(&args, b"data\n").await;
+            let said = said(output);
+            assert_eq!(said.code, Some(7), "{} {pod}: {}", kubectl.name(), said.err);
+            assert_eq!(said.out, "data\n", "{} {pod}", kubectl.name());
+            assert_eq!(said.err, "err\ncommand terminated with exit code 7\n", "{} {pod}", kubectl.name());
+        }
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn item_103_stdin_reaches_the_command_and_its_end_too() {
     let running = Running::start().await;
     for kubectl in all(&running.kubeconfig()) {
