@@ -5,6 +5,8 @@
 
 pub mod cluster;
 
+mod log_options;
+
 pub mod api;
 pub mod manifests;
 pub mod rbac;

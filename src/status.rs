@@ -5,6 +5,8 @@
 //! Source: `protocol.md` 1.6 and 1.7 (apiserver `responsewriters/{status,writers,errors}.go`,
 //! apimachinery `pkg/api/errors/errors.go`).
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
@@ -41,6 +43,22 @@ pub enum Refusal {
     UnsupportedMediaType(String),
     /// 410: a list or watch asked for a version that is gone.
     Expired(String),
+    /// 422: an object's fields are wrong, each in its own way.
+    Invalid {
+        /// The object's kind, such as `PodLogOptions`, and its name.
+        about: About,
+        /// What is wrong; not empty.
+        causes: Vec<Cause>,
+    },
+    /// What a kubelet said instead of an answer, told as upstream's proxies of plain requests do.
+    Backend {
+        /// Its status code.
+        code: StatusCode,
+        /// What it said.
+        text: String,
+        /// The subresource it was asked for, such as `pods/log`, and the object's name.
+        about: About,
+    },
     /// 429: a limit of podgate's own was reached; try again after so many seconds.
     TooManyRequests {
         /// What is exhausted.
@@ -79,6 +97,19 @@ pub struct About {
     pub kind: String,
 }
 
+/// One thing that is wrong, for `details`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Cause {
+    /// `metav1.CauseType`; may be empty.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub reason: &'static str,
+    /// In words.
+    pub message: String,
+    /// The field; may be empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub field: String,
+}
+
 /// `metav1.Status` in upstream's key order; k8s-openapi's own type sorts its keys and would differ.
 #[derive(Debug, Serialize)]
 struct Status<'a> {
@@ -103,6 +134,8 @@ struct Empty {}
 struct Details<'a> {
     #[serde(flatten)]
     about: &'a About,
+    #[serde(skip_serializing_if = "<[Cause]>::is_empty")]
+    causes: Cow<'a, [Cause]>,
     #[serde(rename = "retryAfterSeconds", skip_serializing_if = "Option::is_none")]
     retry_after: Option<u32>,
 }
@@ -132,6 +165,8 @@ impl Refusal {
             Self::Expired(_) => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Backend { code, .. } => *code,
             Self::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal(_) | Self::Filter { .. } | Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -150,6 +185,8 @@ impl Refusal {
             Self::Expired(_) => "expired",
             Self::TooLarge(_) => "too_large",
             Self::UnsupportedMediaType(_) => "unsupported_media_type",
+            Self::Invalid { .. } => "invalid",
+            Self::Backend { .. } => "backend",
             Self::TooManyRequests { .. } => "too_many_requests",
             Self::Internal(_) | Self::Filter { .. } => "internal",
             Self::Unavailable(_) => "unavailable",
@@ -169,6 +206,8 @@ impl Refusal {
             Self::Expired(_) => "Expired",
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
+            Self::Invalid { .. } => "Invalid",
+            Self::Backend { code, .. } => backend(*code).0,
             Self::TooManyRequests { .. } => "TooManyRequests",
             Self::Internal(_) | Self::Filter { .. } | Self::Panic => "",
             Self::Unavailable(_) => "ServiceUnavailable",
@@ -187,6 +226,34 @@ impl Refusal {
             | Self::Unavailable(text) => text.clone(),
             Self::Unauthorized => "Unauthorized".into(),
             Self::Forbidden { message, .. } | Self::TooManyRequests { message, .. } => message.clone(),
+            Self::Invalid { about, causes } => {
+                let one = |cause: &Cause| format!("{}: {}", cause.field, cause.message);
+                let all = causes.iter().map(one).collect::<Vec<_>>().join(", ");
+                let all = if causes.len() == 1 { all } else { format!("[{all}]") };
+                format!("{} {} is invalid: {all}", about.kind, go_quote(about.name.as_bytes()))
+            }
+            Self::Backend { code: StatusCode::BAD_REQUEST, text, .. } => text.clone(),
+            Self::Backend { code: StatusCode::INTERNAL_SERVER_ERROR, text, .. } => {
+                format!("Internal error occurred: {text}")
+            }
+            // The blank after the parenthesis is upstream's: a verb should stand there.
+            Self::Backend { code, text, about } => {
+                let said = match backend(*code).1 {
+                    Some(said) => said.to_owned(),
+                    None if *code == StatusCode::FORBIDDEN || *code == StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                        text.clone()
+                    }
+                    None if code.is_server_error() => format!(
+                        "an error on the server ({}) has prevented the request from succeeding",
+                        go_quote(text.as_bytes())
+                    ),
+                    None => format!(
+                        "the server responded with the status code {} but did not return more information",
+                        code.as_u16()
+                    ),
+                };
+                format!("{said} ( {} {})", about.kind, about.name)
+            }
             Self::NotFound(about) if about.group.is_empty() => {
                 format!("{} {} not found", about.kind, go_quote(about.name.as_bytes()))
             }
@@ -233,15 +300,20 @@ impl Refusal {
     fn status<'a>(&'a self, message: &'a str) -> Status<'a> {
         /// `details` that upstream sends although they hold nothing.
         static NOTHING: About = About { name: String::new(), group: String::new(), kind: String::new() };
+        let of = |about| Details { about, causes: Cow::Borrowed(&[]), retry_after: None };
         let details = match self {
-            Self::Forbidden { about, .. } | Self::NotFound(about) => {
-                Some(Details { about, retry_after: None })
+            Self::Backend { code: StatusCode::BAD_REQUEST, .. } => None,
+            Self::Backend { code: StatusCode::INTERNAL_SERVER_ERROR, text, .. } => {
+                let cause = Cause { message: text.clone(), ..Cause::default() };
+                Some(Details { causes: Cow::Owned(vec![cause]), ..of(&NOTHING) })
             }
-            Self::NoSuchPath | Self::MethodNotAllowed | Self::Timeout => {
-                Some(Details { about: &NOTHING, retry_after: None })
+            Self::Invalid { about, causes } => Some(Details { causes: Cow::Borrowed(causes), ..of(about) }),
+            Self::Forbidden { about, .. } | Self::NotFound(about) | Self::Backend { about, .. } => {
+                Some(of(about))
             }
+            Self::NoSuchPath | Self::MethodNotAllowed | Self::Timeout => Some(of(&NOTHING)),
             Self::TooManyRequests { retry_after, .. } => {
-                Some(Details { about: &NOTHING, retry_after: Some(*retry_after) })
+                Some(Details { retry_after: Some(*retry_after), ..of(&NOTHING) })
             }
             Self::BadRequest(_)
             | Self::Unauthorized
@@ -263,6 +335,42 @@ impl Refusal {
             details,
             code: self.code().as_u16(),
         }
+    }
+}
+
+/// Reason and text of upstream's `NewGenericServerResponse`; no text where the backend's own goes into it.
+fn backend(code: StatusCode) -> (&'static str, Option<&'static str>) {
+    match code {
+        StatusCode::BAD_REQUEST => ("BadRequest", None),
+        StatusCode::UNAUTHORIZED => {
+            ("Unauthorized", Some("the server has asked for the client to provide credentials"))
+        }
+        StatusCode::FORBIDDEN => ("Forbidden", None),
+        StatusCode::NOT_FOUND => ("NotFound", Some("the server could not find the requested resource")),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            ("MethodNotAllowed", Some("the server does not allow this method on the requested resource"))
+        }
+        StatusCode::CONFLICT => ("Conflict", Some("the server reported a conflict")),
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => ("UnsupportedMediaType", None),
+        StatusCode::UNPROCESSABLE_ENTITY => {
+            ("Invalid", Some("the server rejected our request due to an error in our request"))
+        }
+        StatusCode::TOO_MANY_REQUESTS => (
+            "TooManyRequests",
+            Some("the server has received too many requests and has asked us to try again later"),
+        ),
+        StatusCode::SERVICE_UNAVAILABLE => {
+            ("ServiceUnavailable", Some("the server is currently unable to handle the request"))
+        }
+        StatusCode::GATEWAY_TIMEOUT => (
+            "Timeout",
+            Some(
+                "the server was unable to return a response in the time allotted, but may still be processing the \
+                 request",
+            ),
+        ),
+        code if code.is_server_error() => ("InternalError", None),
+        _ => ("", None),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures_util::future::{self, BoxFuture, FutureExt};
 use http::{Request, Response};
+use k8s_openapi::api::core::v1::ContainerStatus;
 
 use super::api;
 use super::manifests::Loaded;
@@ -75,5 +76,13 @@ impl Cluster for DevCluster {
 impl Pods for Store {
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<k8s_openapi::api::core::v1::Pod>> {
         Self::pod(self, namespace, name)
+    }
+
+    fn bound(&self, node: &str) -> Vec<Arc<k8s_openapi::api::core::v1::Pod>> {
+        self.pods_on(node)
+    }
+
+    fn report(&self, namespace: &str, pod: &str, status: ContainerStatus) {
+        self.set_container_status(namespace, pod, status);
     }
 }

@@ -16,12 +16,13 @@
 //! strangers, while the one client here is a gateway with a session in hand, for which a short wait in the
 //! backlog is better than an error. Socket options are `listen`'s.
 //!
-//! Left out on purpose: port-forward, logs, the URL form with a pod UID, and an authorizer.
+//! Left out on purpose: port-forward, the URL form with a pod UID, and an authorizer.
 //! Source: `protocol.md` 3.2 to 3.4, 5.1, 6.1, 6.2; kubelet `pkg/kubelet/server/server.go` (`getExec`,
 //! `getAttach`), `cri/streaming/remotecommand/{httpstream,websocket}.go`, apimachinery
 //! `pkg/util/httpstream/spdy/upgrade.go`.
 
 mod container;
+mod logs;
 mod process;
 mod session;
 
@@ -45,7 +46,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, EnvVar, Pod};
 use percent_encoding::percent_decode_str;
 use rustls::ServerConfig;
 use socket2::SockRef;
@@ -83,6 +84,14 @@ const MAX_NAME: usize = 253;
 pub trait Pods: Send + Sync {
     /// The pod as it is now; of any node.
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+
+    /// The pods bound to this node.
+    fn bound(&self, _node: &str) -> Vec<Arc<Pod>> {
+        Vec::new()
+    }
+
+    /// Takes note of how a container is.
+    fn report(&self, _namespace: &str, _pod: &str, _status: ContainerStatus) {}
 }
 
 /// What a node speaks besides SPDY: kubelets and runtimes of different ages.
@@ -240,8 +249,9 @@ impl Endpoint {
         let failed = |source| Error::Bind { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        let containers = Containers;
-        let node = Arc::new(Node { name: node.into(), pods, dir: dir.into(), settings, containers });
+        let (name, dir) = (node.into(), dir.into());
+        let containers = Containers::new(&name, pods.clone(), &dir, settings.kill_grace);
+        let node = Arc::new(Node { name, pods, dir, settings, containers });
         Ok(Self { listener, addr, acceptor: TlsAcceptor::from(tls), node })
     }
 
@@ -255,6 +265,7 @@ impl Endpoint {
     pub async fn run(self, drain: Drain) {
         let places = Arc::new(Semaphore::new(self.node.settings.max_connections));
         let stop = drain.clone();
+        self.node.containers.start(&drain);
         tokio::select! {
             () = stop.stopping() => {}
             () = self.accept(&places, &drain) => {}
@@ -329,7 +340,8 @@ fn prepare(tcp: &TcpStream) -> io::Result<TcpStream> {
 async fn requests(io: TlsStream<TcpStream>, node: &Arc<Node>, drain: &Drain) -> Option<(OnUpgrade, Job)> {
     let slot = Slot::default();
     let service = service_fn(|request| {
-        let answer = node.answer(request, &slot);
+        let logs = logs::answer(&node.containers, &request);
+        let answer = logs.unwrap_or_else(|| node.answer(request, &slot).map(logs::whole));
         async { Ok::<_, Infallible>(answer) }
     });
     let connection = http1::Builder::new()

@@ -1,7 +1,8 @@
 //! Store: the objects of the embedded cluster, in memory, and every change to them in order.
 //!
 //! In the flow: filled once from `manifests`; read by `rbac`, `api`, the cluster and the node endpoints;
-//! changed when a node's endpoint is bound. Readers take a snapshot and hold no lock.
+//! changed when a node's endpoint is bound and when a container starts or ends. Readers take a snapshot and hold no
+//! lock.
 //! Invariant: each change has the next resource version, and the last [`HISTORY`] changes are kept. A watcher
 //! is a position in that history, not a queue of its own, so a slow one costs nothing and is told it fell
 //! behind.
@@ -11,13 +12,16 @@
 
 mod fill;
 mod object;
+mod status;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use k8s_openapi::api::core::v1::{DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, Pod};
+use k8s_openapi::api::core::v1::{
+    ContainerStatus, DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, Pod,
+};
 use tokio::sync::watch;
 
 use crate::cluster;
@@ -25,7 +29,7 @@ use crate::cluster;
 pub(super) use self::fill::go_arch;
 pub use self::object::{Kind, Object, RBAC_GROUP};
 
-/// Changes kept for watchers. Starting up makes one per node; a watcher further behind than this gets 410 and
+/// Changes kept for watchers. Starting up makes one per node and main process, a crash two; a watcher further behind than this gets 410 and
 /// lists again.
 const HISTORY: usize = 1024;
 
@@ -186,6 +190,30 @@ impl Store {
             self.version.send_replace(inner.objects.version);
         }
         Ok(())
+    }
+
+    /// The pods bound to a node.
+    pub fn pods_on(&self, node: &str) -> Vec<Arc<Pod>> {
+        let bound = |object: &Object| match object {
+            Object::Pod(pod) => {
+                let spec = pod.spec.as_ref().filter(|spec| spec.node_name.as_deref() == Some(node));
+                spec.map(|_| pod.clone())
+            }
+            _ => None,
+        };
+        self.snapshot().list(Kind::Pod, None).filter_map(bound).collect()
+    }
+
+    /// Takes note of how a container is; of its status the image stays. Nothing, when there is no such pod.
+    pub fn set_container_status(&self, namespace: &str, pod: &str, container: ContainerStatus) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(Object::Pod(pod)) = inner.objects.get(Kind::Pod, namespace, pod) else {
+            return;
+        };
+        let mut pod = Pod::clone(pod);
+        status::merge(&mut pod, container);
+        inner.replace(Object::Pod(Arc::new(pod)));
+        self.version.send_replace(inner.objects.version);
     }
 
     /// The changes after this version. Nothing is lost between a snapshot and the changes after its version.

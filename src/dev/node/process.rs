@@ -26,6 +26,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 
+use super::container::Inlet;
 use crate::wire::remotecommand::TerminalSize;
 
 /// `PATH` when podgate has none: what runtimes give containers that say nothing.
@@ -79,7 +80,13 @@ pub(super) struct Streams {
 /// Where its input goes.
 pub(super) enum Stdin {
     Pipe(ChildStdin),
-    Terminal { to: pty_process::OwnedWritePty, terminal: Terminal, line_open: bool },
+    Terminal {
+        to: pty_process::OwnedWritePty,
+        terminal: Terminal,
+        line_open: bool,
+    },
+    /// The input of a main process, which others may write to as well.
+    Shared(Inlet),
 }
 
 /// A hold on a terminal, for its size and its modes.
@@ -402,6 +409,7 @@ impl Stdin {
                 }
                 Ok(())
             }
+            Self::Shared(inlet) => inlet.write(bytes).await,
         }
     }
 
@@ -429,6 +437,11 @@ impl Terminal {
         }
         let size = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
         let _ = rustix::termios::tcsetwinsize(&self.0, size);
+    }
+
+    /// A second hold on it.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
     }
 
     fn end_of_file(&self) -> Option<u8> {
