@@ -118,6 +118,16 @@ fn raise_descriptor_limit(max_connections: usize) {
     }
 }
 
+fn upstream_settings(config: &Config) -> upstream::Settings {
+    upstream::Settings {
+        connect_timeout: config.upstream.connect_timeout,
+        handshake_timeout: config.upstream.handshake_timeout,
+        upgrade_timeout: config.upstream.upgrade_timeout,
+        keepalive: config.upstream.keepalive,
+        translate: config.upstream.translate,
+    }
+}
+
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
     let Ground { cluster, server_tls, client_verifier, tokens, kubelet_tls } = ground;
     let pipeline = Pipeline {
@@ -128,16 +138,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             config.upstream.preferred_address_types.clone(),
             config.cluster.read_timeout,
         ),
-        upstream: Upstream::new(
-            kubelet_tls,
-            upstream::Settings {
-                connect_timeout: config.upstream.connect_timeout,
-                handshake_timeout: config.upstream.handshake_timeout,
-                upgrade_timeout: config.upstream.upgrade_timeout,
-                keepalive: config.upstream.keepalive,
-                translate: config.upstream.translate,
-            },
-        ),
+        upstream: Upstream::new(kubelet_tls, upstream_settings(config)),
     };
     let sessions = Sessions::new(
         session::Settings {

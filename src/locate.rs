@@ -158,20 +158,25 @@ fn choose_container(exec: &Exec, pod: &Pod) -> Result<String, Error> {
     if exec.subresource == Subresource::PortForward {
         return Ok(String::new());
     }
+    container_of(pod, &exec.pod, &exec.container)
+}
+
+/// The container of this name, or the only regular one when the name is empty. `name` is the pod's.
+pub(crate) fn container_of(pod: &Pod, name: &str, container: &str) -> Result<String, Error> {
     let all = || pod.init_containers.iter().chain(&pod.containers).chain(&pod.ephemeral_containers);
-    if !exec.container.is_empty() {
-        return match all().find(|name| **name == exec.container) {
+    if !container.is_empty() {
+        return match all().find(|name| *name == container) {
             Some(name) => Ok(name.clone()),
-            None => Err(Error::NoContainer { container: exec.container.clone(), pod: exec.pod.clone() }),
+            None => Err(Error::NoContainer { container: container.to_owned(), pod: name.to_owned() }),
         };
     }
     match pod.containers.as_slice() {
         [only] => Ok(only.clone()),
-        [] => Err(Error::AmbiguousContainer { pod: exec.pod.clone(), choices: String::new() }),
+        [] => Err(Error::AmbiguousContainer { pod: name.to_owned(), choices: String::new() }),
         _ => {
             let names: Vec<_> = all().map(String::as_str).collect();
             let choices = format!(", choose one of: [{}]", names.join(" "));
-            Err(Error::AmbiguousContainer { pod: exec.pod.clone(), choices })
+            Err(Error::AmbiguousContainer { pod: name.to_owned(), choices })
         }
     }
 }

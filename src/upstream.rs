@@ -202,7 +202,11 @@ impl Upstream {
         }
     }
 
-    async fn dial(&self, addr: &KubeletAddr) -> Result<TlsStream<TcpStream>, Error> {
+    /// A connection to a kubelet, with podgate's certificate. Dropping the future closes it.
+    ///
+    /// # Errors
+    /// Those of connecting, whose texts are complete.
+    pub(crate) async fn dial(&self, addr: &KubeletAddr) -> Result<TlsStream<TcpStream>, Error> {
         let name = ServerName::try_from(addr.host.clone()).map_err(|_| Error::BadHost(addr.host.clone()))?;
         let connect = TcpStream::connect((addr.host.as_str(), addr.port));
         let failed = |source| Error::Connect { addr: addr.clone(), source };

@@ -25,6 +25,7 @@ use crate::drain::{Drain, Drained};
 use crate::listen;
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients};
+use crate::upstream::Upstream;
 
 /// Exit code after a second signal: 128 and SIGINT, as a shell counts.
 const INTERRUPTED: u8 = 130;
@@ -167,7 +168,9 @@ impl Dev {
         }
         let ask = state::Ask { hosts: vec![config.api.listen.ip().to_string()], now: SystemTime::now() };
         let state = State::open(&config.dev.dir, &ask)?;
-        let cluster = Arc::new(DevCluster::new(loaded));
+        let kubelet_tls = tls::client(state.kubelet_client(), state.node_roots())?;
+        let kubelets = Upstream::new(kubelet_tls.clone(), super::upstream_settings(config));
+        let cluster = Arc::new(DevCluster::new(loaded).with_kubelets(kubelets));
 
         let mut nodes = Vec::new();
         let node_tls =
@@ -203,7 +206,7 @@ impl Dev {
             server_tls: tls::server(state.api_server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask)?,
             client_verifier: Some(ClientVerifier::new(state.client_roots())?),
             tokens: Tokens::from_file(&state.tokens_path())?,
-            kubelet_tls: tls::client(state.kubelet_client(), state.node_roots())?,
+            kubelet_tls,
             cluster: cluster.clone(),
         };
         let gateway = Gateway::start(config, ground, drain.clone()).await?;
@@ -269,6 +272,7 @@ impl Dev {
              export KUBECONFIG={}\n\n  \
              kubectl get pods -A -o wide\n  \
              kubectl exec -it web -- sh\n  \
+             kubectl logs -f web\n  \
              kubectl --context mallory exec web -- id\n\n\
              Dev pods are plain local processes: commands run as you, on this machine, without isolation.\n\
              Ctrl-C drains and ends; a second Ctrl-C ends at once.\n",

@@ -1,14 +1,15 @@
 //! Api: what kubectl asks of an API server that is no session: discovery, health, objects, access reviews.
 //!
 //! In the flow: behind the embedded cluster's `serve`; every request was authorized before it came here.
-//! Read-only but for reviews, which change nothing. Bodies are JSON whatever else the client would take; the
-//! response says so and client libraries follow it. `limit` is not honoured, which the API allows: a list is
-//! always whole, and no `continue` token is ever handed out.
+//! Read-only but for reviews, which change nothing. Logs are fetched from the node, as from a kubelet. Bodies
+//! are JSON whatever else the client would take; the response says so and client libraries follow it. `limit`
+//! is not honoured, which the API allows: a list is always whole, and no `continue` token is ever handed out.
 //! Source: apiserver `pkg/endpoints/{installer,handlers/get}.go`, `pkg/server/healthz`; `protocol.md` 8.7,
 //! 8.8.
 
 mod discovery;
 mod list;
+mod log;
 mod protobuf;
 mod review;
 mod select;
@@ -27,6 +28,7 @@ use crate::cluster::{Body, User};
 use crate::health::{self, Check};
 use crate::request::{Ask, Resource};
 use crate::status::{Refusal, go_quote};
+use crate::upstream::Upstream;
 
 /// Media type of everything but health.
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -34,6 +36,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Answers a request.
 pub(super) async fn serve(
     store: &Arc<Store>,
+    kubelets: Option<&Upstream>,
     user: &User,
     ask: &Ask,
     request: Request<Body>,
@@ -42,6 +45,9 @@ pub(super) async fn serve(
     let Some(resource) = &ask.attributes.resource else {
         return path(ask, headers);
     };
+    if log::is_log(resource) {
+        return log::serve(store, kubelets, resource, ask, request.method()).await;
+    }
     if !resource.subresource.is_empty() || !resource.rest.is_empty() {
         return Err(Refusal::NoSuchPath);
     }

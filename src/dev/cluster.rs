@@ -17,11 +17,13 @@ use super::store::{self, Store};
 use crate::cluster::{Body, Cluster, Decision, Error, Node, Pod, User};
 use crate::request::{Ask, Attributes};
 use crate::status::Refusal;
+use crate::upstream::Upstream;
 
 /// A cluster in memory.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct DevCluster {
     store: Arc<Store>,
+    kubelets: Option<Arc<Upstream>>,
 }
 
 // === impl DevCluster ===
@@ -29,7 +31,13 @@ pub struct DevCluster {
 impl DevCluster {
     /// A cluster of these objects. Its warnings are the caller's to print.
     pub fn new(loaded: Loaded) -> Self {
-        Self { store: Store::new(loaded.objects) }
+        Self { store: Store::new(loaded.objects), kubelets: None }
+    }
+
+    /// The same, with a way to its nodes: without one it serves no logs.
+    #[must_use]
+    pub fn with_kubelets(self, kubelets: Upstream) -> Self {
+        Self { kubelets: Some(Arc::new(kubelets)), ..self }
     }
 
     /// The objects, for node endpoints and those who wire them.
@@ -68,7 +76,7 @@ impl Cluster for DevCluster {
         ask: &'a Ask,
         request: Request<Body>,
     ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
-        api::serve(&self.store, user, ask, request).boxed()
+        api::serve(&self.store, self.kubelets.as_deref(), user, ask, request).boxed()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Store: the objects of the embedded cluster, in memory, and every change to them in order.
 //!
 //! In the flow: filled once from `manifests`; read by `rbac`, `api`, the cluster and the node endpoints;
-//! changed when a node's endpoint is bound and when a container starts or ends. Readers take a snapshot and hold no
-//! lock.
+//! changed when a node's endpoint is bound and when a container starts or ends. Readers take a snapshot and
+//! hold no lock.
 //! Invariant: each change has the next resource version, and the last [`HISTORY`] changes are kept. A watcher
 //! is a position in that history, not a queue of its own, so a slow one costs nothing and is told it fell
 //! behind.
@@ -29,8 +29,8 @@ use crate::cluster;
 pub(super) use self::fill::go_arch;
 pub use self::object::{Kind, Object, RBAC_GROUP};
 
-/// Changes kept for watchers. Starting up makes one per node and main process, a crash two; a watcher further behind than this gets 410 and
-/// lists again.
+/// Changes kept for watchers. Starting up makes one per node and main process, a crash two; a watcher further
+/// behind than this gets 410 and lists again.
 const HISTORY: usize = 1024;
 
 /// The objects and their history.

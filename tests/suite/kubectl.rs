@@ -287,6 +287,60 @@ async fn a_watch_sees_what_is_there_and_ends_with_podgate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logs_show_what_the_main_process_said() {
+    let running = Running::start().await;
+    for kubectl in all(&running.kubeconfig()) {
+        // The process starts with podgate, and may be a moment behind it.
+        let said = soon("the first line", async {
+            loop {
+                let said = kubectl.run(&["logs", "web"]).await;
+                if said.code != Some(0) || !said.out.is_empty() {
+                    return said;
+                }
+            }
+        })
+        .await;
+        assert_eq!((said.code, said.out.as_str()), (Some(0), "web: started\n"), "{}", said.err);
+        let stamped = kubectl.run(&["logs", "web", "--timestamps", "--tail=1"]).await.out;
+        assert!(stamped.ends_with("Z web: started\n") && stamped.len() == 44, "{stamped}");
+        assert_eq!(kubectl.run(&["logs", "web", "--limit-bytes=3"]).await.out, "web");
+        assert_eq!(kubectl.run(&["logs", "multi", "-c", "app"]).await.out, "");
+        let previous = kubectl.run(&["logs", "-p", "web"]).await;
+        let text = "previous terminated container \"web\" in pod \"web\" not found";
+        assert!(previous.err.contains(text), "{}: {}", kubectl.name(), previous.err);
+        let mallory = kubectl.run(&["--context", "mallory", "logs", "web"]).await;
+        assert!(mallory.err.contains("is forbidden"), "{}", mallory.err);
+        let pods = kubectl.run(&["get", "pod", "web"]).await.out;
+        let words: Vec<_> = pods.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(&words[..4], ["web", "1/1", "Running", "0"]);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followed_logs_come_at_once_and_end_with_podgate() {
+    let running = Running::start().await;
+    let mut followers = Vec::new();
+    for kubectl in all(&running.kubeconfig()) {
+        let mut child = kubectl.spawn(&mut kubectl.command(&["logs", "-f", "web"]));
+        let mut out = child.stdout.take().unwrap();
+        let mut seen = Vec::new();
+        soon("the first line", async {
+            while !seen.ends_with(b"web: started\n") {
+                assert_ne!(out.read_buf(&mut seen).await.unwrap(), 0, "the log ended");
+            }
+        })
+        .await;
+        followers.push((kubectl, child));
+    }
+    // Clean: they end by the drain's first step, not by its deadline.
+    running.stop().await;
+    for (_kubectl, mut child) in followers {
+        soon("kubectl ends", child.wait()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_kubectl_leaves_no_process_behind() {
     let running = Running::start().await;
     for (number, kubectl) in all(&running.kubeconfig()).into_iter().enumerate() {

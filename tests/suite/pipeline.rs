@@ -97,6 +97,19 @@ async fn item_002_003_get_is_reviewed_as_get_and_create_and_post_as_create_alone
 }
 
 #[tokio::test]
+async fn item_006_log_and_proxy_are_reviewed_once() {
+    let rig = rig().await;
+    for subresource in ["log", "proxy"] {
+        let before = rig.gateway.cluster.reviews().len();
+        let answer = rig.get(&format!("/api/v1/namespaces/default/pods/web/{subresource}")).await;
+        assert_eq!(answer.code(), 200);
+        let reviews = &rig.gateway.cluster.reviews()[before..];
+        assert_eq!(reviews, [format!("ana get pods/{subresource} default/web")]);
+    }
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
 async fn item_004_005_a_get_without_create_is_403_before_the_pod_is_read() {
     let rig = rig().await;
     let asked = request("GET /api/v1/namespaces/default/pods/none/exec", UPGRADE);

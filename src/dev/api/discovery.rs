@@ -59,10 +59,11 @@ const NOTHING: Entry = Entry {
     subresources: &[],
 };
 
-/// The three doors into a pod; podgate's own front answers them.
+/// The three doors into a pod, which podgate's own front answers, and its log.
 const DOORS: &[Sub] = &[
     Sub { name: "attach", kind: "PodAttachOptions", verbs: &["create", "get"] },
     Sub { name: "exec", kind: "PodExecOptions", verbs: &["create", "get"] },
+    Sub { name: "log", kind: "Pod", verbs: &["get"] },
     Sub { name: "portforward", kind: "PodPortForwardOptions", verbs: &["create", "get"] },
 ];
 

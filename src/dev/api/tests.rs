@@ -33,7 +33,7 @@ async fn call(
     }
     let request = request.body(full(body.to_owned().into())).unwrap();
     let ask = Ask::parse(request.method(), request.uri(), request.headers()).unwrap();
-    serve(store, &alice(), &ask, request).await
+    serve(store, None, &alice(), &ask, request).await
 }
 
 async fn get(uri: &str, accept: &str) -> Result<(String, String), Refusal> {

@@ -1,8 +1,8 @@
 //! Container: the main processes of a node's pods, from the node's start to its stop.
 //!
-//! In the flow: [`Containers::start`] makes one task of the [`Drain`] for every regular container of the pods that
-//! are bound here. A container with a `command` or `args` runs them; one without has no process, but is there, as
-//! if it only paused. Init containers and ephemeral ones are not run.
+//! In the flow: [`Containers::start`] makes one task of the [`Drain`] for every regular container of the pods
+//! that are bound here. A container with a `command` or `args` runs them; one without has no process, but is
+//! there, as if it only paused. Init containers and ephemeral ones are not run.
 //!
 //! ```text
 //!   clients' stdin -> queue -> feed -> process -> pumps -> log
@@ -10,14 +10,16 @@
 //! ```
 //!
 //! Invariants:
-//! - A process group is ended and reaped inside its container's task; at the drain's first step all of them are.
-//! - The log and whoever is attached get the same bytes. A client sees what came after it attached, nothing before.
+//! - A process group is ended and reaped inside its container's task; at the drain's first step all of them
+//!   are.
+//! - The log and whoever is attached get the same bytes. A client sees what came after it attached, nothing
+//!   before.
 //! - A client that does not take its output makes the process wait, as containerd does, but only for
 //!   `client_patience`; then its streams end, after what it was given, and the process goes on.
 //! - Nothing holds a lock while it waits.
 //!
-//! After the exit of the process its group is killed, as a container's is. Output is taken until all that held the
-//! pipes is gone, or for [`LEFTOVERS`] when something has left the group on purpose.
+//! After the exit of the process its group is killed, as a container's is. Output is taken until all that
+//! held the pipes is gone, or for [`LEFTOVERS`] when something has left the group on purpose.
 //! Source: Kubernetes API reference, Container v1 core (`stdin`, `stdinOnce`, `tty`); kubelet
 //! `pkg/kubelet/kuberuntime/kuberuntime_manager.go` (`doBackOff`), `pkg/kubelet/kubelet_pods.go`; containerd
 //! `internal/cri/io/container_io.go`.
@@ -78,7 +80,8 @@ struct Settings {
     longest_delay: Duration,
     /// Bytes of output an attached client may be behind. Full: the process waits.
     client_buffer: usize,
-    /// How long the process waits for one client to take a read's worth of output. Then the client's streams end.
+    /// How long the process waits for one client to take a read's worth of output. Then the client's streams
+    /// end.
     client_patience: Duration,
     /// Bytes of log per run, as much as a kubelet keeps in a file; a container keeps two runs.
     log: usize,
@@ -134,8 +137,8 @@ struct Client {
 pub(super) struct Attached {
     /// What was asked for and is there. A terminal's output is all on stdout.
     pub(super) streams: Streams,
-    /// Resolves when the process has ended, or when this client was too slow; what is in its streams then is the
-    /// rest. The attachment lasts for as long as this is held.
+    /// Resolves when the process has ended, or when this client was too slow; what is in its streams then is
+    /// the rest. The attachment lasts for as long as this is held.
     pub(super) ended: BoxFuture<'static, ()>,
 }
 
@@ -365,8 +368,8 @@ impl Backoff {
         Self { next: first, first, longest }
     }
 
-    /// The wait after a run of this length. After one twice as long as the longest wait all is forgiven, as with a
-    /// kubelet.
+    /// The wait after a run of this length. After one twice as long as the longest wait all is forgiven, as
+    /// with a kubelet.
     fn after(&mut self, run: Duration) -> Duration {
         if run >= self.longest * 2 {
             self.next = self.first;
@@ -423,8 +426,8 @@ async fn pause(inner: &Inner, entry: &Entry, spec: &Spec, drain: &Drain) {
     run.over.cancel();
 }
 
-/// One life of a main process; `None` when the node stops. When dropped the process's leader is killed, its group
-/// is not.
+/// One life of a main process; `None` when the node stops. When dropped the process's leader is killed, its
+/// group is not.
 async fn run(
     inner: &Inner,
     entry: &Entry,

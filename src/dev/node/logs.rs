@@ -1,13 +1,13 @@
 //! Logs: what main processes wrote, kept in memory line by line, and the kubelet's way of reading it.
 //!
 //! In the flow: `container` writes one [`RunLog`] per run of a process; [`answer`] serves
-//! `/containerLogs/{namespace}/{pod}/{container}`. There is no task behind a reader: its body asks the log for
-//! more when the connection wants more, so a reader that goes away ends it, and one that does not read costs a
-//! position. A follower that falls behind what is kept goes on with the oldest line there is, as one does whose
-//! file was rotated away. A log that is followed ends with the run it is of.
+//! `/containerLogs/{namespace}/{pod}/{container}`. There is no task behind a reader: its body asks the log
+//! for more when the connection wants more, so a reader that goes away ends it, and one that does not read
+//! costs a position. A follower that falls behind what is kept goes on with the oldest line there is, as one
+//! does whose file was rotated away. A log that is followed ends with the run it is of.
 //!
-//! Lines longer than [`MAX_LINE`] are kept in pieces, as containerd does, and a last line without its end is given
-//! one; a line that is not finished is not shown yet.
+//! Lines longer than [`MAX_LINE`] are kept in pieces, as containerd does, and a last line without its end is
+//! given one; a line that is not finished is not shown yet.
 //! Source: `protocol.md` 1.8; kubelet `pkg/kubelet/server/server.go` (`getContainerLogs`),
 //! `kuberuntime/logs/logs.go`; containerd `internal/cri/io/logger.go`.
 
@@ -138,7 +138,8 @@ impl RunLog {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the options ask for, piece by piece; ends when it is all told, or with the run when it is followed.
+    /// What the options ask for, piece by piece; ends when it is all told, or with the run when it is
+    /// followed.
     fn read(self: Arc<Self>, options: &LogOptions, now: Timestamp) -> Body {
         let signal = self.changed.subscribe();
         let (first, last) = {

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-/// Puts a container's state into its pod, and what follows from it: conditions, and the phase once all have ended.
+/// Puts a container's state into its pod, and what follows from it: conditions, and the phase once all have
+/// ended.
 pub(super) fn merge(pod: &mut Pod, new: ContainerStatus) {
     let status = pod.status.get_or_insert_default();
     let all = status.container_statuses.get_or_insert_default();

@@ -165,3 +165,45 @@ async fn a_watcher_that_falls_behind_is_told_so() {
     assert_eq!(late.next().await.unwrap_err(), Gone::Old { seen: start, oldest: start + 1 });
     assert_eq!(changes.next().await.unwrap().version, start + 2);
 }
+
+#[test]
+fn a_container_that_ends_makes_its_pod_unready_and_ended() {
+    let store = store();
+    let version = store.snapshot().version();
+    let image = |store: &Store| {
+        store
+            .pod("default", "web")
+            .unwrap()
+            .status
+            .clone()
+            .unwrap()
+            .container_statuses
+            .unwrap()
+            .remove(0)
+            .image
+    };
+    let before = image(&store);
+    let ended = |exit_code| ContainerStatus {
+        name: "web".into(),
+        state: Some(k8s_openapi::api::core::v1::ContainerState {
+            terminated: Some(k8s_openapi::api::core::v1::ContainerStateTerminated {
+                exit_code,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..ContainerStatus::default()
+    };
+    for (code, phase, reason) in [(0, "Succeeded", "PodCompleted"), (3, "Failed", "PodCompleted")] {
+        store.set_container_status("default", "web", ended(code));
+        let status = store.pod("default", "web").unwrap().status.clone().unwrap();
+        assert_eq!(status.phase.as_deref(), Some(phase));
+        let ready =
+            status.conditions.unwrap().into_iter().find(|condition| condition.type_ == "Ready").unwrap();
+        assert_eq!((ready.status.as_str(), ready.reason.as_deref()), ("False", Some(reason)));
+    }
+    assert_eq!(image(&store), before);
+    assert_eq!(store.snapshot().version(), version + 2);
+    store.set_container_status("default", "nope", ended(0));
+    assert_eq!(store.snapshot().version(), version + 2);
+}
