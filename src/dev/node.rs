@@ -16,12 +16,13 @@
 //! strangers, while the one client here is a gateway with a session in hand, for which a short wait in the
 //! backlog is better than an error. Socket options are `listen`'s.
 //!
-//! Left out on purpose: port-forward, the URL form with a pod UID, and an authorizer.
+//! Left out on purpose: the URL form with a pod UID for exec and attach, and an authorizer.
 //! Source: `protocol.md` 3.2 to 3.4, 5.1, 6.1, 6.2; kubelet `pkg/kubelet/server/server.go` (`getExec`,
 //! `getAttach`), `cri/streaming/remotecommand/{httpstream,websocket}.go`, apimachinery
 //! `pkg/util/httpstream/spdy/upgrade.go`.
 
 mod container;
+mod forward;
 mod logs;
 mod process;
 mod session;
@@ -167,7 +168,13 @@ struct Node {
 }
 
 /// An answered upgrade, left by the request's handler for its connection's task.
-type Slot = Arc<Mutex<Option<(OnUpgrade, Job)>>>;
+type Slot = Arc<Mutex<Option<(OnUpgrade, Work)>>>;
+
+/// What an upgraded connection is for.
+enum Work {
+    Session(Job),
+    Forward(forward::Job),
+}
 
 type Answer = Response<Full<Bytes>>;
 
@@ -311,7 +318,7 @@ async fn serve(
             Err(_) => return debug!("handshake took too long"),
         },
     };
-    let Some((upgrade, job)) = requests(io, &node, &drain).await else {
+    let Some((upgrade, work)) = requests(io, &node, &drain).await else {
         return;
     };
     // Ready: the connection was taken apart by the future that `requests` has awaited.
@@ -321,6 +328,16 @@ async fn serve(
     };
     let Ok(parts) = parts else {
         unreachable!("the connection is the one that was served");
+    };
+    let job = match work {
+        Work::Session(job) => job,
+        Work::Forward(job) => {
+            let run = forward::run(parts.io.into_inner(), parts.read_buf, job, &node.settings, &drain);
+            return match Box::pin(run).await {
+                forward::End::NotSpdy(error) => debug!(error = %error, "port-forward ended, not SPDY"),
+                end => debug!(end = ?end, "port-forward ended"),
+            };
+        }
     };
     let session = session::run(parts.io.into_inner(), watch, parts.read_buf, job, &node.settings, &drain);
     let end = Box::pin(session).await;
@@ -337,7 +354,7 @@ fn prepare(tcp: &TcpStream) -> io::Result<TcpStream> {
 }
 
 /// Serves requests until the connection closes or one of them was upgraded.
-async fn requests(io: TlsStream<TcpStream>, node: &Arc<Node>, drain: &Drain) -> Option<(OnUpgrade, Job)> {
+async fn requests(io: TlsStream<TcpStream>, node: &Arc<Node>, drain: &Drain) -> Option<(OnUpgrade, Work)> {
     let slot = Slot::default();
     let service = service_fn(|request| {
         let logs = logs::answer(&node.containers, &request);
@@ -376,10 +393,13 @@ async fn requests(io: TlsStream<TcpStream>, node: &Arc<Node>, drain: &Drain) -> 
 
 impl Node {
     fn answer(&self, mut request: Request<Incoming>, slot: &Slot) -> Answer {
+        if request.uri().path().starts_with(forward::PREFIX) {
+            return forward::answer(self, request, slot);
+        }
         match self.route(&request) {
             Ok(Some((switching, job))) => {
                 let upgrade = hyper::upgrade::on(&mut request);
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, job));
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, Work::Session(job)));
                 switching
             }
             Ok(None) => plain(StatusCode::OK, "ok"),
