@@ -1,7 +1,7 @@
 //! Forward: one port-forward from its request to its end, with ports of this machine as those of the pod.
 //!
-//! In the flow: beside `session`, behind the same upgrade. The session's task reads and writes the connection to
-//! the client; each connection to a port is a task of the drain:
+//! In the flow: beside `session`, behind the same upgrade. The session's task reads and writes the connection
+//! to the client; each connection to a port is a task of the drain:
 //!
 //! ```text
 //!   client -> reader -> a pipe for each connection -> port
@@ -14,18 +14,19 @@
 //! - A connection that fails leaves the others as they are.
 //! - When [`run`] returns, all connections of the session are closed and their tasks are gone.
 //!
-//! A full pipe makes the reader wait, and with it everything else the client sends, as upstream. A port that takes
-//! nothing for [`STALL`] loses its connection, so one of them cannot stop the others for good. A full control
-//! queue makes the reader wait too: a client that sends without reading stops itself.
+//! A full pipe makes the reader wait, and with it everything else the client sends, as upstream. A port that
+//! takes nothing for [`STALL`] loses its connection, so one of them cannot stop the others for good. A full
+//! control queue makes the reader wait too: a client that sends without reading stops itself.
 //!
-//! Unlike containerd, a connection that breaks after it stood is told by a reset of its data stream, without a
-//! text: kubectl gives up the whole port-forward at the first text, and one broken connection is no reason.
+//! Unlike containerd, a connection that breaks after it stood is told by a reset of its data stream, without
+//! a text: kubectl gives up the whole port-forward at the first text, and one broken connection is no reason.
 //! Unlike it too, the second direction may take its time after the first has ended.
 //!
 //! Old WebSocket clients are served by the same parts: a channel takes the place of a stream's id.
 //!
-//! Bounds: [`READ`] bytes per read, [`PIPE`] bytes of each connection on their way to a port, [`DATA_QUEUE`] pieces
-//! of [`READ`] bytes on their way to the client, [`CONTROL_QUEUE`] frames; pairs and streams as `wire` says.
+//! Bounds: [`READ`] bytes per read, [`PIPE`] bytes of each connection on their way to a port, [`DATA_QUEUE`]
+//! pieces of [`READ`] bytes on their way to the client, [`CONTROL_QUEUE`] frames; pairs and streams as `wire`
+//! says.
 //! Source: `protocol.md` 3.4, 5.4, 6.1, 7.4; kubelet `cri/streaming/portforward/{httpstream,websocket}.go`;
 //! containerd `internal/cri/server/sandbox_portforward_linux.go`.
 
@@ -74,8 +75,8 @@ const DATA_QUEUE: usize = 4;
 /// Control frames on their way to the client. Full: the reader waits.
 const CONTROL_QUEUE: usize = 64;
 
-/// How long a port may take nothing while the reader waits for it: long for a program that thinks, short for the
-/// other connections.
+/// How long a port may take nothing while the reader waits for it: long for a program that thinks, short for
+/// the other connections.
 const STALL: Duration = Duration::from_secs(10);
 
 /// How long the last frames may take: less than what the drain gives after the cut.

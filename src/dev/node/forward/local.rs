@@ -17,7 +17,7 @@ use super::{Link, Out, READ};
 use crate::wire::portforward::forward_failed;
 use crate::wire::spdy::RstStatus;
 
-/// From the first packet to a connection, for each address: loopback answers at once, unless the port's backlog
+/// From the first packet to a connection, for each address: loopback answers at once, unless the backlog
 /// is full.
 const DIAL: Duration = Duration::from_secs(5);
 

@@ -756,3 +756,63 @@ async fn a_stream_alone_is_told_and_reset_in_time() {
     let (end, ()) = tokio::join!(serve, client);
     assert!(matches!(end, End::ClientGone), "{end:?}");
 }
+
+#[tokio::test]
+async fn a_stream_that_is_there_twice_is_reset_and_the_first_goes_on() {
+    let node = Node::start(Streaming::V4).await;
+    let port = node.echo().await;
+    let mut client = node.spdy().await;
+    let error = client.open(&Half::Error.headers(port, 9)).await;
+    let twice = client.open(&Half::Error.headers(port, 9)).await;
+    client.ended(twice).await;
+    assert_eq!(client.at(twice).reset, Some(RstStatus::CANCEL));
+    let data = client.open(&Half::Data.headers(port, 9)).await;
+    client.write(data, b"on").await;
+    client.fin(data).await;
+    client.ended(error).await;
+    assert_eq!(client.text(data), "on");
+    let told = "error processing stream for request 9: error stream already assigned";
+    assert_eq!(client.text(error), told);
+    drop(client);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn data_before_the_error_stream_is_bounded() {
+    let node = Node::start(Streaming::V4).await;
+    let port = node.echo().await;
+    let mut client = node.spdy().await;
+    let early = client.open(&Half::Data.headers(port, 1)).await;
+    client.write(early, &vec![1; PIPE]).await;
+    let over = client.open(&Half::Data.headers(port, 2)).await;
+    client.write(over, &vec![2; PIPE + 1]).await;
+    client.ended(over).await;
+    assert_eq!(client.at(over).reset, Some(RstStatus::CANCEL));
+    let error = client.open(&Half::Error.headers(port, 1)).await;
+    client.fin(early).await;
+    client.ended(error).await;
+    assert!(client.at(early).data == vec![1; PIPE]);
+    drop(client);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_reset_of_the_client_ends_its_connection_only() {
+    let node = Node::start(Streaming::V4).await;
+    let echo = node.echo().await;
+    let mut client = node.spdy().await;
+    let (error, data) = client.connect(echo).await;
+    let (_, other) = client.connect(echo).await;
+    client.write(data, b"x").await;
+    client.until("an echo", |client| client.text(data) == "x").await;
+    let mut out = BytesMut::new();
+    Encoder::rst_stream(&mut out, data, RstStatus::CANCEL);
+    client.send(out).await;
+    // What kubectl waits for.
+    client.ended(error).await;
+    assert!(client.at(error).fin && client.text(error).is_empty());
+    client.write(other, b"on").await;
+    client.until("an echo", |client| client.text(other) == "on").await;
+    drop(client);
+    node.stop().await;
+}

@@ -1,7 +1,7 @@
 //! Tunnel: a WebSocket connection whose binary messages are one stream of bytes.
 //!
-//! Invariants: both halves are polled by one task, since a pong may be written while reading; nothing follows our
-//! Close; at most one pong is owed, so pings cost a client that does not read no memory here.
+//! Invariants: both halves are polled by one task, since a pong may be written while reading; nothing follows
+//! our Close; at most one pong is owed, so pings of a client that does not read cost no memory.
 
 use std::io;
 use std::pin::Pin;
