@@ -15,7 +15,7 @@
 //! - When [`run`] returns, all connections of the session are closed and their tasks are gone.
 //!
 //! A full pipe makes the reader wait, and with it everything else the client sends, as upstream. A port that
-//! takes nothing for [`STALL`] loses its connection, so one of them cannot stop the others for good. A full
+//! takes nothing for [`STALL`] while the client does loses its connection, so one cannot stop all. A full
 //! control queue makes the reader wait too: a client that sends without reading stops itself.
 //!
 //! Unlike containerd, a connection that breaks after it stood is told by a reset of its data stream, without
@@ -418,11 +418,13 @@ impl Feed {
     }
 
     /// Waits until the port has taken so much that the rest fits. Bytes that nobody takes are dropped.
-    async fn push(&mut self, mut bytes: Bytes) {
+    async fn push(&mut self, mut bytes: Bytes, common: &Common<'_>) {
         while let Some(pipe) = self.pipe.as_mut().filter(|_| !bytes.is_empty()) {
             match timeout(STALL, pipe.write_buf(&mut bytes)).await {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) => self.pipe = None,
+                // The client takes nothing either, and the program may wait for just that.
+                Err(_) if common.data.capacity() == 0 => {}
                 Err(_) => {
                     debug!("a port took nothing for {STALL:?}");
                     self.reset();
@@ -565,8 +567,8 @@ impl<'a> Streams<'a> {
         let waits = self.waiting.values().any(|waiting| waiting.stream == id);
         let Some(feed) = self.feeds.get_mut(&id) else { return };
         if !waits {
-            feed.push(bytes).await;
-        } else if unconstrained(feed.push(bytes)).now_or_never().is_none() {
+            feed.push(bytes, &self.common).await;
+        } else if unconstrained(feed.push(bytes, &self.common)).now_or_never().is_none() {
             // Nothing takes it before the error stream has come, which may be behind it.
             self.reset(id);
             return self.common.say(Out::Reset(id, RstStatus::CANCEL)).await;
@@ -660,7 +662,7 @@ impl<'a> Channels<'a> {
             ws::Event::Data(data) => {
                 self.common.took_one();
                 if let Some((at, bytes)) = self.legacy.decode(data) {
-                    self.feeds[at].push(bytes).await;
+                    self.feeds[at].push(bytes, &self.common).await;
                 }
             }
             ws::Event::Ping(payload) => self.common.say(Out::Pong(payload)).await,

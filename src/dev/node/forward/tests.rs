@@ -816,3 +816,27 @@ async fn a_reset_of_the_client_ends_its_connection_only() {
     drop(client);
     node.stop().await;
 }
+
+#[tokio::test]
+async fn a_client_that_pauses_loses_nothing() {
+    let node = Node::start(Streaming::V4).await;
+    let echo = node.echo().await;
+    let mut client = node.spdy().await;
+    let (error, data) = client.connect(echo).await;
+    client.until("a reply", |client| client.at(data).open).await;
+    // More than the kernel keeps on the whole way there and back.
+    let sent = bytes(3, 48 * 1024 * 1024);
+    let mut out = BytesMut::new();
+    for piece in sent.chunks(1024 * 1024) {
+        out.put_slice(&Encoder::data_head(data, piece.len(), false));
+        out.put_slice(piece);
+    }
+    let written = timeout(STALL + Duration::from_secs(2), client.write.write_all_buf(&mut out)).await;
+    assert!(written.is_err(), "all was taken");
+    client.send(out).await;
+    client.fin(data).await;
+    client.ended(error).await;
+    assert!(client.at(data).data == sent && client.at(data).fin);
+    drop(client);
+    node.stop().await;
+}
