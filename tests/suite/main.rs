@@ -9,6 +9,8 @@ mod rig;
 mod answers;
 mod badlink;
 mod binary;
+mod copy;
+mod forward;
 
 mod kubectl;
 mod sessions;

@@ -1,7 +1,7 @@
 //! Container: the main processes of a node's pods, from the node's start to its stop.
 //!
 //! In the flow: [`Containers::start`] makes one task of the [`Drain`] for every regular container of the pods
-//! that are bound here. A container with a `command` or `args` runs them; one without has no process, but is
+//! that are bound here. A container with a `command` runs it; one without has no process, but is
 //! there, as if it only paused. Init containers and ephemeral ones are not run.
 //!
 //! ```text
@@ -305,7 +305,10 @@ impl Spec {
         let dir = names.iter().fold(dir.to_owned(), |dir, name| dir.join(name));
         let tty = container.tty.unwrap_or_default();
         let runs = Runs::find(pod, &container.name)?;
-        let words = container.command.iter().flatten().chain(container.args.iter().flatten());
+        // Arguments alone are for an image's entrypoint, and there is no image.
+        let command = container.command.as_ref().filter(|command| !command.is_empty());
+        let words =
+            command.into_iter().flatten().chain(command.and(container.args.as_ref()).into_iter().flatten());
         let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
         let policy = match pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) {
             Some("OnFailure") => Policy::OnFailure,

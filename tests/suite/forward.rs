@@ -1,0 +1,163 @@
+//! `kubectl port-forward`, with every kubectl and every kind of node.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use podgate::drain::Drain;
+use podgate::testing::soon;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, ChildStderr, ChildStdout};
+
+use crate::copy::PODS;
+use crate::dev::Running;
+use crate::kubectl::{self, Kubectl};
+
+/// Bytes of one download.
+const BODY: usize = 1 << 20;
+
+/// Downloads at once.
+const DOWNLOADS: usize = 50;
+
+/// An HTTP server on loopback, as it could run in a pod: `/N` is a MiB that differs for each N.
+struct Web {
+    port: u16,
+    drain: Drain,
+}
+
+fn body(n: usize) -> Vec<u8> {
+    (0..BODY).map(|at| u8::try_from((at * 31 + n * 7 + at / 251) % 256).unwrap()).collect()
+}
+
+impl Web {
+    async fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let drain = Drain::new();
+        let tasks = drain.clone();
+        drain.spawn(async move {
+            loop {
+                let tcp = tokio::select! {
+                    accepted = listener.accept() => accepted.unwrap().0,
+                    () = tasks.stopping() => return,
+                };
+                tasks.spawn(async move {
+                    let mut tcp = BufReader::new(tcp);
+                    let mut head = String::new();
+                    // All of it: to close over unread bytes would be a reset.
+                    while !head.ends_with("\r\n\r\n") {
+                        if !tcp.read_line(&mut head).await.is_ok_and(|count| count > 0) {
+                            return;
+                        }
+                    }
+                    let n = head.strip_prefix("GET /").and_then(|rest| rest.split(' ').next()?.parse().ok());
+                    let body = body(n.expect("a number"));
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                    // A client that left is its own business.
+                    let _ = tcp.write_all(&[head.as_bytes(), &body].concat()).await;
+                    let _ = tcp.shutdown().await;
+                });
+            }
+        });
+        Self { port, drain }
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        self.drain.stop();
+    }
+}
+
+/// A port on which nobody listens.
+async fn closed_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port()
+}
+
+/// A running `kubectl port-forward`.
+struct Forward {
+    child: Child,
+    out: Lines<BufReader<ChildStdout>>,
+    err: Lines<BufReader<ChildStderr>>,
+}
+
+impl Forward {
+    async fn start(kubectl: &Kubectl, pod: &str, ports: &[u16]) -> (Self, Vec<SocketAddr>) {
+        let ports: Vec<String> = ports.iter().map(|port| format!(":{port}")).collect();
+        let args: Vec<&str> =
+            ["port-forward", pod].into_iter().chain(ports.iter().map(String::as_str)).collect();
+        let mut child = kubectl.spawn(&mut kubectl.command(&args));
+        let out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let err = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut forward = Self { child, out, err };
+        let mut local = Vec::new();
+        while local.len() < ports.len() {
+            let line = soon("kubectl to listen", forward.out.next_line()).await.unwrap();
+            let Some(line) = line else { panic!("{pod}: {:?}", forward.err.next_line().await) };
+            // One line for each family.
+            if let Some(rest) = line.strip_prefix("Forwarding from 127.0.0.1:") {
+                let port = rest.split(' ').next().unwrap().parse().unwrap();
+                local.push(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+            }
+        }
+        (forward, local)
+    }
+
+    /// Waits for a line of this text on stderr.
+    async fn reports(&mut self, text: &str) {
+        loop {
+            let line = soon(text, self.err.next_line()).await.unwrap();
+            let line = line.unwrap_or_else(|| panic!("kubectl ended without {text:?}"));
+            if line.contains(text) {
+                return;
+            }
+        }
+    }
+}
+
+async fn get(addr: SocketAddr, n: usize) -> Vec<u8> {
+    let mut tcp = TcpStream::connect(addr).await.unwrap();
+    tcp.write_all(format!("GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    soon("a download", tcp.read_to_end(&mut answer)).await.unwrap();
+    let head = answer.windows(4).position(|part| part == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
+    answer.split_off(head)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_downloads_at_once_are_all_whole() {
+    let running = Running::start().await;
+    let web = Web::start().await;
+    for kubectl in kubectl::all(&running.kubeconfig()) {
+        for pod in PODS {
+            let (mut forward, local) = Forward::start(&kubectl, pod, &[web.port]).await;
+            let addr = local[0];
+            let wanted = Arc::new((0..DOWNLOADS).map(body).collect::<Vec<_>>());
+            let all = futures_util::future::join_all((0..DOWNLOADS).map(|n| get(addr, n))).await;
+            for (n, got) in all.iter().enumerate() {
+                assert!(*got == wanted[n], "{pod}: download {n} has {} bytes", got.len());
+            }
+            forward.child.kill().await.unwrap();
+        }
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_port_is_reported_to_the_user() {
+    let running = Running::start().await;
+    for kubectl in kubectl::all(&running.kubeconfig()) {
+        for pod in PODS {
+            let closed = closed_port().await;
+            let (mut forward, local) = Forward::start(&kubectl, pod, &[closed]).await;
+            let mut tcp = TcpStream::connect(local[0]).await.unwrap();
+            let mut nothing = Vec::new();
+            // Closed or reset: kubectl's own way.
+            let _ = soon("the end", tcp.read_to_end(&mut nothing)).await;
+            assert_eq!(nothing, b"");
+            forward.reports(&format!("error forwarding port {closed} to pod")).await;
+            forward.child.kill().await.unwrap();
+        }
+    }
+    running.stop().await;
+}
