@@ -161,3 +161,65 @@ async fn a_refused_port_is_reported_to_the_user() {
     }
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_in_the_pod_ends_for_the_user_and_the_others_go_on() {
+    let running = Running::start().await;
+    let web = Web::start().await;
+    let breaking = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = breaking.local_addr().unwrap().port();
+    for kubectl in kubectl::all(&running.kubeconfig()) {
+        for pod in PODS {
+            let (mut forward, local) = Forward::start(&kubectl, pod, &[web.port, port]).await;
+            let user = async {
+                let mut tcp = TcpStream::connect(local[1]).await.unwrap();
+                tcp.write_all(b"hello").await.unwrap();
+                let mut got = Vec::new();
+                // Closed or reset: kubectl's own way.
+                let _ = soon(&format!("the end of a broken connection to {pod}"), tcp.read_to_end(&mut got))
+                    .await;
+                got.len()
+            };
+            let breaks = async {
+                let (mut tcp, _) = breaking.accept().await.unwrap();
+                tcp.write_all(&[b'x'; 50_000]).await.unwrap();
+                tcp.read_exact(&mut [0; 5]).await.unwrap();
+                socket2::SockRef::from(&tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            };
+            let (got, ()) = tokio::join!(user, breaks);
+            assert!(got <= 50_000);
+            assert!(get(local[0], 7).await == body(7), "{pod}: the forward goes on");
+            forward.child.kill().await.unwrap();
+        }
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_ends_in_the_pod_ends_for_a_user_who_only_reads() {
+    let running = Running::start().await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for kubectl in kubectl::all(&running.kubeconfig()) {
+        for pod in PODS {
+            let (mut forward, local) = Forward::start(&kubectl, pod, &[port]).await;
+            let user = async {
+                let mut got = String::new();
+                let mut tcp = TcpStream::connect(local[0]).await.unwrap();
+                soon("the end", tcp.read_to_string(&mut got)).await.unwrap();
+                got
+            };
+            let ends = async {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                tcp.write_all(b"the time of day").await.unwrap();
+                tcp.shutdown().await.unwrap();
+                // It goes on to read, as a server does that only half-closes.
+                let _ = tcp.read_to_end(&mut Vec::new()).await;
+            };
+            let (got, ()) = tokio::join!(user, ends);
+            assert_eq!(got, "the time of day", "{pod}");
+            forward.child.kill().await.unwrap();
+        }
+    }
+    running.stop().await;
+}

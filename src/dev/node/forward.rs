@@ -20,7 +20,7 @@
 //!
 //! Unlike containerd, a connection that breaks after it stood is told by a reset of its data stream, without
 //! a text: kubectl gives up the whole port-forward at the first text, and one broken connection is no reason.
-//! Unlike it too, the second direction may take its time after the first has ended.
+//! Unlike it too, a port may take its time to answer after the client's end; after the port's, the client has a second.
 //!
 //! Old WebSocket clients are served by the same parts: a channel takes the place of a stream's id.
 //!

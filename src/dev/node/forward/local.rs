@@ -21,6 +21,9 @@ use crate::wire::spdy::RstStatus;
 /// is full.
 const DIAL: Duration = Duration::from_secs(5);
 
+/// How long a port that has ended is still written to, as containerd has it.
+const LAST_INPUT: Duration = Duration::from_secs(1);
+
 /// One connection.
 pub(super) struct Local {
     pub(super) link: Link,
@@ -105,7 +108,8 @@ async fn dial(port: u16) -> Result<TcpStream, Refused> {
     to(Ipv6Addr::LOCALHOST.into()).await.map_err(|v6| Refused { port, v4, v6 })
 }
 
-/// Both directions to their ends. A port that takes no more may still have something to say.
+/// Both directions to their ends. A port that takes no more may still have something to say; one that has ended gets
+/// [`LAST_INPUT`] of what the client still says, for kubectl closes its side only once both streams have ended.
 async fn copy(
     mut tcp: TcpStream,
     mut pipe: DuplexStream,
@@ -119,7 +123,18 @@ async fn copy(
         }
         Ok(())
     };
-    tokio::try_join!(up, down(&mut read, link.data, data)).map(drop)
+    let mut up = std::pin::pin!(up);
+    let mut down = std::pin::pin!(down(&mut read, link.data, data));
+    tokio::select! {
+        said = &mut down => {
+            said?;
+            timeout(LAST_INPUT, up).await.unwrap_or(Ok(()))
+        }
+        taken = &mut up => {
+            taken?;
+            down.await
+        }
+    }
 }
 
 async fn down(from: &mut (impl AsyncRead + Unpin), id: u32, data: &mpsc::Sender<Out>) -> io::Result<()> {
