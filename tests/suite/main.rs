@@ -7,6 +7,7 @@ mod dev;
 mod rig;
 
 mod answers;
+mod attach;
 mod badlink;
 mod binary;
 mod copy;
