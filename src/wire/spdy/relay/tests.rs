@@ -84,8 +84,11 @@ fn zeroed(frames: Vec<Frame>) -> Vec<Frame> {
 
 #[test]
 fn frames_in_a_row_leave_as_one_slice_of_the_input_with_a_shorter_last_one() {
-    let mut input = BytesMut::from(&hex("00000003 00000002 6869 80030006 00000004 00000001")[..]);
-    input.extend_from_slice(&hex("00000005 01000003 6f6b"));
+    // Too many to be copied.
+    let long = [b'x'; 5000];
+    let mut input = BytesMut::from(&hex("00000003 00001388")[..]);
+    input.extend_from_slice(&long);
+    input.extend_from_slice(&hex("80030006 00000004 00000001 00000005 01000003 6f6b"));
     let (at, len) = (input.as_ptr(), input.len());
     let (mut relay, mut out) = (Relay::new(), Queue::default());
     let mut shown = Vec::new();
@@ -95,13 +98,13 @@ fn frames_in_a_row_leave_as_one_slice_of_the_input_with_a_shorter_last_one() {
     assert_eq!(
         shown,
         [
-            Passing::Data { stream: 3, len: 2, fin: false },
+            Passing::Data { stream: 3, len: 5000, fin: false },
             Passing::Control(Frame::Ping { id: 1 }),
             Passing::Data { stream: 5, len: 2, fin: false },
         ]
     );
     assert_eq!((out.chunk().as_ptr(), out.chunk().len()), (at, len));
-    assert_eq!(out.chunk()[22..], hex("00000005 00000002 6f6b"), "shorter, and without FIN");
+    assert_eq!(out.chunk()[5020..], hex("00000005 00000002 6f6b"), "shorter, and without FIN");
 
     out.advance(len);
     input.extend_from_slice(&hex("21 00000007 00000004"));
