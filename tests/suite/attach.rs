@@ -14,6 +14,11 @@ async fn an_attached_client_talks_to_the_main_process_and_gets_nothing_replayed(
     let running = Running::start().await;
     for (n, kubectl) in kubectl::all(&running.kubeconfig()).iter().enumerate() {
         for pod in PODS {
+            // The store may say Running a moment before it is.
+            soon("the main process", async {
+                while !kubectl.run(&["logs", pod]).await.out.contains("web: started") {}
+            })
+            .await;
             let mut child = kubectl.spawn(kubectl.command(&["attach", "-i", pod]).stdin(Stdio::piped()));
             let mut stdin = child.stdin.take().unwrap();
             let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

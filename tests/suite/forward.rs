@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use podgate::drain::Drain;
 use podgate::testing::soon;
@@ -15,6 +16,9 @@ use crate::kubectl::{self, Kubectl};
 
 /// Bytes of one download.
 const BODY: usize = 1 << 20;
+
+/// How long all of them may take, on a machine that has other things to do.
+const LONG: Duration = Duration::from_secs(120);
 
 /// Downloads at once.
 const DOWNLOADS: usize = 50;
@@ -30,7 +34,7 @@ fn body(n: usize) -> Vec<u8> {
 }
 
 impl Web {
-    async fn start() -> Self {
+    async fn start(bodies: Arc<Vec<Vec<u8>>>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let drain = Drain::new();
@@ -41,6 +45,7 @@ impl Web {
                     accepted = listener.accept() => accepted.unwrap().0,
                     () = tasks.stopping() => return,
                 };
+                let bodies = bodies.clone();
                 tasks.spawn(async move {
                     let mut tcp = BufReader::new(tcp);
                     let mut head = String::new();
@@ -50,11 +55,12 @@ impl Web {
                             return;
                         }
                     }
-                    let n = head.strip_prefix("GET /").and_then(|rest| rest.split(' ').next()?.parse().ok());
-                    let body = body(n.expect("a number"));
+                    let n: Option<usize> =
+                        head.strip_prefix("GET /").and_then(|rest| rest.split(' ').next()?.parse().ok());
+                    let body = &bodies[n.expect("a number")];
                     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
                     // A client that left is its own business.
-                    let _ = tcp.write_all(&[head.as_bytes(), &body].concat()).await;
+                    let _ = tcp.write_all(&[head.as_bytes(), body].concat()).await;
                     let _ = tcp.shutdown().await;
                 });
             }
@@ -69,9 +75,16 @@ impl Drop for Web {
     }
 }
 
-/// A port on which nobody listens.
-async fn closed_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port()
+fn bodies() -> Arc<Vec<Vec<u8>>> {
+    Arc::new((0..DOWNLOADS).map(body).collect())
+}
+
+/// A port on which nobody listens, and nobody will while this is held.
+fn closed_port() -> (tokio::net::TcpSocket, u16) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
 }
 
 /// A running `kubectl port-forward`.
@@ -119,7 +132,7 @@ async fn get(addr: SocketAddr, n: usize) -> Vec<u8> {
     let mut tcp = TcpStream::connect(addr).await.unwrap();
     tcp.write_all(format!("GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    soon("a download", tcp.read_to_end(&mut answer)).await.unwrap();
+    tokio::time::timeout(LONG, tcp.read_to_end(&mut answer)).await.expect("a download").unwrap();
     let head = answer.windows(4).position(|part| part == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
     answer.split_off(head)
 }
@@ -127,12 +140,12 @@ async fn get(addr: SocketAddr, n: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_downloads_at_once_are_all_whole() {
     let running = Running::start().await;
-    let web = Web::start().await;
+    let wanted = bodies();
+    let web = Web::start(wanted.clone()).await;
     for kubectl in kubectl::all(&running.kubeconfig()) {
         for pod in PODS {
             let (mut forward, local) = Forward::start(&kubectl, pod, &[web.port]).await;
             let addr = local[0];
-            let wanted = Arc::new((0..DOWNLOADS).map(body).collect::<Vec<_>>());
             let all = futures_util::future::join_all((0..DOWNLOADS).map(|n| get(addr, n))).await;
             for (n, got) in all.iter().enumerate() {
                 assert!(*got == wanted[n], "{pod}: download {n} has {} bytes", got.len());
@@ -148,7 +161,7 @@ async fn a_refused_port_is_reported_to_the_user() {
     let running = Running::start().await;
     for kubectl in kubectl::all(&running.kubeconfig()) {
         for pod in PODS {
-            let closed = closed_port().await;
+            let (_held, closed) = closed_port();
             let (mut forward, local) = Forward::start(&kubectl, pod, &[closed]).await;
             let mut tcp = TcpStream::connect(local[0]).await.unwrap();
             let mut nothing = Vec::new();
@@ -165,7 +178,8 @@ async fn a_refused_port_is_reported_to_the_user() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_breaks_in_the_pod_ends_for_the_user_and_the_others_go_on() {
     let running = Running::start().await;
-    let web = Web::start().await;
+    let bodies = bodies();
+    let web = Web::start(bodies.clone()).await;
     let breaking = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = breaking.local_addr().unwrap().port();
     for kubectl in kubectl::all(&running.kubeconfig()) {
@@ -178,17 +192,17 @@ async fn a_connection_that_breaks_in_the_pod_ends_for_the_user_and_the_others_go
                 // Closed or reset: kubectl's own way.
                 let _ = soon(&format!("the end of a broken connection to {pod}"), tcp.read_to_end(&mut got))
                     .await;
-                got.len()
+                got
             };
             let breaks = async {
                 let (mut tcp, _) = breaking.accept().await.unwrap();
                 tcp.write_all(&[b'x'; 50_000]).await.unwrap();
                 tcp.read_exact(&mut [0; 5]).await.unwrap();
-                socket2::SockRef::from(&tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+                socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
             };
             let (got, ()) = tokio::join!(user, breaks);
-            assert!(got <= 50_000);
-            assert!(get(local[0], 7).await == body(7), "{pod}: the forward goes on");
+            assert!(got.len() <= 50_000 && got.iter().all(|&byte| byte == b'x'), "{pod}: {}", got.len());
+            assert!(get(local[0], 7).await == bodies[7], "{pod}: the forward goes on");
             forward.child.kill().await.unwrap();
         }
     }

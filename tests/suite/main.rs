@@ -16,7 +16,6 @@ mod forward;
 mod kubectl;
 mod sessions;
 
-mod floods;
 mod hostile;
 mod operations;
 mod pipeline;

@@ -377,7 +377,7 @@ async fn streams_may_come_in_any_order_with_strangers_among_them() {
 
 #[tokio::test]
 async fn streams_that_do_not_come_end_the_connection() {
-    let settings = Settings { stream_creation: Duration::from_millis(50), ..Settings::default() };
+    let settings = Settings { stream_creation: Duration::from_secs(1), ..Settings::default() };
     let node = Harness::with(settings).await;
     let mut client = node.upgrade(&target("app", PLAIN, &["cat"]), V4).await.client();
     client.open(&[Result_]).await;

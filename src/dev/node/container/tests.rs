@@ -278,8 +278,7 @@ async fn a_terminal_has_one_output_and_a_size() {
 
 #[tokio::test]
 async fn a_slow_client_holds_the_process_for_its_patience_and_is_let_go() {
-    let settings =
-        Settings { client_patience: Duration::from_millis(300), client_buffer: 1024, ..settings() };
+    let settings = Settings { client_patience: Duration::from_secs(2), client_buffer: 1024, ..settings() };
     let script = "read -r line; i=0; while [ $i -lt 400 ]; do echo 0123456789abcdef; i=$((i+1)); done; \
                   echo done; read -r line";
     let node = Harness::with(shell(script, |_| ()), "Never", settings);

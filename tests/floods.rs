@@ -1,5 +1,8 @@
 //! Clients that speak the protocol of a session to harm: each is bounded, ends with the protocol's own error where it
-//! breaks it, and does not disturb the session beside it.
+//! breaks it, and does not disturb the session beside it. A binary of its own, for what it measures is its process.
+
+#![allow(missing_docs, reason = "names of tests are claims already")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 
