@@ -260,14 +260,21 @@ impl Exec {
         if !matches!(*method, Method::GET | Method::POST) {
             return Some(Err(Refusal::MethodNotAllowed));
         }
-        Some(Self::decode(subresource, resource, query))
+        // A list of the one name in a field selector has a name that the path does not.
+        let named = verb != "list" && !resource.name.is_empty();
+        Some(Self::decode(subresource, resource, named, query))
     }
 
-    fn decode(subresource: Subresource, resource: &Resource, query: &Query) -> Result<Self, Refusal> {
+    fn decode(
+        subresource: Subresource,
+        resource: &Resource,
+        named: bool,
+        query: &Query,
+    ) -> Result<Self, Refusal> {
         if query.first("dryRun").is_some() {
             return Err(Refusal::BadRequest("dryRun is not supported".into()));
         }
-        if resource.name.is_empty() {
+        if !named {
             return Err(Refusal::BadRequest("name must be provided".into()));
         }
         let forward = subresource == Subresource::PortForward;

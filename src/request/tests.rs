@@ -36,6 +36,17 @@ fn collections_are_listed_watched_and_deleted_as_collections() {
     assert_eq!((verb.as_str(), one.name.as_str()), ("watch", "web"));
 }
 
+/// Such a request was authorized as a list of that name, and then opened the pod.
+#[test]
+fn a_name_in_a_field_selector_is_no_pod_for_a_session() {
+    for selector in ["fieldSelector=metadata.name%3Dweb", "fieldSelector=metadata.name%3D%3Dweb", ""] {
+        let ask = ask(Method::GET, &format!("/api/v1/namespaces/default/pods//exec?command=id&{selector}"));
+        assert_eq!(ask.attributes.verb, "list");
+        let refusal = ask.exec.unwrap().unwrap_err();
+        assert_eq!(refusal.message(), "name must be provided", "{selector}");
+    }
+}
+
 #[test]
 fn a_namespace_is_an_object_with_its_own_name_as_namespace() {
     let (_, namespace) = resource(Method::GET, "/api/v1/namespaces/shop");
