@@ -3,11 +3,16 @@
 CARGO ?= cargo
 # Which kubectls the end-to-end tests run, oldest first; tests/kubectls.sh says where they come from.
 KUBECTLS ?= path
+# The fuzzer's driver, and seconds for each target: to look for something, and to see that nothing is badly off.
+CARGO_FUZZ ?= 0.13.2
+FUZZ_SECONDS ?= 600
+FUZZ_SMOKE_SECONDS ?= 3
+FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 
-.PHONY: help dev check test soak lint fmt bench deny presubmit
+.PHONY: help dev check test soak lint fmt bench deny presubmit fuzz fuzz-smoke
 
 help: ## Show the recipes
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 dev: ## Run the embedded cluster with podgate in front
 	$(CARGO) run -- dev
@@ -36,4 +41,15 @@ bench: ## Measure podgate against its node endpoint, side by side
 deny: ## Licences, bans and advisories (needs cargo-deny and, for advisories, its database)
 	$(CARGO) deny check
 
-presubmit: lint test ## What CI runs
+fuzz: ## Look for bytes of a peer that break a property, FUZZ_SECONDS a target (needs a C++ compiler; fetches cargo-fuzz)
+	$(CARGO) fuzz --version 2>/dev/null | grep -qF $(CARGO_FUZZ) || $(CARGO) install --locked cargo-fuzz@$(CARGO_FUZZ)
+	cd fuzz && for target in $(FUZZ_TARGETS); do \
+	  mkdir -p found/$$target && nice $(CARGO) fuzz run --sanitizer none $$target found/$$target corpus/$$target \
+	    -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 || exit; \
+	done
+
+fuzz-smoke: ## The same for seconds, without the fuzzer: known inputs, changed at random
+	$(CARGO) check --manifest-path fuzz/Cargo.toml --locked --no-default-features --features testing
+	PODGATE_FUZZ_SECONDS=$(FUZZ_SMOKE_SECONDS) $(CARGO) test --lib testing::fuzz -- --nocapture
+
+presubmit: lint test fuzz-smoke ## What CI runs

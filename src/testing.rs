@@ -7,6 +7,7 @@ pub mod answer;
 pub mod cluster;
 pub mod far;
 pub mod frames;
+pub mod fuzz;
 pub mod gateway;
 pub mod golden;
 pub mod pki;
