@@ -7,9 +7,11 @@
 //! fuzzer learns which choices matter, and a file of the corpus is always the same case.
 
 mod frames;
+mod links;
 mod words;
 
 pub use frames::{channel_messages, http1_head, spdy_frames, spdy_headers, ws_frames};
+pub use links::{spdy_link, translator, tunnel, ws_link};
 pub use words::{portforward, remotecommand, request};
 
 use bytes::{Bytes, BytesMut};
@@ -32,7 +34,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "request", run: request },
     Target { name: "spdy_frames", run: spdy_frames },
     Target { name: "spdy_headers", run: spdy_headers },
+    Target { name: "spdy_link", run: spdy_link },
+    Target { name: "translator", run: translator },
+    Target { name: "tunnel", run: tunnel },
     Target { name: "ws_frames", run: ws_frames },
+    Target { name: "ws_link", run: ws_link },
 ];
 
 /// Fuzz data, read from its front as one choice after the other. Behind its end all choices are zeros.

@@ -40,6 +40,7 @@ pub(super) fn all() -> Vec<Seed> {
     requests(&mut seeds);
     forwards(&mut seeds);
     commands(&mut seeds);
+    links(&mut seeds);
     seeds
 }
 
@@ -357,5 +358,85 @@ fn commands(seeds: &mut Vec<Seed>) {
     let lines = "v5.channel.k8s.io, v4.channel.k8s.io\nv3.channel.k8s.io\n,channel.k8s.io\t";
     for server in 0..4 {
         put(seeds, "remotecommand", &format!("negotiate-{server}"), &[&[2, 0, server], lines.as_bytes()]);
+    }
+}
+
+/// Operations, in the numbers of `links`.
+fn links(seeds: &mut Vec<Seed>) {
+    const CLIENT: u8 = 0;
+    const FAR: u8 = 5;
+    let data = |stream: u8, bytes: &[u8], times: u8, fin: u8| {
+        [&[FAR, 1, stream][..], &sized(bytes), &[times - 1, fin]].concat()
+    };
+    let result = |which: u8, fin: u8| vec![FAR, 5, 0, which, 0, fin];
+    let fin = |stream: u8| vec![FAR, 4, stream];
+    let goaway = vec![FAR, 10, 0, 0];
+    let message = |channel: u8, bytes: &[u8], times: u8| {
+        [&[CLIENT, 0, channel][..], &sized(bytes), &[times - 1]].concat()
+    };
+    let from_client =
+        |stream: u8, bytes: &[u8], fin: u8| [&[CLIENT, 1, stream][..], &sized(bytes), &[0, fin]].concat();
+    let breathe = vec![11, 12, 0, 5, 13, 0, 3, 14];
+
+    let output = [data(2, b"output", 1, 0), data(3, b"oops", 60, 1), breathe.clone()].concat();
+    let input = [message(0, b"input", 1), message(4, b"{\"Width\":80,\"Height\":24}", 1)].concat();
+    let close = vec![CLIENT, 4, 0];
+    let pings = vec![CLIENT, 7, 40, FAR, 9, 1];
+    let whole = [&input[..], &output, &pings, &close, &result(0, 1), &fin(2), &fin(3)].concat();
+    let cut = [&input[..], &output, &pings, &data(2, &[b'x'; 200], 40, 0)].concat();
+    let left = [&output[..], &result(2, 0), &goaway].concat();
+    for (subprotocol, cuts) in (0..6).zip(CUTS.iter().cycle()) {
+        for (name, operations) in [("whole", &whole), ("cut", &cut), ("left", &left)] {
+            let first = [&[subprotocol, 0x07, 0][..], cuts, &[0, 1]].concat();
+            put(seeds, "translator", &format!("{name}-{subprotocol}"), &[&first, operations]);
+        }
+    }
+
+    let input = [from_client(1, b"input", 1), vec![CLIENT, 9, 1]].concat();
+    let output = [data(2, b"output", 1, 0), breathe.clone()].concat();
+    let whole = [&input[..], &output, &result(0, 1), &fin(2), &fin(1), &goaway].concat();
+    let cut = [&input[..], &output, &data(2, &[b'x'; 200], 40, 0), &[FAR, 12, 1, 0, 2, 0]].concat();
+    let empty = [&output[..], &fin(0), &fin(2)].concat();
+    for (protocol, cuts) in (0..4).zip(CUTS.iter().cycle()) {
+        for (name, operations) in [("whole", &whole), ("cut", &cut), ("empty", &empty)] {
+            let first = [&[0, protocol][..], cuts, &[0, 1]].concat();
+            put(seeds, "spdy_link", &format!("{name}-{protocol}"), &[&first, operations]);
+        }
+    }
+    let request = |wrap: &[u8]| [&[CLIENT][..], wrap, &[1, 1, 7], b"request", &[0, 0]].concat();
+    let answer = [data(1, b"answer", 30, 1), breathe.clone(), fin(0)].concat();
+    for cuts in CUTS {
+        let operations = [request(&[]), answer.clone()].concat();
+        put(seeds, "spdy_link", &format!("forward-{}", cuts[0]), &[&[1], cuts, &[0, 1], &operations]);
+        let operations = [request(&[1, 3]), vec![CLIENT, 0, 7, 40], answer.clone()].concat();
+        put(seeds, "tunnel", &format!("whole-{}", cuts[0]), &[cuts, &[0, 1], &operations]);
+        put(
+            seeds,
+            "tunnel",
+            &format!("closed-{}", cuts[0]),
+            &[cuts, &[0, 1], &operations, &[CLIENT, 0, 9, 0]],
+        );
+        put(seeds, "tunnel", &format!("gone-{}", cuts[0]), &[cuts, &[1, 1], &answer]);
+    }
+
+    let said =
+        |channel: u8, bytes: &[u8], times: u8| [&[FAR, 0, channel][..], &sized(bytes), &[times - 1]].concat();
+    let input = [message(0, b"input", 1), vec![CLIENT, 3, 0, 2, 0, b'a', 1, b'b', 0], close, pings].concat();
+    let output = [said(1, b"", 1), said(1, b"output", 60), said(2, b"oops", 1), breathe].concat();
+    let end = vec![FAR, 9, 0];
+    let status = vec![FAR, 5, 0, 0];
+    let ports =
+        [said(0, b"\x50\0", 1), said(1, b"\x50\0", 1), message(0, b"request", 3), said(0, b"answer", 9)]
+            .concat();
+    for (subprotocol, cuts) in (0..6).zip(CUTS.iter().cycle()) {
+        let whole = [&input[..], &output, &status, &end].concat();
+        let cut = [&input[..], &output].concat();
+        let lost = [&output[..], &end].concat();
+        for (name, operations) in [("whole", &whole), ("cut", &cut), ("lost", &lost)] {
+            let first = [&[0, 0, 0, subprotocol][..], cuts, &[0]].concat();
+            put(seeds, "ws_link", &format!("{name}-{subprotocol}"), &[&first, operations]);
+        }
+        let first = [&[subprotocol, 2, 1][..], cuts, &[0]].concat();
+        put(seeds, "ws_link", &format!("ports-{subprotocol}"), &[&first, &ports]);
     }
 }
