@@ -9,10 +9,10 @@ FUZZ_SECONDS ?= 600
 FUZZ_SMOKE_SECONDS ?= 3
 FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 
-.PHONY: help dev check test soak lint fmt bench deny presubmit fuzz fuzz-smoke
+.PHONY: help dev check test soak e2e lint fmt bench deny presubmit fuzz fuzz-smoke
 
 help: ## Show the recipes
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 dev: ## Run the embedded cluster with podgate in front
 	$(CARGO) run -- dev
@@ -27,9 +27,12 @@ soak: ## Run the tests that take minutes: 300 large outputs over links that jitt
 	kubectls="$$(tests/kubectls.sh $(KUBECTLS))" && PODGATE_KUBECTLS="$$kubectls" \
 		$(CARGO) test --test suite -- --ignored --nocapture badlink
 
+e2e: ## Prove that every client reaches every kind of node (installs the clients; ONLY="words" picks cells)
+	clients="$$(tests/e2e/setup.sh)" && eval "$$clients" && $(CARGO) test --features e2e --test e2e -- $(ONLY)
+
 lint: ## Format check, clippy without warnings, banned crates
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --all-features -- -D warnings
 	tests/banned-crates.sh
 
 fmt: ## Format
