@@ -30,6 +30,7 @@ use std::io;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -63,7 +64,8 @@ const CHUNK: usize = 32 * 1024;
 /// Pieces of stdin on their way to a process, each as large as a session reads. Full: the clients wait.
 const STDIN_QUEUE: usize = 16;
 
-/// How long output is taken after the exit of the process: a client may use up its patience once.
+/// How long nothing of an output may move, after the exit of its process, until the rest is given up: something else
+/// holds it. A client may use up its patience for each piece.
 const LEFTOVERS: Duration = Duration::from_secs(11);
 
 /// The exit code of a process that never came to be, as runc's.
@@ -124,6 +126,8 @@ struct Run {
     terminal: Option<Terminal>,
     /// Cancelled when the process has ended and all its output is delivered.
     over: CancellationToken,
+    /// Pieces of output that every client has had, or has lost for.
+    moved: AtomicU64,
 }
 
 /// One output of one attached client.
@@ -487,12 +491,15 @@ async fn run(
     lock(&entry.0).run = None;
     let finished_at = Timestamp::now();
     let rest = async {
-        if !drained {
+        // A node that stops has no time for what its processes left behind.
+        let silence = if code.is_some() { LEFTOVERS } else { inner.settings.kill_grace };
+        while !drained {
+            let before = run.moved.load(Ordering::Relaxed);
             tokio::select! {
                 biased;
-                _ = &mut pumps => {}
-                () = drain.cutting() => {}
-                () = sleep(LEFTOVERS) => {}
+                _ = &mut pumps => return,
+                () = drain.cutting() => return,
+                () = sleep(silence) => drained = run.moved.load(Ordering::Relaxed) == before,
             }
         }
     };
@@ -602,6 +609,7 @@ impl Run {
             stdin_once: None,
             terminal: None,
             over: CancellationToken::new(),
+            moved: AtomicU64::new(0),
         }
     }
 
@@ -651,6 +659,7 @@ impl Run {
             let mut takes = takes.into_iter();
             clients.retain(|_| takes.next().unwrap_or_default());
             lock(&self.clients[source as usize]).append(&mut clients);
+            self.moved.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -256,7 +256,7 @@ where
             sandbox,
             end: end.clone(),
             control: control.clone(),
-            data,
+            data: data.clone(),
             done,
             shared: &shared,
         };
@@ -281,12 +281,20 @@ where
         End::Cut => ws::CloseCode::GOING_AWAY,
         End::Done | End::ClientGone | End::NotSpdy(_) | End::Idle => ws::CloseCode::NORMAL,
     };
-    // A client that has gone answers the first byte with an error; one that does not read costs the deadline.
-    let last = async {
-        let end = Out::End(code, shared.last_good.load(Ordering::Relaxed));
-        let _ = tokio::join!(control.send(end), writer);
-    };
-    let _ = timeout(CLOSE, last).await;
+    let last = Out::End(code, shared.last_good.load(Ordering::Relaxed));
+    match why {
+        // Behind what the ports have said, for which a client may take its time.
+        End::Done => tokio::select! {
+            biased;
+            () = drain.cutting() => {}
+            _ = async { tokio::join!(data.send(last), writer) } => {}
+            () = idle(&shared, settings.idle) => {}
+        },
+        // A client that has gone answers the first byte with an error; one that does not read costs the deadline.
+        _ => {
+            let _ = timeout(CLOSE, async { tokio::join!(control.send(last), writer) }).await;
+        }
+    }
     why
 }
 

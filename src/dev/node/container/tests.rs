@@ -338,3 +338,24 @@ async fn who_follows_a_log_is_done_when_the_node_stops() {
     let (followed, drained) = tokio::join!(node.get("follow=true"), drain.finish(Duration::from_secs(20)));
     assert_eq!((followed, drained), ((200, "here\n".to_owned()), Drained::Clean));
 }
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_costs_nobody_the_end_of_the_output() {
+    let settings = Settings { client_buffer: 1024, ..settings() };
+    let node = Harness::with(shell("read -r line; exec head -c 96000 /dev/zero", |_| ()), "Never", settings);
+    let mut slow = node.attach(ALL).await;
+    slow.streams.stdin.as_mut().unwrap().write(b"go\n").await.unwrap();
+    let mut out = slow.streams.stdout.take().unwrap();
+    let (mut seen, mut piece) = (0, [0; 1024]);
+    loop {
+        match out.read(&mut piece).await.unwrap() {
+            0 => break,
+            count => seen += count,
+        }
+        // In all twice as long as anything without progress is waited for.
+        sleep(Duration::from_millis(250)).await;
+    }
+    assert_eq!(seen, 96_000);
+    assert!(node.get("").await.1.len() >= 96_000);
+    node.stop().await;
+}

@@ -840,3 +840,28 @@ async fn a_client_that_pauses_loses_nothing() {
     drop(client);
     node.stop().await;
 }
+
+#[tokio::test]
+async fn an_old_client_that_pauses_at_the_end_gets_all_there_was() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (mut near, far) = tokio::io::duplex(1024);
+    let (drain, settings) = (Drain::new(), Settings::default());
+    let legacy = Legacy::new(Encoding::Binary, vec![port]).unwrap();
+    let job = Job { kind: Kind::Legacy(legacy, Encoding::Binary), sandbox: "box".to_owned() };
+    let serve = run(far, Bytes::new(), job, &settings, &drain);
+    let program = async {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        tcp.write_all(&vec![7; 60_000]).await.unwrap();
+        tcp.shutdown().await.unwrap();
+    };
+    let client = async {
+        // Longer than everything that is not the client's own.
+        sleep(Duration::from_secs(4)).await;
+        let mut seen = Vec::new();
+        near.read_to_end(&mut seen).await.unwrap();
+        (seen.len(), seen.ends_with(&[0x88, 2, 3, 0xe8]))
+    };
+    let (_, (), (seen, closed)) = tokio::join!(serve, program, client);
+    assert!(seen > 60_000 && closed, "{seen} bytes, Close 1000: {closed}");
+}
