@@ -12,23 +12,25 @@
 //! everything else is the same for both.
 //!
 //! Invariants:
-//! - Output flows whatever stdin does, and the reader waits for nothing but room in the stdin queue. So a process
-//!   that never reads stops the socket's stdin and, behind it, pings; as upstream does with full queues.
+//! - Output flows whatever stdin does, and the reader waits for nothing but room in the stdin queue and in the
+//!   control queue. So a process that never reads stops the socket's stdin and, behind it, pings, as upstream does
+//!   with full queues; and a client that sends without reading the answers stops itself. A burst of a client that
+//!   does read is answered whatever its size.
 //! - Nothing is written on a stream before its reply: the pumps start when all streams are open.
 //! - All output is delivered before the result, and the result before the close.
 //! - However an exec ends, the process group is ended and its leader reaped before [`run`] returns. The main
 //!   process of a container, to which others may be attached, is left as it is.
 //!
-//! A client that vanishes: the reader sees the end of the socket, always, unless it waits for room in the stdin
-//! queue. There the end may be hidden twice: behind bytes not read yet, where the kernel still tells of it
-//! (EPOLLRDHUP), or, once the receive window is shut, behind bytes that the client's kernel could not even send.
-//! So each [`STALL_CHECK`] the reader asks the kernel and has a frame sent that peers parse and ignore: a SETTINGS
-//! without entries or a pong nobody asked for. A kernel whose process has gone answers bytes with a reset, and the
-//! next check sees that. Not a ping, because a client whose own writing is stuck would stop reading to answer it.
-//! When the output is stuck too, the client has unread bytes and its close is a reset at once. TCP keepalive, set
-//! by `node`, finds a peer that goes without a word. TCP_USER_TIMEOUT is not set: it would also end a client that
-//! only pauses its output. Like upstream, the end of the client's bytes is the end of the session: no known client
-//! half-closes TCP.
+//! A client that vanishes: the reader sees the end of the socket, always, unless it waits for room in the
+//! stdin queue. There the end may be hidden twice: behind bytes not read yet, where the kernel still tells of
+//! it (EPOLLRDHUP), or, once the receive window is shut, behind bytes that the client's kernel could not even
+//! send. So each [`STALL_CHECK`] the reader asks the kernel and has a frame sent that peers parse and ignore:
+//! a SETTINGS without entries or a pong nobody asked for. A kernel whose process has gone answers bytes with
+//! a reset, and the next check sees that. Not a ping, because a client whose own writing is stuck would stop
+//! reading to answer it. When the output or the control queue is stuck, the client has unread bytes and its
+//! close is a reset at once. TCP keepalive, set by `node`, finds a peer that goes without a word.
+//! TCP_USER_TIMEOUT is not set: it would also end a client that only pauses its output. Like upstream, the
+//! end of the client's bytes is the end of the session: no known client half-closes TCP.
 //!
 //! Output after the exit: something in the background may hold the pipes. What it writes is delivered until
 //! nothing came for `exit_silence`; then the group is killed, and what still comes is delivered by the same rule.
@@ -39,7 +41,7 @@
 //! it runs on a thread for blocking work. The session does nothing else meanwhile; it is soon over.
 //!
 //! Bounds: [`READ`] bytes per read, [`STDIN_QUEUE`] reads of stdin, [`DATA_QUEUE`] writes of [`CHUNK`] bytes of
-//! output, [`CONTROL_QUEUE`] control frames, beyond which a client that does not read is cut off.
+//! output, [`CONTROL_QUEUE`] control frames.
 //! Source: `protocol.md` 5 and 6; kubelet `cri/streaming/remotecommand/{httpstream,exec}.go`; spdystream.
 
 mod spdy;
@@ -84,7 +86,7 @@ const STDIN_QUEUE: usize = 16;
 const DATA_QUEUE: usize = 4;
 
 /// Control frames on their way to the socket. Known SPDY clients have one ping and five streams open. Full: the
-/// client sends without reading, and the session ends. Over WebSocket only the last ping waits for its answer.
+/// reader waits. Over WebSocket only the last ping waits for its answer.
 const CONTROL_QUEUE: usize = 64;
 
 /// Sizes kept until there is a terminal. More: the oldest goes.
@@ -130,8 +132,6 @@ pub(super) enum End {
     ClientLeft(Option<ws::Close>),
     /// The client sent what is not of its protocol.
     Broken(Broken),
-    /// The client sends without reading.
-    Flooded,
     /// The client did not open its streams in time.
     NoStreams,
     /// Nothing passed for the idle deadline.
@@ -357,12 +357,7 @@ impl Session<'_> {
                     }
                 }
                 End::ClientGone => {}
-                End::ClientLeft(_)
-                | End::Broken(_)
-                | End::Flooded
-                | End::NoStreams
-                | End::Idle
-                | End::Cut => {
+                End::ClientLeft(_) | End::Broken(_) | End::NoStreams | End::Idle | End::Cut => {
                     reader.abort(&end);
                     let _ = timeout(CUT_CLOSE, writer).await;
                 }

@@ -3,6 +3,7 @@ mod websocket;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 
+use bytes::BytesMut;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStatus,
 };
@@ -18,9 +19,9 @@ use crate::drain::Drained;
 use crate::testing::spdy::{self, Answer, Client};
 use crate::testing::{Pki, soon, until};
 use crate::tls::{self, Clients, Identity};
-use crate::wire::remotecommand::Outcome;
 use crate::wire::remotecommand::StreamType::{Error as Result_, Resize, Stderr, Stdin, Stdout};
-use crate::wire::spdy::RstStatus;
+use crate::wire::remotecommand::{Outcome, StreamType};
+use crate::wire::spdy::{Encoder, Headers, RstStatus};
 
 const PLAIN: &str = "input=1&output=1&error=1";
 const V4: &str = "X-Stream-Protocol-Version: v4.channel.k8s.io";
@@ -582,6 +583,55 @@ async fn a_client_that_does_not_speak_spdy_is_cut_off() {
     client.send(Bytes::from_static(&[0x80, 3, 0, 99, 0, 0, 0, 0])).await;
     assert!(client.finish().await.seen.goaway);
     until("the process is reaped", || is_gone(&pids[0])).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_burst_of_pings_is_answered_and_the_session_goes_on() {
+    let node = Harness::start().await;
+    let mut client = node.exec(PLAIN, &["cat"]).await;
+    let mut pings = BytesMut::new();
+    (1..200_000).step_by(2).for_each(|id| Encoder::ping(&mut pings, id));
+    client.send(pings.freeze()).await;
+    // Answered in order, so this one's answer is the last.
+    client.ping().await;
+    client.write(b"on").await;
+    client.close_stdin().await;
+    let done = client.finish().await;
+    assert_eq!((text(&done.stdout), done.result.unwrap()), ("on", Outcome::Success));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_pings_without_reading_stops_itself_and_is_found_when_it_vanishes() {
+    let node = Harness::start().await;
+    let mut io = node.dial().await;
+    let target = target("app", "output=1", &["sh", "-c", "echo $$ >new; mv new pid; exec sleep 1000"]);
+    let head = ["Host: node", "Connection: Upgrade", "Upgrade: SPDY/3.1", V4].join("\r\n");
+    io.write_all(format!("POST {target} HTTP/1.1\r\n{head}\r\n\r\n").as_bytes()).await.unwrap();
+    let (mut encoder, mut bytes) = (Encoder::new(), BytesMut::new());
+    for (id, kind) in [(1, Result_), (3, Stdout)] {
+        let headers = Headers::new().with(StreamType::HEADER, kind.name());
+        encoder.syn_stream(&mut bytes, id, &headers).unwrap();
+    }
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(soon("an answer", io.read_u8()).await.unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "));
+    io.write_all(&bytes).await.unwrap();
+    io.flush().await.unwrap();
+    let pid = node.dir.path().join("shop/cart-0/app/deep/er/pid");
+    until("the command runs", || pid.exists()).await;
+    let pid = std::fs::read_to_string(pid).unwrap().trim().to_owned();
+    bytes.clear();
+    (1..2000).step_by(2).for_each(|id| Encoder::ping(&mut bytes, id));
+    while let Ok(written) = tokio::time::timeout(Duration::from_secs(1), io.write_all(&bytes)).await {
+        written.expect("the session goes on");
+    }
+    assert!(is_alive(&pid));
+    drop(io);
+    until("the process is reaped", || is_gone(&pid)).await;
     node.stop().await;
 }
 

@@ -95,7 +95,8 @@ impl<'a, R> Reader<'a, R> {
         match frame {
             Frame::SynStream { id, fin, headers, .. } => {
                 let kind = headers.get(StreamType::HEADER).and_then(StreamType::from_name);
-                self.syn_stream(id, kind, fin)
+                self.syn_stream(id, kind, fin).await;
+                Ok(())
             }
             Frame::Data { stream, bytes, fin } => self.data(stream, bytes, fin).await,
             Frame::RstStream { id, .. } => {
@@ -110,7 +111,10 @@ impl<'a, R> Reader<'a, R> {
                 Ok(())
             }
             Frame::Ping { id } => match self.pings.receive(id) {
-                Pong::Echo => self.answer(Control::Pong(id)),
+                Pong::Echo => {
+                    self.answer(Control::Pong(id)).await;
+                    Ok(())
+                }
                 Pong::Answer | Pong::Stray => Ok(()),
             },
             Frame::GoAway { .. } => {
@@ -128,14 +132,14 @@ impl<'a, R> Reader<'a, R> {
         }
     }
 
-    fn syn_stream(&mut self, id: u32, kind: Option<StreamType>, fin: bool) -> Result<(), End> {
+    async fn syn_stream(&mut self, id: u32, kind: Option<StreamType>, fin: bool) {
         if let Err(status) = self.ids.accept(id) {
-            return self.answer(Control::Reset(id, status));
+            return self.answer(Control::Reset(id, status)).await;
         }
         if self.complete {
             // Upstream never answers these; a refusal lets the client go on.
             self.ids.close();
-            return self.answer(Control::Reset(id, RstStatus::CANCEL));
+            return self.answer(Control::Reset(id, RstStatus::CANCEL)).await;
         }
         match kind {
             Some(kind) => self.opened.set(kind, id),
@@ -145,7 +149,7 @@ impl<'a, R> Reader<'a, R> {
         if let Some(kind) = kind.filter(|_| fin) {
             self.inlet.finished(kind);
         }
-        self.answer(Control::Reply(id))
+        self.answer(Control::Reply(id)).await;
     }
 
     async fn data(&mut self, id: u32, bytes: Bytes, fin: bool) -> Result<(), End> {
@@ -163,12 +167,10 @@ impl<'a, R> Reader<'a, R> {
         self.streams.iter().find(|(have, _)| *have == id).and_then(|(_, kind)| *kind)
     }
 
-    fn answer(&self, control: Control) -> Result<(), End> {
-        match self.control.try_send(control) {
-            Err(mpsc::error::TrySendError::Full(_)) => Err(End::Flooded),
-            // The writer closes the connection as the last thing it does.
-            Err(mpsc::error::TrySendError::Closed(_)) | Ok(()) => Ok(()),
-        }
+    /// Waits for room, see the header of `session`.
+    async fn answer(&self, control: Control) {
+        // Without a receiver the session is at its end: the writer closes the connection as the last thing it does.
+        let _ = self.control.send(control).await;
     }
 }
 
