@@ -209,11 +209,12 @@ impl Streaming {
         }
     }
 
-    /// The subprotocols over WebSocket, none for a node without it.
-    fn subprotocols(self) -> Vec<&'static str> {
-        let runtime: &[Subprotocol] = if self == Self::Spdy { &[] } else { &Subprotocol::RUNTIME };
-        let v5 = (self == Self::V5).then_some(Subprotocol::V5);
-        runtime.iter().copied().chain(v5).map(Subprotocol::name).collect()
+    /// The subprotocols to choose from for a WebSocket client that offers these. v5 anywhere among them is a
+    /// matter of the kubelet's translator, which has no other; the runtime has the rest (`protocol.md` 7.2).
+    fn subprotocols(self, offered: &[String]) -> Vec<&'static str> {
+        let v5 = self == Self::V5 && offered.iter().any(|name| name == Subprotocol::V5.name());
+        let served = if v5 { &Subprotocol::TRANSLATOR[..] } else { &Subprotocol::RUNTIME };
+        served.iter().map(|subprotocol| subprotocol.name()).collect()
     }
 }
 
@@ -591,7 +592,9 @@ fn websocket(
     headers: &HeaderMap,
     streaming: Streaming,
 ) -> Result<(Answer, Transport), Refusal> {
-    let answer = Challenge::read(method, headers)?.choose(&streaming.subprotocols())?;
+    let challenge = Challenge::read(method, headers)?;
+    let served = streaming.subprotocols(challenge.protocols());
+    let answer = challenge.choose(&served)?;
     let subprotocol = Subprotocol::from_name(answer.protocol()).ok_or(Refusal::Protocol)?;
     let mut switching = Response::new(Full::default());
     *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{Broken, End, Inlet, Out, Read, Source, Write};
 use crate::wire::channel::{self, Subprotocol};
-use crate::wire::remotecommand::{Asked, StreamType};
+use crate::wire::remotecommand::{Asked, Outcome, StreamType};
 use crate::wire::ws::{self, Close, CloseCode, Pongs};
 
 /// What the reader wants sent.
@@ -36,7 +36,18 @@ pub(super) struct Writer<'a> {
     channels: channel::Encoder,
     asked: Asked,
     pongs: &'a Mutex<Pongs>,
+    translates: bool,
     closed: bool,
+}
+
+/// What a kubelet's translator, which is what speaks v5, makes of its runtime's result (`protocol.md` 7.3): other
+/// words for an exit code, and every other failure told as its own, so that the prefix is there twice.
+fn translated(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Success => Outcome::Success,
+        Outcome::Exit { code, .. } => Outcome::exit(code),
+        Outcome::Internal { .. } | Outcome::Other { .. } => Outcome::Internal { text: outcome.message() },
+    }
 }
 
 fn lock(pongs: &Mutex<Pongs>) -> std::sync::MutexGuard<'_, Pongs> {
@@ -126,7 +137,8 @@ impl<R: AsyncRead + Unpin> Read for Reader<'_, R> {
 
 impl<'a> Writer<'a> {
     pub(super) fn new(subprotocol: Subprotocol, asked: Asked, pongs: &'a Mutex<Pongs>) -> Self {
-        Self { channels: channel::Encoder::new(subprotocol), asked, pongs, closed: false }
+        let translates = Subprotocol::TRANSLATOR.contains(&subprotocol);
+        Self { channels: channel::Encoder::new(subprotocol), asked, pongs, translates, closed: false }
     }
 
     fn data(&self, stream: StreamType, mut bytes: Bytes, out: &mut BytesMut) -> Bytes {
@@ -170,6 +182,7 @@ impl Write for Writer<'_> {
             Out::Ready => self.channels.first(out, self.asked),
             Out::Data(stream, bytes) => return self.data(stream, bytes, out),
             Out::End(outcome) => {
+                let outcome = if self.translates { translated(outcome) } else { outcome };
                 self.channels.result(out, &outcome);
                 self.closed = true;
                 ws::Encoder::close(out, Some(&Close::normal()), None);

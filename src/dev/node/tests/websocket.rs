@@ -56,9 +56,12 @@ fn request<'a>(target: &'a str, protocols: &'a [&'a str]) -> handshake::Request<
 
 /// A shell command on a node that speaks v5.
 async fn shell(node: &Harness, protocol: &str, query: &str, script: &str) -> Ws {
+    open(node, protocol, &target("app", query, &["sh", "-c", script])).await
+}
+
+async fn open(node: &Harness, protocol: &str, target: &str) -> Ws {
     let protocols: Vec<_> = Some(protocol).filter(|name| !name.is_empty()).into_iter().collect();
-    let target = target("app", query, &["sh", "-c", script]);
-    let request = request(&target, &protocols);
+    let request = request(target, &protocols);
     let (head, io, early) = answer(node, &request.to_bytes()).await;
     assert_eq!(check_answer(&head, &request.key(), &protocols).unwrap(), protocol);
     assert_eq!(head.values("Sec-WebSocket-Protocol").collect::<Vec<_>>(), [protocol.as_bytes()]);
@@ -153,7 +156,8 @@ async fn every_subprotocol_carries_the_streams_and_the_result() {
         let message = format!("command terminated with non-zero exit code: {why}");
         if protocol.starts_with('v') {
             let outcome = Outcome::parse(Protocol::V4, client.error().as_bytes()).unwrap();
-            assert_eq!(outcome, Outcome::Exit { code: 7, text: why.clone() });
+            let text = if protocol == V5 { "command terminated with exit code 7" } else { &why };
+            assert_eq!(outcome, Outcome::Exit { code: 7, text: text.to_owned() });
         } else {
             assert_eq!(client.error(), message, "{protocol}");
         }
@@ -170,6 +174,20 @@ async fn every_subprotocol_carries_the_streams_and_the_result() {
         // The front of the text, or of the Status.
         let begin = if protocol.starts_with('v') { "eyJtZXRh" } else { "Y29tbWFu" };
         assert!(client.error().starts_with(begin), "{protocol}: {}", client.error());
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn item_093_v5_tells_a_failure_of_the_runtime_with_the_prefix_twice() {
+    let node = Harness::with(level(Streaming::V5)).await;
+    for (protocol, prefixes) in [("v4.channel.k8s.io", 1), (V5, 2)] {
+        let mut client = open(&node, protocol, &target("app", PLAIN, &["/nope"])).await;
+        assert_eq!(client.finish().await, 1000);
+        let outcome = Outcome::parse(Protocol::V4, client.error().as_bytes()).unwrap();
+        let Outcome::Internal { .. } = outcome else { panic!("{outcome:?}") };
+        let prefix = "Internal error occurred: ".repeat(prefixes) + "error executing command in container: ";
+        assert!(outcome.message().starts_with(&prefix), "{protocol}: {}", outcome.message());
     }
     node.stop().await;
 }
@@ -340,6 +358,12 @@ async fn a_node_takes_the_subprotocols_of_its_level() {
             };
             assert_eq!(head.status, status, "{streaming:?} {protocol}");
         }
+        // item 90: v5 counts wherever it stands, and is the translator's alone.
+        let protocols = ["v4.channel.k8s.io", V5];
+        let (head, ..) = answer(&node, &request(&app, &protocols).to_bytes()).await;
+        let chosen = head.values("Sec-WebSocket-Protocol").next();
+        let best = [None, Some(protocols[0]), Some(V5)][streaming as usize];
+        assert_eq!(chosen, best.map(str::as_bytes), "{streaming:?}");
         node.upgrade(&app, V4).await.client();
         node.stop().await;
     }
