@@ -1,3 +1,4 @@
+mod attach;
 mod websocket;
 
 use std::net::Ipv4Addr;
@@ -100,9 +101,12 @@ impl Harness {
     }
 
     async fn with(settings: Settings) -> Self {
+        Self::of(Arc::new(One(Arc::new(pod()))), settings).await
+    }
+
+    async fn of(pods: Arc<dyn Pods>, settings: Settings) -> Self {
         let (pki, dir, drain) = (Pki::new(), tempfile::tempdir().unwrap(), Drain::new());
         let tls = tls::server(&pki.server(), &[tls::HTTP1], Clients::Require(pki.roots())).unwrap();
-        let pods = Arc::new(One(Arc::new(pod())));
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let endpoint = Endpoint::bind(any, tls, "one", pods, dir.path(), settings).await.unwrap();
         let addr = endpoint.local_addr();

@@ -10,18 +10,18 @@ use super::*;
 use crate::wire::http1::ResponseHead;
 use crate::wire::ws::handshake::check_answer;
 
-const V5: &str = "v5.channel.k8s.io";
-const STATUS: &str = r#"{"metadata":{},"status":"Success"}"#;
+pub(super) const V5: &str = "v5.channel.k8s.io";
+pub(super) const STATUS: &str = r#"{"metadata":{},"status":"Success"}"#;
 
 /// Channels by their number.
-const STDIN: u8 = 0;
+pub(super) const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
+pub(super) const STDERR: u8 = 2;
 const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
+pub(super) const RESIZE: u8 = 4;
 
 /// A client with all that it was sent.
-struct Ws {
+pub(super) struct Ws {
     socket: WebSocketStream<Io>,
     is_base64: bool,
     /// The first message as it came.
@@ -59,7 +59,7 @@ async fn shell(node: &Harness, protocol: &str, query: &str, script: &str) -> Ws 
     open(node, protocol, &target("app", query, &["sh", "-c", script])).await
 }
 
-async fn open(node: &Harness, protocol: &str, target: &str) -> Ws {
+pub(super) async fn open(node: &Harness, protocol: &str, target: &str) -> Ws {
     let protocols: Vec<_> = Some(protocol).filter(|name| !name.is_empty()).into_iter().collect();
     let request = request(target, &protocols);
     let (head, io, early) = answer(node, &request.to_bytes()).await;
@@ -76,7 +76,7 @@ async fn open(node: &Harness, protocol: &str, target: &str) -> Ws {
 }
 
 impl Ws {
-    async fn send(&mut self, channel: u8, bytes: &[u8]) {
+    pub(super) async fn send(&mut self, channel: u8, bytes: &[u8]) {
         self.socket.send(Message::binary([&[channel], bytes].concat())).await.unwrap();
     }
 
@@ -109,15 +109,15 @@ impl Ws {
         true
     }
 
-    fn stdout(&self) -> &str {
+    pub(super) fn stdout(&self) -> &str {
         text(&self.channels[usize::from(STDOUT)])
     }
 
-    fn error(&self) -> &str {
+    pub(super) fn error(&self) -> &str {
         text(&self.channels[usize::from(ERROR)])
     }
 
-    async fn until(&mut self, what: &str) {
+    pub(super) async fn until(&mut self, what: &str) {
         while !self.stdout().contains(what) {
             assert!(self.step().await, "ended before {what:?}: {:?}", self.stdout());
         }
@@ -129,7 +129,7 @@ impl Ws {
     }
 
     /// The code of the Close at the end.
-    async fn finish(&mut self) -> u16 {
+    pub(super) async fn finish(&mut self) -> u16 {
         while self.step().await {}
         self.close.clone().flatten().expect("a Close with a code").code.into()
     }
