@@ -223,11 +223,14 @@ async fn refused_port(target: &Target<'_>) {
     let mut forwarded = Forward::start(target, port).await;
     let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, forwarded.local)).await.unwrap();
     connection.write_all(b"anybody?").await.unwrap();
-    let mut got = Vec::new();
-    // An end or a reset: both say that nobody is there.
-    let _ = connection.read_to_end(&mut got).await;
-    assert_eq!(got, b"");
-    forwarded.says("refused").await;
+    let told = async {
+        let mut got = Vec::new();
+        // An end or a reset: both say that nobody is there.
+        let _ = connection.read_to_end(&mut got).await;
+        assert_eq!(got, b"");
+        forwarded.says("refused").await;
+    };
+    tokio::time::timeout(END_PATIENCE, told).await.expect("the connection ends, and the client says why");
 }
 
 /// Sends a line to the container's own process, has it back on both streams, and ends the process.

@@ -127,8 +127,11 @@ def carry(v4_only, pod, port, local):
             pass  # The other direction is over, and this one with it.
 
     threading.Thread(target=send, daemon=True).start()
-    while data := far.recv(CHUNK):
-        local.sendall(data)
+    try:
+        while data := far.recv(CHUNK):
+            local.sendall(data)
+    except ConnectionResetError:
+        pass  # The library has closed its end with input unread, as it does after an error.
     if error := forward.error(port):
         print(error, file=sys.stderr, flush=True)
     local.shutdown(socket.SHUT_RDWR)
