@@ -30,7 +30,7 @@ use std::io;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -134,7 +134,8 @@ struct Run {
 struct Client {
     to: DuplexStream,
     over: CancellationToken,
-    held: Weak<()>,
+    /// Whether it was let go; gone with the client.
+    held: Weak<AtomicBool>,
 }
 
 /// What a client holds of a main process.
@@ -143,7 +144,16 @@ pub(super) struct Attached {
     pub(super) streams: Streams,
     /// Resolves when the process has ended, or when this client was too slow; what is in its streams then is
     /// the rest. The attachment lasts for as long as this is held.
-    pub(super) ended: BoxFuture<'static, ()>,
+    pub(super) ended: BoxFuture<'static, Ended>,
+}
+
+/// Why an attachment is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The process has ended, and the client has had all its output.
+    Over,
+    /// The client did not take its output.
+    LetGo,
 }
 
 /// Where a client's input goes. Its end reaches the process only with `stdinOnce`.
@@ -614,7 +624,7 @@ impl Run {
     }
 
     fn attach(&self, asked: Asked, buffer: usize) -> Attached {
-        let (over, held) = (self.over.child_token(), Arc::new(()));
+        let (over, held) = (self.over.child_token(), Arc::new(AtomicBool::new(false)));
         let outlet = |source: Source, wanted: bool| {
             wanted.then(|| {
                 let (to, from) = tokio::io::duplex(buffer);
@@ -636,7 +646,7 @@ impl Run {
         };
         let ended = async move {
             over.cancelled().await;
-            drop(held);
+            if held.load(Ordering::Relaxed) { Ended::LetGo } else { Ended::Over }
         };
         Attached { streams, ended: ended.boxed() }
     }
@@ -676,6 +686,9 @@ impl Client {
             Ok(written) => written.is_ok(),
             Err(_) => {
                 warn!(?patience, "an attached client does not take its output: it is let go");
+                if let Some(let_go) = self.held.upgrade() {
+                    let_go.store(true, Ordering::Relaxed);
+                }
                 self.over.cancel();
                 false
             }

@@ -66,7 +66,7 @@ use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::Settings;
-use super::container::Attached;
+use super::container::{Attached, Ended};
 use super::process::{Command, NotStarted, Output, Process, Stdin, Streams, Terminal};
 use crate::drain::Drain;
 use crate::wire::channel::{self, Subprotocol};
@@ -241,7 +241,7 @@ enum Far {
     },
     NotStarted(NotStarted),
     /// Resolves at the end of a container's main process, or when it lets this client go.
-    Attached(BoxFuture<'static, ()>),
+    Attached(BoxFuture<'static, Ended>),
 }
 
 /// Runs a session to its end. `watch` is a second handle on the socket under `io`, `early` what was read past the
@@ -503,11 +503,16 @@ async fn deliver(
         Far::NotStarted(why) => Outcome::exec_failed(why),
         Far::Attached(ended) => {
             // Its end is the end of the outputs as well, after what they still hold.
-            if !has_output {
-                ended.await;
+            let why = if has_output {
+                pumps.await;
+                ended.now_or_never().unwrap_or(Ended::Over)
+            } else {
+                ended.await
+            };
+            match why {
+                Ended::Over => Outcome::Success,
+                Ended::LetGo => Outcome::attach_failed("the client did not take its output"),
             }
-            pumps.await;
-            Outcome::Success
         }
     };
     let _ = data.send(Out::End(outcome)).await;
@@ -711,7 +716,11 @@ mod tests {
     use super::*;
 
     /// What a client of v4 gets that asks for this and attaches to that; it sends nothing.
-    async fn attach(asked: Asked, stdout: Option<&'static [u8]>, ended: BoxFuture<'static, ()>) -> Vec<u8> {
+    async fn attach(
+        asked: Asked,
+        stdout: Option<&'static [u8]>,
+        ended: BoxFuture<'static, Ended>,
+    ) -> Vec<u8> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let io = listener.accept().await.unwrap().0;
@@ -739,8 +748,13 @@ mod tests {
         let seen = attach(asked, Some(b"hello"), pending().boxed()).await;
         assert_eq!(seen, [&[0x82, 1, 1, 0x82, 6, 1], &b"hello"[..], &end].concat());
         let asked = Asked { stdin: true, ..Asked::default() };
-        let seen = attach(asked, None, ready(()).boxed()).await;
+        let seen = attach(asked, None, ready(Ended::Over).boxed()).await;
         assert_eq!(seen, [&[0x82, 1, 3], &end[..]].concat());
+        // Whoever lost some of it is told so.
+        let asked = Asked { stdout: true, ..Asked::default() };
+        let seen = attach(asked, Some(b"half"), ready(Ended::LetGo).boxed()).await;
+        let text = String::from_utf8_lossy(&seen);
+        assert!(text.contains("error attaching to container: the client did not take its output"), "{text}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -258,7 +258,7 @@ async fn stdin_once_ends_with_the_first_client() {
     let mut seen = Vec::new();
     soon("the output", client.streams.stdout.unwrap().read_to_end(&mut seen)).await.unwrap();
     assert_eq!(seen, b"data\nend\n");
-    soon("the end", client.ended).await;
+    assert_eq!(soon("the end", client.ended).await, Ended::Over);
     assert_eq!(state(&node.told(2).await[1]), "ended 0 Completed, new, 0");
     node.stop().await;
 }
@@ -288,7 +288,7 @@ async fn a_slow_client_holds_the_process_for_its_patience_and_is_let_go() {
     // Reads nothing until it is told that it is over; what it then has is the beginning, whole.
     let whole = "0123456789abcdef\n".repeat(400) + "done\n";
     assert!(shows(quick.streams.stdout.as_mut().unwrap(), "done\n").await == whole);
-    soon("the slow client's end", slow.ended).await;
+    assert_eq!(soon("the slow client's end", slow.ended).await, Ended::LetGo);
     let mut seen = Vec::new();
     soon("its rest", slow.streams.stdout.unwrap().read_to_end(&mut seen)).await.unwrap();
     assert!(seen.len() >= 1024 && whole.as_bytes().starts_with(&seen), "{}", seen.len());
