@@ -132,7 +132,7 @@ impl Authn {
     ///
     /// # Errors
     /// When a credential is wrong and none is right, or when there is none and anonymous access is off.
-    pub fn identify(&self, conn: &Conn, headers: &HeaderMap) -> Result<Caller, Error> {
+    pub async fn identify(&self, conn: &Conn, headers: &HeaderMap) -> Result<Caller, Error> {
         let mut failed = None;
         if let (Some(verifier), false) = (&self.certificates, conn.certificates.is_empty()) {
             match verifier.verify(&conn.certificates, UnixTime::now()) {
@@ -266,6 +266,8 @@ impl Error {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn tokens(text: &str) -> Result<Tokens, Error> {
@@ -279,7 +281,8 @@ mod tests {
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
         }
-        authn.identify(&Conn::default(), &headers)
+        let identified = authn.identify(&Conn::default(), &headers).now_or_never();
+        identified.expect("nobody is asked who takes time")
     }
 
     #[test]

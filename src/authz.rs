@@ -1,7 +1,7 @@
 //! Authz: may they, asked of the cluster. The only maker of a [`Permit`].
 //!
-//! In the flow: after `authn`. First impersonation (each item is a review of its own), then the request itself;
-//! a session by GET is reviewed once more as `create`, because a WebSocket handshake can only be a GET
+//! In the flow: after `authn`. First impersonation (each item is a review of its own); then, for a session, the request
+//! itself (what is no session is the cluster's to decide, which answers it); a session by GET is reviewed once more as `create`, because a WebSocket handshake can only be a GET
 //! (`protocol.md` 1.2). Invariant: no answer is a denial; nothing is cached here.
 //! Source: apiserver `pkg/endpoints/filters/{authorization,impersonation}.go`, `protocol.md` 8.3 and 8.4.
 
@@ -141,6 +141,11 @@ impl Authz {
     }
 }
 
+/// What a client is told that may not make a request: the denial of `protocol.md` 8.4.
+pub fn forbidden(user: &User, attributes: &Attributes, reason: &str) -> Refusal {
+    denied(user, attributes, reason, None).refusal()
+}
+
 /// The denial of `protocol.md` 8.4. The part after "forbidden: " is HTML-escaped, the reason is not.
 fn denied(user: &User, attributes: &Attributes, reason: &str, undecided: Option<Error>) -> Error {
     let source = undecided.map(Box::new);
@@ -220,6 +225,9 @@ impl Error {
         match self {
             Self::Denied { message, about, .. } => {
                 Refusal::Forbidden { message: message.clone(), about: about.clone() }
+            }
+            Self::NoDecision { source, .. } if matches!(source, cluster::Error::Unreachable { .. }) => {
+                source.refusal()
             }
             Self::NoDecision { uri, source } => {
                 Refusal::Filter { uri: uri.clone(), text: source.to_string() }

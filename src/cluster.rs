@@ -1,9 +1,10 @@
 //! Cluster: the few questions podgate asks of the Kubernetes it stands in front of.
 //!
-//! In the flow: `authz` asks for a review, `locate` for a pod and its node, the door hands over everything
-//! that is no session. Dev mode answers from its embedded cluster (room `dev`); stages cannot tell the
-//! difference, and none may ask. Values are slim: a pod here is what choosing a container needs.
-//! Source: Kubernetes API reference, Pod v1 core, Node v1 core, SubjectAccessReview authorization.k8s.io/v1.
+//! In the flow: `authn` asks whose a token is, `authz` for a review, `locate` for a pod and its node, the door hands
+//! over everything that is no session. Dev mode answers from its embedded cluster (room `dev`); stages cannot tell
+//! the difference, and none may ask. Values are slim: a pod here is what choosing a container needs.
+//! Source: Kubernetes API reference, Pod v1 core, Node v1 core, SubjectAccessReview authorization.k8s.io/v1,
+//! TokenReview authentication.k8s.io/v1.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::status::Refusal;
 pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Who is asking: `authentication.k8s.io` `UserInfo`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct User {
     /// Unique name.
     pub name: String,
@@ -79,10 +80,39 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The cluster cannot be reached at all, or is not to be asked again just now.
+    #[error("{act}: the API server cannot be reached")]
+    Unreachable {
+        /// The failed act.
+        act: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+// === impl Error ===
+
+impl Error {
+    /// What the client is told where nothing more fitting is known: 503 when the cluster cannot be reached, else 500.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Unanswered { .. } => Refusal::Internal(self.to_string()),
+            Self::Unreachable { .. } => Refusal::Unavailable(self.to_string()),
+        }
+    }
 }
 
 /// A Kubernetes cluster, as podgate sees it. All futures may be dropped at any point: nothing is lost.
 pub trait Cluster: Send + Sync + 'static {
+    /// Whose is this bearer token, for one of these audiences (for the cluster's own, when there are none)? `None` when
+    /// the cluster does not know it.
+    fn token<'a>(
+        &'a self,
+        token: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<User>, Error>>;
+
     /// May this user do this? `Err` is "no decision", which fails closed.
     fn review<'a>(
         &'a self,
@@ -97,7 +127,8 @@ pub trait Cluster: Send + Sync + 'static {
     /// The node of this name, or `None` when there is none.
     fn node<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<Node>>, Error>>;
 
-    /// Answers a permitted request that is not a session. `ask` is what the door read from it, once.
+    /// Answers a request that is not a session, as the API server would: whether `user` may ask that is the cluster's
+    /// own to decide. `ask` is what the door read from it, once.
     fn serve<'a>(
         &'a self,
         user: &'a User,

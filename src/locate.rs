@@ -304,6 +304,15 @@ mod tests {
         /// A cluster nobody asks.
         struct Nobody;
         impl Cluster for Nobody {
+            fn token<'a>(
+                &'a self,
+                _: &'a str,
+                _: &'a [String],
+            ) -> futures_util::future::BoxFuture<'a, Result<Option<cluster::User>, cluster::Error>>
+            {
+                unreachable!()
+            }
+
             fn review<'a>(
                 &'a self,
                 _: &'a cluster::User,

@@ -6,7 +6,7 @@
 use http::HeaderMap;
 use tracing::{error, info};
 
-use crate::authn::Authn;
+use crate::authn::{Authn, Caller};
 use crate::authz::{Authz, Permit};
 use crate::listen::Conn;
 use crate::locate::{Locate, Place};
@@ -30,14 +30,22 @@ pub struct Pipeline {
 // === impl Pipeline ===
 
 impl Pipeline {
-    /// Who is asking, and may they: for every request, session or not.
+    /// Who is asking, and as whom: for every request, session or not.
     ///
     /// # Errors
-    /// 401, 403, or that nobody could decide.
-    pub async fn admit(&self, conn: &Conn, headers: &HeaderMap, ask: &Ask) -> Result<Permit, Refusal> {
-        let caller = self.authn.identify(conn, headers).map_err(|e| refused("authn", &e, e.refusal()))?;
+    /// 401, or 403 for an impersonation that is not allowed, or that nobody could decide.
+    pub async fn identify(&self, conn: &Conn, headers: &HeaderMap, ask: &Ask) -> Result<Caller, Refusal> {
+        let caller = self.authn.identify(conn, headers).await;
+        let caller = caller.map_err(|e| refused("authn", &e, e.refusal()))?;
         let assumed = self.authz.assume(caller, headers, &ask.uri).await;
-        let caller = assumed.map_err(|e| refused("authz", &e, e.refusal()))?;
+        assumed.map_err(|e| refused("authz", &e, e.refusal()))
+    }
+
+    /// May they open a session: the request itself, before anything of it is looked at.
+    ///
+    /// # Errors
+    /// 403, or that nobody could decide.
+    pub async fn permit(&self, caller: Caller, ask: &Ask) -> Result<Permit, Refusal> {
         let permit = self.authz.review(caller, &ask.attributes, &ask.uri).await;
         permit.map_err(|e| refused("authz", &e, e.refusal()))
     }

@@ -30,7 +30,7 @@ pub struct Ask {
 }
 
 /// Authorization attributes, as a SubjectAccessReview carries them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Attributes {
     /// API verb for resources, lower-case method for other paths. Empty for methods Kubernetes has no verb for.
     pub verb: String,
@@ -41,7 +41,7 @@ pub struct Attributes {
 }
 
 /// The resource part of [`Attributes`]; absent parts are empty.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Resource {
     /// API group; empty for the core group.
     pub group: String,

@@ -309,9 +309,10 @@ impl Door {
         mut request: Request<Incoming>,
         started: Instant,
     ) -> Result<Response<Body>, Refusal> {
-        let permit = self.shared.pipeline.admit(&self.conn, request.headers(), &ask).await?;
+        let caller = self.shared.pipeline.identify(&self.conn, request.headers(), &ask).await?;
         upgrade::forget_token(request.headers_mut());
         if let Some(exec) = ask.exec.take() {
+            let permit = self.shared.pipeline.permit(caller, &ask).await?;
             let exec = exec?;
             let place = self.shared.pipeline.place(permit, exec, &ask).await?;
             let (origins, translate) =
@@ -326,7 +327,7 @@ impl Door {
             }
             return hijack::open(self, request, place, carriage, started).await;
         }
-        let user = permit.caller().user().clone();
+        let user = caller.user().clone();
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         if ask.long_running() {
             // A watch has no end of its own: it would hold the drain until the deadline.

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub refusals: IntCounterVec,
     /// Requests that the far side refused, by status code.
     pub far_refusals: IntCounterVec,
+    /// Files read again, by what they are and how that went.
+    pub reloads: IntCounterVec,
     /// Sessions alive.
     pub sessions: IntGauge,
     sessions_ended: IntCounterVec,
@@ -89,6 +91,11 @@ impl Metrics {
                 "podgate_far_refusals_total",
                 "Session requests that the far side refused, by HTTP status code. Stable.",
                 &["code"],
+            ),
+            reloads: counter(
+                "podgate_reloads_total",
+                "Files that changed while podgate ran, by what they are and outcome: reloaded, failed. Stable.",
+                &["what", "outcome"],
             ),
             sessions: gauge("podgate_sessions", "Sessions alive. Stable."),
             sessions_ended: counter(

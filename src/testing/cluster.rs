@@ -19,6 +19,7 @@ type Judge = Box<dyn Fn(&User, &Attributes) -> Result<Decision, Error> + Send + 
 pub struct FakeCluster {
     pods: Mutex<HashMap<String, Arc<Pod>>>,
     nodes: Mutex<HashMap<String, Arc<Node>>>,
+    tokens: Mutex<HashMap<String, User>>,
     judge: Mutex<Judge>,
     asked: Mutex<Vec<String>>,
     reads: Mutex<Vec<String>>,
@@ -33,6 +34,7 @@ impl FakeCluster {
         Arc::new(Self {
             pods: Mutex::default(),
             nodes: Mutex::default(),
+            tokens: Mutex::default(),
             judge: Mutex::new(Box::new(|_, _| Ok(allow()))),
             asked: Mutex::default(),
             reads: Mutex::default(),
@@ -83,6 +85,15 @@ impl FakeCluster {
     /// From now on no read of a pod or node is answered.
     pub fn hang_reads(&self) {
         self.reads_hang.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on this token is that user's; nobody's, when there is none.
+    pub fn know(&self, token: &str, user: Option<User>) {
+        let mut tokens = lock(&self.tokens);
+        match user {
+            Some(user) => tokens.insert(token.to_owned(), user),
+            None => tokens.remove(token),
+        };
     }
 
     /// Replaces the judge.
@@ -138,6 +149,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Cluster for FakeCluster {
+    /// Whoever [`FakeCluster::know`] was told.
+    fn token<'a>(
+        &'a self,
+        token: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<User>, Error>> {
+        lock(&self.asked).push(format!("token {}", audiences.join(",")));
+        let user = lock(&self.tokens).get(token).cloned();
+        let hangs = self.reviews_hang.load(Ordering::Relaxed);
+        Box::pin(async move { if hangs { std::future::pending().await } else { Ok(user) } })
+    }
+
     fn review<'a>(
         &'a self,
         user: &'a User,
@@ -177,8 +200,13 @@ impl Cluster for FakeCluster {
         _: Request<Body>,
     ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
         let (verb, path) = (&ask.attributes.verb, &ask.attributes.path);
-        lock(&self.served).push(format!("{} {verb} {path}", user.name));
+        let reviewed = self.review(user, &ask.attributes);
         Box::pin(async move {
+            let decision = reviewed.await.map_err(|error| error.refusal())?;
+            if !decision.allowed {
+                return Err(crate::authz::forbidden(user, &ask.attributes, &decision.reason));
+            }
+            lock(&self.served).push(format!("{} {verb} {path}", user.name));
             match ask.attributes.path.as_str() {
                 "/hang" => std::future::pending().await,
                 "/panic" => panic!("told to"),
