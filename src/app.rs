@@ -1,6 +1,8 @@
 //! App: the only wiring. Builds rooms from their own part of the config, binds, and runs until told to stop.
 
 pub mod dev;
+pub mod serve;
+mod stop;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -131,7 +133,7 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
     let Ground { cluster, server_tls, client_verifier, tokens, kubelet_tls } = ground;
     let pipeline = Pipeline {
-        authn: Authn::new(client_verifier, tokens, config.api.anonymous),
+        authn: Authn::new(client_verifier, tokens, config.authentication.anonymous),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
         locate: Locate::new(
             cluster.clone(),

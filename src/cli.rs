@@ -20,23 +20,21 @@ pub struct Cli {
 /// The faces of podgate.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run in front of a real cluster.
+    Serve(Serve),
+    /// Say what is wrong with the settings of `podgate serve`, and with the files they name.
+    Check(Serve),
     /// Run an embedded cluster on loopback, with podgate in front: real TLS, real kubectl, pods that are local
     /// processes.
     Dev(Dev),
 }
 
-/// Flags of `podgate dev`. What is not given comes from the file, then from the defaults.
+/// Flags of every gateway. What is not given comes from the file, then from the defaults.
 #[derive(Debug, Default, Args)]
-pub struct Dev {
-    /// YAML file with settings; `podgate dev --print-config` shows all of them.
+pub struct Gateway {
+    /// YAML file with settings; `--print-config` shows all of them.
     #[arg(long, value_name = "FILE", env = "PODGATE_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Folder for keys, certificates, tokens, the kubeconfig and the containers' files [default: .podgate].
-    #[arg(long, value_name = "DIR", env = "PODGATE_DIR")]
-    pub dir: Option<PathBuf>,
-    /// Folder of Kubernetes manifests to use instead of the built-in set.
-    #[arg(long, value_name = "DIR", env = "PODGATE_MANIFESTS")]
-    pub manifests: Option<PathBuf>,
     /// Address of the API door [default: 127.0.0.1:8443].
     #[arg(long, value_name = "ADDR", env = "PODGATE_LISTEN")]
     pub listen: Option<SocketAddr>,
@@ -52,13 +50,41 @@ pub struct Dev {
     /// Which log lines, such as `info` or `podgate=debug,access=info` [default: info].
     #[arg(long, value_name = "FILTER", env = "PODGATE_LOG")]
     pub log: Option<String>,
+    /// Print the settings that would be used, as YAML, and end.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+/// Flags of `podgate serve` and `podgate check`.
+#[derive(Debug, Default, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub gateway: Gateway,
+    /// Kubeconfig of podgate's own identity [default: its pod's service account].
+    #[arg(long, value_name = "FILE", env = "PODGATE_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one].
+    #[arg(long, value_name = "NAME", env = "PODGATE_CONTEXT")]
+    pub context: Option<String>,
+}
+
+/// Flags of `podgate dev`.
+#[derive(Debug, Default, Args)]
+pub struct Dev {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub gateway: Gateway,
+    /// Folder for keys, certificates, tokens, the kubeconfig and the containers' files [default: .podgate].
+    #[arg(long, value_name = "DIR", env = "PODGATE_DIR")]
+    pub dir: Option<PathBuf>,
+    /// Folder of Kubernetes manifests to use instead of the built-in set.
+    #[arg(long, value_name = "DIR", env = "PODGATE_MANIFESTS")]
+    pub manifests: Option<PathBuf>,
     /// Listen on addresses that other machines can reach. Whoever may exec runs commands as you and can read
     /// the state folder, admin's key included.
     #[arg(long)]
     pub danger_listen_beyond_loopback: bool,
-    /// Print the settings that would be used, as YAML, and end.
-    #[arg(long)]
-    pub print_config: bool,
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

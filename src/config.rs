@@ -4,8 +4,12 @@
 //! error with its full path: a misspelled limit must not quietly be no limit. Values are types and are not
 //! parsed again; each room gets its own part.
 
+mod authentication;
 mod duration;
+mod lines;
+mod validate;
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::cli;
 use crate::telemetry::LogFormat;
 
-/// The longest duration that makes sense: a year. Without a bound, adding one to now could overflow.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+pub use authentication::{Authentication, RequestHeader, TokenReview};
+pub use validate::Problem;
 
 /// All settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +28,10 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 pub struct Config {
     /// The API door.
     pub api: Api,
+    /// Who is asking.
+    pub authentication: Authentication,
+    /// May they.
+    pub authorization: Authorization,
     /// Health and metrics.
     pub admin: Admin,
     /// What is asked of the cluster.
@@ -34,6 +42,8 @@ pub struct Config {
     pub session: Session,
     /// Stopping.
     pub drain: Drain,
+    /// Files that change.
+    pub reload: Reload,
     /// Log lines.
     pub log: Log,
     /// The embedded cluster.
@@ -46,8 +56,13 @@ pub struct Config {
 pub struct Api {
     /// Address to listen on.
     pub listen: SocketAddr,
+    /// Podgate's own certificate, as clients see it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<KeyPair>,
     /// Connections at once, sessions included; more are closed at once.
     pub max_connections: usize,
+    /// Connections of one address at once; the requests of more are 429. 0 is no limit.
+    pub max_connections_per_address: usize,
     /// For a client's TLS handshake.
     #[serde(with = "duration")]
     pub handshake_timeout: Duration,
@@ -61,6 +76,8 @@ pub struct Api {
     pub max_header_bytes: usize,
     /// Header lines of a request; more is 431.
     pub max_headers: usize,
+    /// Bytes of the body of a request that is no stream; more is 413.
+    pub max_body_bytes: u64,
     /// Streams of one HTTP/2 connection at once.
     pub max_http2_streams: u32,
     /// Short requests (no sessions, no watches) at once; more is 429.
@@ -71,11 +88,40 @@ pub struct Api {
     /// Silence after which a client is probed; three unanswered probes end the connection.
     #[serde(with = "duration")]
     pub keepalive: Duration,
-    /// Whether callers without any credential are `system:anonymous` rather than refused.
-    pub anonymous: bool,
     /// Origins, such as `https://console.example.com`, whose pages may open sessions; `*` is all of them. Pages of
     /// podgate's own host always may.
     pub allowed_origins: Vec<String>,
+}
+
+/// A certificate chain, leaf first, and its key; PEM files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct KeyPair {
+    /// The chain.
+    pub cert_file: PathBuf,
+    /// The key.
+    pub key_file: PathBuf,
+}
+
+/// May they: how long the cluster's answers hold. 0 asks each time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Authorization {
+    /// How long a yes holds.
+    #[serde(with = "duration")]
+    pub allowed_for: Duration,
+    /// How long a no holds.
+    #[serde(with = "duration")]
+    pub denied_for: Duration,
+}
+
+/// Files that change while podgate runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Reload {
+    /// How often they are looked at.
+    #[serde(with = "duration")]
+    pub period: Duration,
 }
 
 /// Health and metrics.
@@ -95,6 +141,17 @@ pub struct Admin {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Cluster {
+    /// The kubeconfig of podgate's own identity; that of its pod's service account when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The kubeconfig's context; the current one when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// For connecting to the API server, TLS included.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// Reviews and reads that wait for the API server at once; more are 503.
+    pub max_waiting: usize,
     /// For one authorization review; no answer is a refusal.
     #[serde(with = "duration")]
     pub review_timeout: Duration,
@@ -107,6 +164,10 @@ pub struct Cluster {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Upstream {
+    /// Where sessions go.
+    pub mode: UpstreamMode,
+    /// Podgate at kubelets.
+    pub kubelet: Kubelet,
     /// For resolving a kubelet's name and connecting to it.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
@@ -125,6 +186,38 @@ pub struct Upstream {
     pub translate: Translate,
 }
 
+/// Where sessions go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UpstreamMode {
+    /// Straight to the kubelets.
+    #[default]
+    Kubelet,
+    /// Through the API server, as the caller by impersonation: for clusters whose kubelets cannot be reached.
+    #[serde(rename = "apiserver")]
+    ApiServer,
+}
+
+/// Podgate at kubelets. What is not given is that of the cluster's kubeconfig or service account.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Kubelet {
+    /// CA bundle of the kubelets' certificates; PEM.
+    #[serde(rename = "caFile", skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// Podgate's client certificate and its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<KeyPair>,
+    /// A file with podgate's bearer token, instead of a certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// The name that kubelets' certificates must have; the address dialled when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// Whether any certificate is taken for a kubelet's. Whoever is in between then reads and writes every session.
+    pub danger_accept_any_certificate: bool,
+}
+
 /// When clients of WebSocket v5 are translated to SPDY, which every kubelet speaks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -140,6 +233,13 @@ pub enum Translate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Session {
+    /// Sessions at once; more are 429.
+    pub max_sessions: usize,
+    /// Sessions of one caller at once; more are 429.
+    pub max_sessions_per_caller: usize,
+    /// How often it is asked again whether the caller of a live session is still known and allowed; 0 is never.
+    #[serde(with = "duration")]
+    pub recheck_period: Duration,
     /// Bytes per second that each direction may move; 0 is no limit.
     pub max_bytes_per_second: u64,
     /// How long a peer may take to close after podgate did.
@@ -212,14 +312,13 @@ pub enum Error {
         /// What is wrong, with line and column.
         what: String,
     },
-    /// A value that makes no sense.
-    #[error("setting {key}: {what}")]
-    Invalid {
-        /// Path of the key.
-        key: &'static str,
-        /// What is wrong and what to do.
-        what: String,
-    },
+    /// Values that make no sense.
+    #[error("{}", list(.0))]
+    Invalid(Vec<Problem>),
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 // === impl Config ===
@@ -230,29 +329,50 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or a value in it or in a flag cannot be used.
     pub fn dev(flags: &cli::Dev) -> Result<Self, Error> {
-        let mut config = match &flags.config {
-            Some(path) => Self::from_file(path)?,
-            None => Self::default(),
-        };
-        let overlay = flags;
-        set(&mut config.dev.dir, &overlay.dir);
-        set(&mut config.api.listen, &overlay.listen);
-        set(&mut config.admin.listen, &overlay.admin_listen);
-        set(&mut config.session.max_bytes_per_second, &overlay.max_bytes_per_second);
-        set(&mut config.log.format, &overlay.log_format);
-        set(&mut config.log.filter, &overlay.log);
-        if overlay.manifests.is_some() {
-            config.dev.manifests.clone_from(&overlay.manifests);
+        let (mut config, source) = Self::from_optional_file(flags.gateway.config.as_deref())?;
+        config.overlay(&flags.gateway);
+        set(&mut config.dev.dir, &flags.dir);
+        if flags.manifests.is_some() {
+            config.dev.manifests.clone_from(&flags.manifests);
         }
-        config.dev.danger_listen_beyond_loopback = overlay.danger_listen_beyond_loopback;
-        config.validate()?;
-        Ok(config)
+        config.dev.danger_listen_beyond_loopback = flags.danger_listen_beyond_loopback;
+        let problems = config.problems().into_iter().chain(config.dev_problems()).collect();
+        source.judge(config, problems)
     }
 
-    fn from_file(path: &Path) -> Result<Self, Error> {
+    /// The settings of `podgate serve`.
+    ///
+    /// # Errors
+    /// As [`Config::dev`].
+    pub fn serve(flags: &cli::Serve) -> Result<Self, Error> {
+        let (mut config, source) = Self::from_optional_file(flags.gateway.config.as_deref())?;
+        config.overlay(&flags.gateway);
+        if flags.kubeconfig.is_some() {
+            config.cluster.kubeconfig.clone_from(&flags.kubeconfig);
+        }
+        if flags.context.is_some() {
+            config.cluster.context.clone_from(&flags.context);
+        }
+        let problems = config.problems().into_iter().chain(config.serve_problems()).collect();
+        source.judge(config, problems)
+    }
+
+    fn overlay(&mut self, flags: &cli::Gateway) {
+        set(&mut self.api.listen, &flags.listen);
+        set(&mut self.admin.listen, &flags.admin_listen);
+        set(&mut self.session.max_bytes_per_second, &flags.max_bytes_per_second);
+        set(&mut self.log.format, &flags.log_format);
+        set(&mut self.log.filter, &flags.log);
+    }
+
+    fn from_optional_file(path: Option<&Path>) -> Result<(Self, Source), Error> {
+        let Some(path) = path else { return Ok((Self::default(), Source::default())) };
         let read = |source| Error::Read { path: path.to_owned(), source };
         let text = std::fs::read_to_string(path).map_err(read)?;
-        Self::from_yaml(&text).map_err(|(key, what)| Error::Parse { path: path.to_owned(), key, what })
+        let parsed = Self::from_yaml(&text);
+        let mut config = parsed.map_err(|(key, what)| Error::Parse { path: path.to_owned(), key, what })?;
+        config.resolve(path.parent().unwrap_or(Path::new("")));
+        Ok((config, Source { path: Some(path.to_owned()), text }))
     }
 
     /// The path of the offending key and what is wrong with it, on failure.
@@ -267,79 +387,65 @@ impl Config {
         read.map_err(|error| (track.path().to_string(), error.without_snippet().to_string()))
     }
 
-    fn validate(&self) -> Result<(), Error> {
-        if self.api.max_http2_streams == 0 {
-            return Err(Error::Invalid { key: "api.maxHttp2Streams", what: "is at least 1".into() });
-        }
-        let positive = [
-            ("api.maxConnections", self.api.max_connections),
-            ("api.maxHeaders", self.api.max_headers),
-            ("api.maxInFlight", self.api.max_in_flight),
-            ("admin.maxConnections", self.admin.max_connections),
+    /// Paths that a file of settings names are meant from where that file is.
+    fn resolve(&mut self, base: &Path) {
+        let Authentication { client_ca_file, token_file, oidc_file, request_header, .. } =
+            &mut self.authentication;
+        let Kubelet { ca_file, client, token_file: kubelet_token_file, .. } = &mut self.upstream.kubelet;
+        let pairs = [&mut self.api.tls, client].into_iter().flatten();
+        let optional = [
+            client_ca_file,
+            token_file,
+            oidc_file,
+            ca_file,
+            kubelet_token_file,
+            &mut self.cluster.kubeconfig,
+            &mut self.dev.manifests,
         ];
-        for (key, value) in positive {
-            if value == 0 {
-                return Err(Error::Invalid { key, what: "is at least 1".into() });
-            }
+        let paths = pairs
+            .flat_map(|KeyPair { cert_file, key_file }| [cert_file, key_file])
+            .chain(optional.into_iter().flatten())
+            .chain(request_header.as_mut().map(|header| &mut header.client_ca_file));
+        for path in paths {
+            *path = base.join(&*path);
         }
-        // hyper's least buffer.
-        if self.api.max_header_bytes < 8192 {
-            return Err(Error::Invalid { key: "api.maxHeaderBytes", what: "is at least 8192".into() });
-        }
-        let deadlines = [
-            ("api.handshakeTimeout", self.api.handshake_timeout),
-            ("api.headerTimeout", self.api.header_timeout),
-            ("api.writeTimeout", self.api.write_timeout),
-            ("api.requestTimeout", self.api.request_timeout),
-            ("admin.headerTimeout", self.admin.header_timeout),
-            ("cluster.reviewTimeout", self.cluster.review_timeout),
-            ("cluster.readTimeout", self.cluster.read_timeout),
-            ("upstream.connectTimeout", self.upstream.connect_timeout),
-            ("upstream.handshakeTimeout", self.upstream.handshake_timeout),
-            ("upstream.upgradeTimeout", self.upstream.upgrade_timeout),
-            ("session.refusalTimeout", self.session.refusal_timeout),
-            ("session.openTimeout", self.session.open_timeout),
-            ("session.idleTimeout", self.session.idle_timeout),
-        ];
-        for (key, value) in deadlines {
-            if value < Duration::from_millis(1) || value > LONGEST {
-                return Err(Error::Invalid { key, what: "is from 1ms to 8760h".into() });
-            }
-        }
-        for (key, value) in [("session.linger", self.session.linger), ("drain.deadline", self.drain.deadline)]
-        {
-            if value > LONGEST {
-                return Err(Error::Invalid { key, what: "is at most 8760h".into() });
-            }
-        }
-        // What the kernel takes for TCP_KEEPIDLE (tcp(7)), in whole seconds.
-        let keepalives =
-            [("api.keepalive", self.api.keepalive), ("upstream.keepalive", self.upstream.keepalive)];
-        for (key, value) in keepalives {
-            if !(Duration::from_secs(1)..=Duration::from_secs(32_767)).contains(&value) {
-                return Err(Error::Invalid { key, what: "is from 1s to 32767s".into() });
-            }
-        }
-        if self.upstream.preferred_address_types.is_empty() {
-            let what = "names at least one type, such as InternalIP".into();
-            return Err(Error::Invalid { key: "upstream.preferredAddressTypes", what });
-        }
-        let addresses = [("api.listen", self.api.listen), ("admin.listen", self.admin.listen)];
-        for (key, addr) in addresses {
-            if !self.dev.danger_listen_beyond_loopback && !addr.ip().is_loopback() {
-                let what = format!(
-                    "{addr} is not a loopback address; commands in dev pods run as you, so this takes \
-                     --danger-listen-beyond-loopback"
-                );
-                return Err(Error::Invalid { key, what });
-            }
-        }
-        Ok(())
     }
 
     /// As YAML. Nothing in it is secret.
     pub fn to_yaml(&self) -> String {
         serde_saphyr::to_string(self).expect("settings are plain values")
+    }
+}
+
+/// Where settings came from, for those who are told what is wrong with them.
+#[derive(Default)]
+struct Source {
+    path: Option<PathBuf>,
+    text: String,
+}
+
+impl Source {
+    /// The settings, if there is nothing wrong with them.
+    fn judge(self, config: Config, mut problems: Vec<Problem>) -> Result<Config, Error> {
+        if problems.is_empty() {
+            return Ok(config);
+        }
+        for problem in &mut problems {
+            let line = lines::line_of(&self.text, &problem.key);
+            problem.place = self.path.clone().zip(line);
+        }
+        Err(Error::Invalid(problems))
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Some((path, line)) => {
+                write!(f, "config file {}, line {line}, at {}: {}", path.display(), self.key, self.what)
+            }
+            None => write!(f, "setting {}: {}", self.key, self.what),
+        }
     }
 }
 
@@ -355,7 +461,10 @@ impl Default for Api {
     fn default() -> Self {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 8443).into(),
+            tls: None,
             max_connections: 4096,
+            // A quarter of all: many clients may stand behind one address, but none may take every place.
+            max_connections_per_address: 1024,
             handshake_timeout: Duration::from_secs(10),
             // kube-apiserver's ReadHeaderTimeout (`protocol.md` 8.5).
             header_timeout: Duration::from_secs(32),
@@ -363,11 +472,12 @@ impl Default for Api {
             // Twice the longest URI there can be; upstream takes 1 MiB, before it knows from whom.
             max_header_bytes: 128 * 1024,
             max_headers: 256,
+            // kube-apiserver's limit for writes of objects.
+            max_body_bytes: 3 * 1024 * 1024,
             max_http2_streams: 250,
             max_in_flight: 400,
             request_timeout: Duration::from_secs(60),
             keepalive: Duration::from_secs(15),
-            anonymous: false,
             allowed_origins: Vec::new(),
         }
     }
@@ -385,7 +495,27 @@ impl Default for Admin {
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { review_timeout: Duration::from_secs(10), read_timeout: Duration::from_secs(10) }
+        Self {
+            kubeconfig: None,
+            context: None,
+            connect_timeout: Duration::from_secs(5),
+            max_waiting: 512,
+            review_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for Authorization {
+    fn default() -> Self {
+        // Short: a right that was taken away is to be gone soon.
+        Self { allowed_for: Duration::from_secs(10), denied_for: Duration::from_secs(5) }
+    }
+}
+
+impl Default for Reload {
+    fn default() -> Self {
+        Self { period: Duration::from_secs(10) }
     }
 }
 
@@ -393,6 +523,8 @@ impl Default for Upstream {
     fn default() -> Self {
         let types = ["Hostname", "InternalDNS", "InternalIP", "ExternalDNS", "ExternalIP"];
         Self {
+            mode: UpstreamMode::Kubelet,
+            kubelet: Kubelet::default(),
             // Go's dialer, which upstream uses.
             connect_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(10),
@@ -407,6 +539,9 @@ impl Default for Upstream {
 impl Default for Session {
     fn default() -> Self {
         Self {
+            max_sessions: 4096,
+            max_sessions_per_caller: 256,
+            recheck_period: Duration::from_secs(60),
             max_bytes_per_second: 0,
             linger: Duration::from_secs(1),
             // `protocol.md` 4.3, step 4.
@@ -471,7 +606,8 @@ mod tests {
 
     #[test]
     fn only_a_dangerous_flag_opens_addresses_beyond_loopback() {
-        let mut flags = cli::Dev { listen: Some(([0, 0, 0, 0], 8443).into()), ..cli::Dev::default() };
+        let mut flags = cli::Dev::default();
+        flags.gateway.listen = Some(([0, 0, 0, 0], 8443).into());
         let refused = Config::dev(&flags).unwrap_err().to_string();
         assert!(refused.contains("--danger-listen-beyond-loopback"), "{refused}");
         flags.danger_listen_beyond_loopback = true;
@@ -479,13 +615,60 @@ mod tests {
         assert_eq!(wrong("dev:\n  dangerListenBeyondLoopback: true\n").0, "dev.dangerListenBeyondLoopback");
     }
 
+    fn served(text: &str) -> (Result<Config, Error>, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("podgate.yaml");
+        std::fs::write(&path, text).unwrap();
+        let mut flags = cli::Serve::default();
+        flags.gateway.config = Some(path.clone());
+        (Config::serve(&flags), path)
+    }
+
+    #[test]
+    fn every_problem_is_told_with_its_line() {
+        let (config, path) = served(
+            "api:\n  tls: {certFile: tls.crt, keyFile: tls.key}\n  maxHeaders: 0\n\
+             authentication:\n  requestHeader:\n    clientCAFile: ca.crt\n    usernameHeaders: []\n\
+             session:\n  recheckPeriod: 9000h\n",
+        );
+        let text = config.unwrap_err().to_string();
+        let path = path.display();
+        assert_eq!(
+            text,
+            format!(
+                "config file {path}, line 3, at api.maxHeaders: is at least 1\n\
+                 config file {path}, line 9, at session.recheckPeriod: is at most 8760h\n\
+                 config file {path}, line 7, at authentication.requestHeader.usernameHeaders: names at least one header"
+            )
+        );
+    }
+
+    #[test]
+    fn what_serving_cannot_do_without_is_asked_for() {
+        let text = served("authentication:\n  tokenReview: {enabled: false}\n").0.unwrap_err().to_string();
+        assert!(text.contains("setting api.tls: certFile and keyFile are needed"), "{text}");
+        assert!(text.contains("at authentication: nobody could be known"), "{text}");
+    }
+
+    #[test]
+    fn paths_are_meant_from_where_the_file_is() {
+        let (config, path) = served(
+            "api:\n  tls: {certFile: tls.crt, keyFile: /keys/tls.key}\ncluster:\n  kubeconfig: k/config\n",
+        );
+        let (config, folder) = (config.unwrap(), path.parent().unwrap());
+        let tls = config.api.tls.unwrap();
+        assert_eq!((tls.cert_file, tls.key_file), (folder.join("tls.crt"), "/keys/tls.key".into()));
+        assert_eq!(config.cluster.kubeconfig, Some(folder.join("k/config")));
+    }
+
     #[test]
     fn limits_of_zero_are_refused() {
         let mut config = Config::default();
         config.api.max_connections = 0;
-        assert!(config.validate().unwrap_err().to_string().starts_with("setting api.maxConnections"));
-        let mut config = Config::default();
         config.upstream.upgrade_timeout = Duration::ZERO;
-        assert!(config.validate().unwrap_err().to_string().starts_with("setting upstream.upgradeTimeout"));
+        let problems = config.problems();
+        let keys: Vec<_> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["api.maxConnections", "upstream.upgradeTimeout"]);
+        assert!(problems[0].to_string().starts_with("setting api.maxConnections: is at least 1"));
     }
 }

@@ -3,17 +3,39 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use podgate::app::dev;
-use podgate::cli::{Cli, Command};
-use podgate::config::Config;
+use podgate::app::{dev, serve};
+use podgate::cli::{self, Cli, Command};
+use podgate::config::{self, Config};
 use podgate::telemetry;
 
 /// Exit code for arguments and settings that cannot be used.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Dev(flags) } = Cli::parse();
-    let config = match Config::dev(&flags) {
+    match Cli::parse().command {
+        Command::Serve(flags) => run(Config::serve(&flags), &flags.gateway, async |config| {
+            serve::run(&config).await.map_err(Into::into)
+        }),
+        Command::Check(flags) => run(Config::serve(&flags), &flags.gateway, async |config| {
+            let problems = serve::check(&config).await;
+            for problem in &problems {
+                eprintln!("podgate: {}", telemetry::chain(problem));
+            }
+            Ok(if problems.is_empty() { 0 } else { USAGE })
+        }),
+        Command::Dev(flags) => run(Config::dev(&flags), &flags.gateway, async |config| {
+            dev::run(&config).await.map_err(Into::into)
+        }),
+    }
+}
+
+/// Runs one face of podgate, whose exit code `face` says.
+fn run(
+    config: Result<Config, config::Error>,
+    flags: &cli::Gateway,
+    face: impl AsyncFnOnce(Config) -> Result<u8, Box<dyn std::error::Error>>,
+) -> ExitCode {
+    let config = match config {
         Ok(config) => config,
         Err(error) => return fail(&error, USAGE),
     };
@@ -28,12 +50,12 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
-    let ended = runtime.block_on(dev::run(&config));
+    let ended = runtime.block_on(face(config));
     // Name look-ups cannot be cancelled and must not delay the end.
     runtime.shutdown_background();
     match ended {
         Ok(code) => ExitCode::from(code),
-        Err(error) => fail(&error, 1),
+        Err(error) => fail(&*error, 1),
     }
 }
 

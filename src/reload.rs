@@ -69,19 +69,20 @@ impl Reloader {
     ///
     /// # Errors
     /// When it cannot be built now.
-    pub async fn load<T, E>(
+    pub async fn load<T, E, F>(
         &self,
         what: &'static str,
         paths: Vec<PathBuf>,
-        build: impl Fn() -> Result<T, E> + Send + 'static,
+        build: impl Fn() -> F + Send + 'static,
     ) -> Result<Live<T>, E>
     where
         T: Send + Sync + 'static,
-        E: std::error::Error,
+        E: std::error::Error + Send,
+        F: Future<Output = Result<T, E>> + Send,
     {
         // Before the first use: what changes in between is seen as a change.
         let mut seen = fingerprint(&paths).await;
-        let (sender, live) = watch::channel(Arc::new(build()?));
+        let (sender, live) = watch::channel(Arc::new(build().await?));
         let (period, metrics, drain) = (self.period, self.metrics.clone(), self.drain.clone());
         self.drain.spawn(async move {
             loop {
@@ -96,7 +97,7 @@ impl Reloader {
                     continue;
                 }
                 seen = now;
-                let outcome = match build() {
+                let outcome = match build().await {
                     Ok(value) => {
                         sender.send_replace(Arc::new(value));
                         info!(what, "reloaded");
@@ -132,6 +133,8 @@ async fn hash(path: &Path) -> io::Result<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use super::*;
 
     #[tokio::test]
@@ -142,7 +145,7 @@ mod tests {
         let (drain, metrics) = (Drain::new(), Metrics::new());
         let reloader = Reloader::new(Duration::from_millis(5), drain.clone(), metrics.clone());
         let file = path.clone();
-        let build = move || std::fs::read_to_string(&file).unwrap_or_default().parse::<u32>();
+        let build = move || ready(std::fs::read_to_string(&file).unwrap_or_default().parse::<u32>());
         let mut number = reloader.load("number", vec![path.clone()], build).await.unwrap();
         assert_eq!(*number.get(), 1);
 
@@ -170,7 +173,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_used_at_start_is_an_error() {
         let reloader = Reloader::new(Duration::from_secs(1), Drain::new(), Metrics::new());
-        assert!(reloader.load("number", vec![], || "x".parse::<u32>()).await.is_err());
+        assert!(reloader.load("number", vec![], || ready("x".parse::<u32>())).await.is_err());
     }
 
     #[tokio::test]

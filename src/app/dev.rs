@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Node;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
+use super::stop::{self, Signals};
 use super::{Gateway, Ground};
 use crate::authn::{self, Tokens};
 use crate::config::Config;
@@ -26,12 +26,6 @@ use crate::listen;
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients};
 use crate::upstream::Upstream;
-
-/// Exit code after a second signal: 128 and SIGINT, as a shell counts.
-const INTERRUPTED: u8 = 130;
-
-/// Exit code when something outlived the drain.
-const STUCK: u8 = 70;
 
 /// Annotation of a node: what it speaks, by its [`Streaming::name`].
 const STREAMING: &str = "podgate.dev/streaming";
@@ -95,51 +89,13 @@ pub enum Error {
 /// # Errors
 /// When it cannot start; then nothing was left running.
 pub async fn run(config: &Config) -> Result<u8, Error> {
-    let mut signals = Signals::new().map_err(Error::Signals)?;
+    let signals = Signals::new().map_err(Error::Signals)?;
     // In full on request: a newcomer is to see a few lines.
     debug!(settings = config.to_yaml(), "podgate dev starts");
     let dev = Dev::start(config).await?;
     // A closed pipe is no reason not to serve.
     let _ = std::io::stdout().write_all(dev.banner().as_bytes());
-    signals.next().await;
-    info!(deadline = ?config.drain.deadline, "stopping; once more to stop at once");
-    let drain = dev.gateway.drain.clone();
-    let mut stop = std::pin::pin!(dev.stop(config.drain.deadline));
-    let (drained, again) = tokio::select! {
-        drained = &mut stop => (drained, false),
-        () = signals.next() => {
-            drain.cut();
-            (stop.await, true)
-        }
-    };
-    Ok(match drained {
-        Drained::Stuck(_) => STUCK,
-        Drained::Clean | Drained::Cut if again => INTERRUPTED,
-        Drained::Clean | Drained::Cut => 0,
-    })
-}
-
-/// The signals that ask for a stop.
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        ]))
-    }
-
-    /// The next one of any kind. Cancel safe.
-    async fn next(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
+    Ok(stop::on_signal(dev.gateway, signals, config.drain.deadline).await)
 }
 
 // === impl Dev ===

@@ -283,7 +283,8 @@ fn settings_that_cannot_be_used_are_refused_with_file_key_and_reason() {
     let load = |text: &str| {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let flags = cli::Dev { config: Some(file.path().to_owned()), ..cli::Dev::default() };
+        let mut flags = cli::Dev::default();
+        flags.gateway.config = Some(file.path().to_owned());
         let path = file.path().display().to_string();
         Config::dev(&flags).map_err(|error| error.to_string().replace(&path, "FILE"))
     };
@@ -292,14 +293,18 @@ fn settings_that_cannot_be_used_are_refused_with_file_key_and_reason() {
     assert!(refused("session:\n  linger: soon\n").starts_with("config file FILE, at session.linger: "));
     assert!(refused("session:\n  refusalTimeot: 1s\n").contains("session.refusalTimeot"));
     assert!(refused("{").starts_with("config file FILE, at "), "{}", refused("{"));
-    assert_eq!(refused("api:\n  maxInFlight: 0\n"), "setting api.maxInFlight: is at least 1");
+    assert_eq!(
+        refused("api:\n  maxInFlight: 0\n"),
+        "config file FILE, line 2, at api.maxInFlight: is at least 1"
+    );
     assert_eq!(
         refused("session:\n  refusalTimeout: 0s\n"),
-        "setting session.refusalTimeout: is from 1ms to 8760h"
+        "config file FILE, line 2, at session.refusalTimeout: is from 1ms to 8760h"
     );
-    assert!(refused("api:\n  listen: 0.0.0.0:1\n").starts_with("setting api.listen: 0.0.0.0:1 is not"));
+    assert!(refused("api:\n  listen: 0.0.0.0:1\n").contains("line 2, at api.listen: 0.0.0.0:1 is not"));
     assert_eq!(load("session:\n  linger: 2s\n").unwrap().session.linger, Duration::from_secs(2));
-    let flags = cli::Dev { config: Some("/nonexistent/podgate.yaml".into()), ..cli::Dev::default() };
+    let mut flags = cli::Dev::default();
+    flags.gateway.config = Some("/nonexistent/podgate.yaml".into());
     let missing = Config::dev(&flags).unwrap_err();
     assert_eq!(missing.to_string(), "read config file /nonexistent/podgate.yaml");
 }

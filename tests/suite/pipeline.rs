@@ -370,7 +370,7 @@ async fn item_105_without_credentials_the_answer_is_the_401_status_and_no_challe
 #[tokio::test]
 async fn item_106_a_bad_token_is_401_even_when_anonymous_access_is_allowed() {
     let mut open = config();
-    open.api.anonymous = true;
+    open.authentication.anonymous = true;
     let rig = rig_with(open).await;
     let answer = rig.whoami(None, "").await;
     assert_eq!(answer.body, "system:anonymous [\"system:unauthenticated\"] {}");
@@ -384,7 +384,7 @@ async fn item_106_a_bad_token_is_401_even_when_anonymous_access_is_allowed() {
 #[tokio::test]
 async fn item_105_a_certificate_of_another_authority_or_an_expired_one_is_a_401_status() {
     let mut open = config();
-    open.api.anonymous = true;
+    open.authentication.anonymous = true;
     let rig = rig_with(open).await;
     let pki = &rig.gateway.pki;
     // The server's own certificate is no client certificate.
