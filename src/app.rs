@@ -18,7 +18,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::drain::{Drain, Drained};
 use crate::front::api::{self, Api};
-use crate::listen::{self, Listener};
+use crate::listen::{self, Caps, Listener};
 use crate::locate::Locate;
 use crate::pipeline::Pipeline;
 use crate::session::{self, Sessions};
@@ -66,10 +66,11 @@ impl Gateway {
     pub async fn start(config: &Config, ground: Ground, drain: Drain) -> Result<Self, listen::Error> {
         raise_descriptor_limit(config.api.max_connections);
         let metrics = Metrics::new();
-        let api_listener =
-            Listener::bind(config.api.listen, config.api.max_connections, config.api.keepalive).await?;
-        let admin_listener =
-            Listener::bind(config.admin.listen, config.admin.max_connections, config.api.keepalive).await?;
+        let caps =
+            Caps { all: config.api.max_connections, per_address: config.api.max_connections_per_address };
+        let api_listener = Listener::bind(config.api.listen, caps, config.api.keepalive).await?;
+        let caps = Caps { all: config.admin.max_connections, per_address: 0 };
+        let admin_listener = Listener::bind(config.admin.listen, caps, config.api.keepalive).await?;
         let (api, admin) = (api_listener.addr(), admin_listener.addr());
 
         let door = api_door(config, ground, drain.clone(), metrics.clone());
@@ -144,6 +145,9 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
     };
     let sessions = Sessions::new(
         session::Settings {
+            max_sessions: config.session.max_sessions,
+            max_sessions_per_caller: config.session.max_sessions_per_caller,
+            recheck_period: config.session.recheck_period,
             max_bytes_per_second: config.session.max_bytes_per_second,
             linger: config.session.linger,
             refusal_timeout: config.session.refusal_timeout,

@@ -1,12 +1,15 @@
 //! Listen: binds, accepts, and keeps the number of connections under a cap.
 //!
 //! In the flow: before every door. The accept loop waits for no peer: each connection is a task of its own from
-//! the first byte on, and its slot under the cap is held until its last use, a hijacked session included.
+//! the first byte on, and its slot under the cap is held until its last use, a hijacked session included. Who has too
+//! many connections from one address is served all the same, a few at a time, so that the door can say so; its slot
+//! tells.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -19,6 +22,9 @@ use crate::drain::Drain;
 
 /// Pause after a failed accept, mostly for want of file descriptors: trying at once would only burn CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections at once whose clients are told that their address has too many. More are closed without a word.
+const TOLD: usize = 64;
 
 /// Probes without an answer until a silent peer counts as gone.
 const KEEPALIVE_PROBES: u32 = 3;
@@ -34,9 +40,25 @@ pub struct Conn {
     pub slot: Option<Slot>,
 }
 
-/// A place under the cap of a listener; freed on drop.
+/// A place under the caps of a listener; freed on drop.
 #[derive(Debug)]
-pub struct Slot(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub struct Slot {
+    #[allow(dead_code, reason = "held for its drop")]
+    all: OwnedSemaphorePermit,
+    #[allow(dead_code, reason = "held for its drop")]
+    of_address: Option<OfAddress>,
+    /// Held by those who are beyond the cap of their address.
+    beyond: Option<OwnedSemaphorePermit>,
+}
+
+/// How many connections there may be at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    /// In all.
+    pub all: usize,
+    /// Of one address, or of one IPv6 network of 64 bits; 0 is no cap.
+    pub per_address: usize,
+}
 
 /// A bound socket.
 #[derive(Debug)]
@@ -44,7 +66,21 @@ pub struct Listener {
     inner: TcpListener,
     addr: SocketAddr,
     slots: Arc<Semaphore>,
+    per_address: usize,
+    addresses: Addresses,
+    beyond: Arc<Semaphore>,
     keepalive: Duration,
+}
+
+/// Connections by address; cheap to clone.
+#[derive(Debug, Clone, Default)]
+struct Addresses(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection of an address; counted until its drop.
+#[derive(Debug)]
+struct OfAddress {
+    addresses: Addresses,
+    address: IpAddr,
 }
 
 /// A listener cannot be had.
@@ -69,15 +105,23 @@ impl Default for Conn {
 // === impl Listener ===
 
 impl Listener {
-    /// Binds `addr`; at most `max` connections at once, each with TCP keepalive probes after `keepalive` of
-    /// silence.
+    /// Binds `addr`; at most as many connections at once as `caps` say, each with TCP keepalive probes after
+    /// `keepalive` of silence.
     ///
     /// # Errors
     /// When the address is taken or not ours.
-    pub async fn bind(addr: SocketAddr, max: usize, keepalive: Duration) -> Result<Self, Error> {
+    pub async fn bind(addr: SocketAddr, caps: Caps, keepalive: Duration) -> Result<Self, Error> {
         let inner = TcpListener::bind(addr).await.map_err(|source| Error { addr, source })?;
         let addr = inner.local_addr().map_err(|source| Error { addr, source })?;
-        Ok(Self { inner, addr, slots: Arc::new(Semaphore::new(max)), keepalive })
+        Ok(Self {
+            inner,
+            addr,
+            slots: Arc::new(Semaphore::new(caps.all)),
+            per_address: caps.per_address,
+            addresses: Addresses::default(),
+            beyond: Arc::new(Semaphore::new(TOLD)),
+            keepalive,
+        })
     }
 
     /// The address bound, with the port the kernel chose if none was asked for.
@@ -107,7 +151,7 @@ impl Listener {
                     continue;
                 }
             };
-            let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+            let Some(slot) = self.slot(peer) else {
                 over(peer);
                 continue;
             };
@@ -115,7 +159,64 @@ impl Listener {
                 debug!(client.addr = %peer, error = %error, "cannot set socket options");
                 continue;
             }
-            drain.spawn(serve(stream, peer, Slot(slot)));
+            drain.spawn(serve(stream, peer, slot));
+        }
+    }
+
+    /// A place for this peer, if there is one.
+    fn slot(&self, peer: SocketAddr) -> Option<Slot> {
+        let all = self.slots.clone().try_acquire_owned().ok()?;
+        if self.per_address == 0 {
+            return Some(Slot { all, of_address: None, beyond: None });
+        }
+        let (of_address, count) = self.addresses.count(peer.ip());
+        let beyond = match count > self.per_address {
+            true => Some(self.beyond.clone().try_acquire_owned().ok()?),
+            false => None,
+        };
+        Some(Slot { all, of_address: Some(of_address), beyond })
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    /// Whether its address has more connections than it may.
+    pub fn is_beyond(&self) -> bool {
+        self.beyond.is_some()
+    }
+}
+
+// === impl Addresses ===
+
+impl Addresses {
+    /// Counts one more connection; also how many there are now.
+    fn count(&self, address: IpAddr) -> (OfAddress, usize) {
+        let address = match address.to_canonical() {
+            // One customer's network, mostly one machine: all its addresses are free to use.
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+            v4 @ IpAddr::V4(_) => v4,
+        };
+        let mut counts = self.counts();
+        let count = counts.entry(address).or_default();
+        *count += 1;
+        (OfAddress { addresses: self.clone(), address }, *count)
+    }
+
+    /// Whoever panicked with the lock held left whole numbers.
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for OfAddress {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.counts();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
         }
     }
 }
@@ -132,4 +233,24 @@ pub fn tune(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
         .with_interval((keepalive / 3).max(Duration::from_secs(1)))
         .with_retries(KEEPALIVE_PROBES);
     SockRef::from(stream).set_tcp_keepalive(&probes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_network_counts_as_one_and_what_ended_counts_no_more() {
+        let addresses = Addresses::default();
+        let count = |address: &str| addresses.count(address.parse().unwrap());
+        let (first, one) = count("2001:db8::1");
+        let (second, two) = count("2001:db8::ffff:0:1");
+        assert_eq!((one, two, count("2001:db8:0:1::1").1), (1, 2, 1));
+        let (_v4, one) = count("192.0.2.1");
+        assert_eq!((one, count("::ffff:192.0.2.1").1, count("192.0.2.2").1), (1, 2, 1));
+        drop((first, second));
+        assert_eq!(count("2001:db8::2").1, 1);
+        drop(_v4);
+        assert!(addresses.counts().is_empty());
+    }
 }

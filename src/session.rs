@@ -11,6 +11,7 @@
 //! `pkg/util/proxy/streamtranslator.go`).
 
 pub mod close;
+pub mod seats;
 pub mod socket;
 mod splice;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -30,6 +32,7 @@ use crate::drain::Drain;
 use crate::telemetry::{EndReason, Meters, Record, chain};
 use crate::wire::link::{Fate, Fault, Link};
 use close::FAR_DRAIN;
+use seats::{Full, Seat, Seats};
 use socket::{Hangup, Socket};
 use splice::{Event, Side, Splice};
 
@@ -52,6 +55,12 @@ const LAST_WORDS: Duration = Duration::from_millis(300);
 /// What applies to every session.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Sessions at once.
+    pub max_sessions: usize,
+    /// Sessions of one caller at once.
+    pub max_sessions_per_caller: usize,
+    /// How often it is asked again whether the caller of a live session may go on; 0 is never.
+    pub recheck_period: Duration,
     /// Bytes per second and direction; 0 is no limit.
     pub max_bytes_per_second: u64,
     /// How long a peer may take to close after we did.
@@ -68,6 +77,7 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Sessions {
     settings: Settings,
+    seats: Seats,
     drain: Drain,
 }
 
@@ -90,6 +100,8 @@ pub struct Session<C, F> {
     pub link: Box<dyn Link>,
     /// What is done by the clock.
     pub timing: Timing,
+    /// Resolves when the caller may not go on, with the reason, which the client is told.
+    pub lapse: BoxFuture<'static, String>,
     /// The end record; written when this session is over.
     pub record: Record,
 }
@@ -116,6 +128,8 @@ enum Stop {
     NotOpen,
     /// Nothing passed for too long.
     Idle,
+    /// The caller may not go on.
+    Lapsed(String),
     /// The drain cuts.
     Cut,
 }
@@ -144,7 +158,16 @@ enum Parting {
 impl Sessions {
     /// Sessions under these settings that end with this drain.
     pub fn new(settings: Settings, drain: Drain) -> Self {
-        Self { settings, drain }
+        let seats = Seats::new(settings.max_sessions, settings.max_sessions_per_caller);
+        Self { settings, seats, drain }
+    }
+
+    /// A seat for a session of this user.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn seat(&self, user: &str) -> Result<Seat, Full> {
+        self.seats.take(user)
     }
 
     /// What applies to every session.
@@ -158,14 +181,14 @@ impl Sessions {
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let Session { client, socket, head, early, far, first, link, timing, mut record } = session;
+        let Session { client, socket, head, early, far, first, link, timing, lapse, mut record } = session;
         let (meters, rate) = (record.meters(), self.settings.max_bytes_per_second);
         let client = Side::new(client, BytesMut::from(early), rate, head.len());
         let far = Side::new(far, BytesMut::from(first), rate, 0);
         let mut splice = Splice::new(client, far, link);
         splice.out.client.push(head);
         let stop = match splice.begin() {
-            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing).await,
+            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, lapse).await,
             Err(event) => Stop::Event(event),
         };
         // Boxed: a session that lives needs no room for its end.
@@ -184,6 +207,7 @@ impl Sessions {
         socket: Option<&Socket>,
         meters: &Meters,
         timing: Timing,
+        mut lapse: BoxFuture<'static, String>,
     ) -> Stop
     where
         C: AsyncRead + AsyncWrite + Unpin,
@@ -213,6 +237,7 @@ impl Sessions {
                     event => return Stop::Event(event),
                 },
                 () = &mut cutting => return Stop::Cut,
+                why = &mut lapse => return Stop::Lapsed(why),
                 () = clock => {}
             }
             let now = Instant::now();
@@ -291,6 +316,10 @@ impl Sessions {
                 link.end(&why, out);
                 (EndReason::Idle, why, Parting::Cut)
             }
+            Stop::Lapsed(why) => {
+                link.end(&why, out);
+                (EndReason::Lapsed, why, Parting::Cut)
+            }
             Stop::Cut => match link.end("podgate was stopped before the session ended", out) {
                 Fate::Whole => (EndReason::Drained, String::new(), Parting::Proper),
                 Fate::Cut => (EndReason::Drained, String::new(), Parting::Cut),
@@ -319,7 +348,7 @@ impl Sessions {
         let Splice { mut client, mut far, mut out, .. } = splice;
         let (client_has, far_has) = match farewell.reason {
             EndReason::FarClosed | EndReason::FarLost => (None, last_words),
-            EndReason::Idle | EndReason::FarFault => (Some(FAR_DRAIN), last_words),
+            EndReason::Idle | EndReason::Lapsed | EndReason::FarFault => (Some(FAR_DRAIN), last_words),
             EndReason::ClientClosed | EndReason::ClientFault => (Some(last_words), FAR_DRAIN),
             EndReason::ClientLost => (Some(last_words), linger),
             EndReason::Drained | EndReason::Aborted => (Some(CUT_FLUSH), last_words),

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -42,6 +42,9 @@ use crate::telemetry::{Metrics, chain};
 use crate::tls;
 use activity::{Activity, Busy};
 use layers::Short;
+
+/// Seconds after which a client may try again whose address has too many connections.
+const CONNECTION_RETRY: u32 = 1;
 
 /// The client's stream as hyper holds it.
 type ClientIo = TokioIo<Takeover<tokio_rustls::server::TlsStream<TcpStream>>>;
@@ -264,6 +267,9 @@ impl Door {
             self.shared.metrics.requests.with_label_values(&["431"]).inc();
             return Ok(response);
         }
+        if self.conn.slot.as_ref().is_some_and(Slot::is_beyond) {
+            return Ok(self.too_many_connections(&request));
+        }
         let response = self.answer_within_bounds(request).await;
         if http2 && response.status() == StatusCode::UNAUTHORIZED {
             activity.unwelcome.notify_one();
@@ -273,6 +279,23 @@ impl Door {
             Some(busy) => response.map(|body| body.map_frame(move |frame| busy.with(frame)).boxed_unsync()),
             None => response,
         })
+    }
+
+    /// Tells a client that its address has too many connections, and ends this one.
+    fn too_many_connections(&self, request: &Request<Incoming>) -> Response<Body> {
+        let refusal = Refusal::TooManyRequests {
+            message: "too many connections from your address, please try again later".into(),
+            retry_after: CONNECTION_RETRY,
+        };
+        self.shared.metrics.refused(&refusal);
+        let mut response = refusal.response(Encoding::of(request.headers(), None)).map(whole);
+        match request.version() {
+            Version::HTTP_2 => self.activity.unwelcome.notify_one(),
+            _ => {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+        }
+        response
     }
 
     async fn answer_within_bounds(self, request: Request<Incoming>) -> Response<Body> {

@@ -65,6 +65,9 @@ impl Link for Through {
 
 fn settings() -> Settings {
     Settings {
+        max_sessions: 1,
+        max_sessions_per_caller: 1,
+        recheck_period: Duration::ZERO,
         max_bytes_per_second: 0,
         linger: Duration::from_secs(1),
         refusal_timeout: Duration::from_secs(10),
@@ -97,11 +100,18 @@ struct Rig {
     drain: Drain,
     metrics: Metrics,
     timing: Timing,
+    lapse: std::sync::Mutex<Option<BoxFuture<'static, String>>>,
 }
 
 impl Rig {
     fn new() -> Self {
-        Self { settings: settings(), drain: Drain::new(), metrics: Metrics::new(), timing: Timing::default() }
+        Self {
+            settings: settings(),
+            drain: Drain::new(),
+            metrics: Metrics::new(),
+            timing: Timing::default(),
+            lapse: None.into(),
+        }
     }
 
     async fn run<C, F>(&self, client: C, socket: Option<Socket>, far: F)
@@ -118,6 +128,7 @@ impl Rig {
             first: Bytes::from_static(b"first "),
             link: Box::new(Through { over: false, whole: false }),
             timing: self.timing,
+            lapse: self.lapse.lock().unwrap().take().unwrap_or_else(|| Box::pin(std::future::pending())),
             record: record(&self.metrics),
         };
         Sessions::new(self.settings.clone(), self.drain.clone()).run(session).await;
@@ -258,6 +269,23 @@ async fn a_peer_that_does_not_speak_its_protocol_ends_the_session_and_the_client
     let ((), at_client, _) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), all(&mut far));
     assert_eq!(at_client, "HEADfirst <the kubelet does not speak the protocol of the session>");
     assert_eq!(rig.ended().0, "far_protocol");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_caller_may_not_go_on_ends_and_says_why() {
+    let rig = Rig::new();
+    let (mut client, ours) = duplex(1 << 16);
+    let (mut far, theirs) = duplex(1 << 16);
+    let lapse = Box::pin(async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        "the token is not known any more".to_owned()
+    });
+    *rig.lapse.lock().unwrap() = Some(lapse);
+    let start = Instant::now();
+    let ((), at_client, at_far) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), all(&mut far));
+    assert_eq!(at_client, "HEADfirst <the token is not known any more>");
+    assert_eq!((at_far.as_str(), rig.ended().0.as_str()), ("early ", "lapsed"));
+    assert!(start.elapsed() >= Duration::from_secs(60) && start.elapsed() < Duration::from_secs(65));
 }
 
 #[tokio::test(start_paused = true)]

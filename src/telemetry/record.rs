@@ -29,6 +29,8 @@ pub enum EndReason {
     ClientFault,
     /// Nothing but keepalives passed for too long.
     Idle,
+    /// The caller is no longer known, or no longer allowed.
+    Lapsed,
     /// Podgate was told to stop and the drain deadline passed.
     Drained,
     /// The session's task went away without saying why: a defect.
@@ -101,6 +103,7 @@ impl EndReason {
             Self::FarFault => "far_protocol",
             Self::ClientFault => "client_protocol",
             Self::Idle => "idle",
+            Self::Lapsed => "lapsed",
             Self::Drained => "drained",
             Self::Aborted => "aborted",
         }

@@ -17,6 +17,7 @@ mod kubectl;
 mod sessions;
 
 mod hostile;
+mod limits;
 mod operations;
 mod pipeline;
 mod upgrade;

@@ -17,6 +17,7 @@ use super::layers::{AUDIT_ID, AuditIdGiven};
 use super::{ClientIo, Door, whole};
 use crate::cluster::Body;
 use crate::locate::Place;
+use crate::session::seats::Seat;
 use crate::session::socket::Socket;
 use crate::session::{Session, close};
 use crate::status::Refusal;
@@ -26,6 +27,9 @@ use crate::wire::http1::{BodyScanner, reserialize};
 
 /// Read size for the body of a refusal, in bytes: kubelets refuse in a sentence.
 const REFUSAL_READ: usize = 4096;
+
+/// Seconds after which a client may try again that found no seat: sessions are short, or last for hours.
+const SEAT_RETRY: u32 = 10;
 
 /// Asks the far side and takes the client's connection over.
 ///
@@ -38,6 +42,11 @@ pub(super) async fn open(
     carriage: Carriage,
     started: Instant,
 ) -> Result<Response<Body>, Refusal> {
+    let sessions = &door.shared.sessions;
+    let seat = sessions.seat(&place.caller().user().name).map_err(|full| {
+        info!(error = %full, "request refused");
+        Refusal::TooManyRequests { message: full.to_string(), retry_after: SEAT_RETRY }
+    })?;
     let audit_id = request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok()).unwrap_or("").to_owned();
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
@@ -57,7 +66,7 @@ pub(super) async fn open(
             metrics.setup.observe(started.elapsed().as_secs_f64());
             debug!(node.name = place.node(), kubelet.addr = %place.kubelet(), "session opened");
             let record = Record::begin(subject(&door, &place, audit_id), metrics.clone());
-            let task = run(door.clone(), upgrade, far, switched, record);
+            let task = run(door.clone(), upgrade, far, switched, record, seat);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -115,7 +124,7 @@ async fn taken_over(upgrade: OnUpgrade) -> Option<Taken> {
 }
 
 /// Runs a session. The slot under the connection cap, and the connection in the gauge, are its own until the end.
-async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, mut record: Record) {
+async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, mut record: Record, _seat: Seat) {
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
         record.end(EndReason::ClientLost, String::new());
         return;
@@ -126,7 +135,18 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, mut r
     let Switched { answer, link, timing } = switched;
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
-    let session = Session { client, socket: socket.ok(), head, early, far, first, link, timing, record };
+    let session = Session {
+        client,
+        socket: socket.ok(),
+        head,
+        early,
+        far,
+        first,
+        link,
+        timing,
+        lapse: Box::pin(std::future::pending()),
+        record,
+    };
     door.shared.sessions.run(session).await;
 }
 

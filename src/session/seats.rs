@@ -1,0 +1,121 @@
+//! Seats: how many sessions there may be at once, in all and of one caller.
+//!
+//! A seat is taken before the far side is dialled, so that a caller who has too many does not even cost a connection,
+//! and is given back when the session is over. Nobody waits for one.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All seats; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Seats(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    max: usize,
+    max_per_caller: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    /// By user name; who has none is not in it.
+    callers: HashMap<Arc<str>, usize>,
+}
+
+/// One session's place; free again on drop.
+#[derive(Debug)]
+pub struct Seat {
+    shared: Arc<Shared>,
+    caller: Arc<str>,
+}
+
+/// There is no seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// Podgate has as many sessions as it may.
+    #[error("podgate has {0} sessions open, as many as it may have at once; please try again later")]
+    All(usize),
+    /// The caller has.
+    #[error("you have {0} sessions open, as many as a caller may have at once; end one and try again")]
+    Caller(usize),
+}
+
+// === impl Seats ===
+
+impl Seats {
+    /// So many in all, and so many for each caller.
+    pub fn new(max: usize, max_per_caller: usize) -> Self {
+        Self(Arc::new(Shared { max, max_per_caller, taken: Mutex::default() }))
+    }
+
+    /// A seat for this user.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn take(&self, caller: &str) -> Result<Seat, Full> {
+        let Shared { max, max_per_caller, .. } = *self.0;
+        let mut taken = self.0.taken();
+        if taken.all >= max {
+            return Err(Full::All(max));
+        }
+        let caller = match taken.callers.entry(caller.into()) {
+            Entry::Occupied(entry) if *entry.get() >= max_per_caller => {
+                return Err(Full::Caller(max_per_caller));
+            }
+            Entry::Occupied(mut entry) => {
+                *entry.get_mut() += 1;
+                entry.key().clone()
+            }
+            Entry::Vacant(entry) => {
+                let caller = entry.key().clone();
+                entry.insert(1);
+                caller
+            }
+        };
+        taken.all += 1;
+        Ok(Seat { shared: self.0.clone(), caller })
+    }
+}
+
+impl Shared {
+    /// Whoever panicked with the lock held left whole numbers.
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.shared.taken();
+        taken.all -= 1;
+        if let Entry::Occupied(mut entry) = taken.callers.entry(self.caller.clone()) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_run_out_for_one_caller_and_then_for_all_and_come_back() {
+        let seats = Seats::new(3, 2);
+        let ana = [seats.take("ana").unwrap(), seats.take("ana").unwrap()];
+        assert_eq!(seats.take("ana").unwrap_err(), Full::Caller(2));
+        let ben = seats.take("ben").unwrap();
+        assert_eq!(seats.take("eve").unwrap_err(), Full::All(3));
+        drop(ana);
+        let again = [seats.take("ana").unwrap(), seats.take("ana").unwrap()];
+        assert_eq!(seats.take("ana").unwrap_err(), Full::All(3));
+        drop((again, ben));
+        let taken = seats.0.taken();
+        assert!(taken.all == 0 && taken.callers.is_empty(), "{taken:?}");
+    }
+}
