@@ -661,6 +661,71 @@ mod tests {
         assert_eq!(config.cluster.kubeconfig, Some(folder.join("k/config")));
     }
 
+    /// Keys of the tables in `docs/configuration.md` with their defaults, by section.
+    fn documented() -> Vec<(String, String)> {
+        let text = include_str!("../docs/configuration.md");
+        let mut section = "";
+        let mut rows = Vec::new();
+        for line in text.lines() {
+            if let Some(title) = line.strip_prefix("## ") {
+                section = title.split('`').nth(1).filter(|_| title.matches('`').count() == 2).unwrap_or("");
+            }
+            let cells: Vec<_> = line.split(" | ").collect();
+            let [keys, default, _] = cells.as_slice() else { continue };
+            for key in keys.trim_start_matches("| ").split(", ").filter(|key| key.starts_with('`')) {
+                let key = key.trim_matches('`');
+                let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+                rows.push((path, default.trim_matches('`').to_owned()));
+            }
+        }
+        rows.retain(|(key, _)| !key.starts_with("--"));
+        rows
+    }
+
+    #[test]
+    fn every_setting_is_documented_with_its_default() {
+        fn leaves(value: &serde_json::Value, path: &str, out: &mut Vec<(String, String)>) {
+            match value {
+                serde_json::Value::Object(map) => {
+                    for (key, value) in map {
+                        leaves(value, &format!("{path}.{key}"), out);
+                    }
+                }
+                serde_json::Value::String(text) => out.push((path[1..].to_owned(), text.clone())),
+                serde_json::Value::Array(items) => {
+                    let items: Vec<_> = items.iter().map(|item| item.as_str().unwrap()).collect();
+                    out.push((path[1..].to_owned(), format!("[{}]", items.join(", "))));
+                }
+                other => out.push((path[1..].to_owned(), other.to_string())),
+            }
+        }
+        let mut config = Config::default();
+        // So that the settings without a default are there.
+        let pair = KeyPair { cert_file: "none".into(), key_file: "none".into() };
+        config.api.tls = Some(pair.clone());
+        config.dev.manifests = Some("none".into());
+        config.cluster.kubeconfig = Some("none".into());
+        config.cluster.context = Some("none".into());
+        config.upstream.kubelet = Kubelet {
+            ca_file: Some("none".into()),
+            client: Some(pair),
+            token_file: Some("none".into()),
+            server_name: Some("none".into()),
+            danger_accept_any_certificate: false,
+        };
+        let known = serde_json::json!({"clientCAFile": "none"});
+        config.authentication.request_header = Some(serde_json::from_value(known).unwrap());
+        config.authentication.client_ca_file = Some("none".into());
+        config.authentication.token_file = Some("none".into());
+        config.authentication.oidc_file = Some("none".into());
+        let mut settings = Vec::new();
+        leaves(&serde_json::to_value(&config).unwrap(), "", &mut settings);
+        let mut documented = documented();
+        settings.sort();
+        documented.sort();
+        assert_eq!(documented, settings);
+    }
+
     #[test]
     fn limits_of_zero_are_refused() {
         let mut config = Config::default();
