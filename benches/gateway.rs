@@ -14,13 +14,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use podgate::app::{Gateway, Ground};
-use podgate::authn::Tokens;
+use podgate::authn::Methods;
 use podgate::config::Config;
 use podgate::dev::cluster::DevCluster;
 use podgate::dev::manifests;
 use podgate::dev::node::{Endpoint, Settings};
 use podgate::dev::state::{Ask, State};
 use podgate::drain::Drain;
+use podgate::reload::Live;
 use podgate::tls::{self, ClientVerifier, Clients};
 use podgate::wire::http1::ResponseHead;
 use podgate::wire::spdy::{Decoder, Encoder, Frame, Headers};
@@ -98,8 +99,10 @@ async fn gateway() {
     let ground = Ground {
         cluster,
         server_tls: tls::server(state.api_server(), &[tls::HTTP1], Clients::Ask).expect("TLS"),
-        client_verifier: Some(ClientVerifier::new(state.client_roots()).expect("a verifier")),
-        tokens: Tokens::default(),
+        authn: Methods {
+            certificates: Some(Live::fixed(ClientVerifier::new(state.client_roots()).expect("a verifier"))),
+            ..Methods::default()
+        },
         kubelet_tls: tls::client(state.kubelet_client(), state.node_roots()).expect("TLS"),
     };
     let mut config = Config::default();

@@ -12,7 +12,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
-use crate::authn::{Authn, Tokens};
+use crate::authn::{Authn, Methods};
 use crate::authz::Authz;
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -23,7 +23,6 @@ use crate::locate::Locate;
 use crate::pipeline::Pipeline;
 use crate::session::{self, Sessions};
 use crate::telemetry::Metrics;
-use crate::tls::ClientVerifier;
 use crate::upstream::{self, Upstream};
 
 /// What a gateway stands on, besides its settings.
@@ -32,10 +31,8 @@ pub struct Ground {
     pub cluster: Arc<dyn Cluster>,
     /// The API door's TLS, which asks for client certificates.
     pub server_tls: Arc<ServerConfig>,
-    /// Judges client certificates.
-    pub client_verifier: Option<ClientVerifier>,
-    /// Static tokens.
-    pub tokens: Tokens,
+    /// How callers are known.
+    pub authn: Methods,
     /// TLS towards kubelets, with podgate's own certificate.
     pub kubelet_tls: Arc<ClientConfig>,
 }
@@ -132,9 +129,9 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, client_verifier, tokens, kubelet_tls } = ground;
+    let Ground { cluster, server_tls, authn, kubelet_tls } = ground;
     let pipeline = Pipeline {
-        authn: Authn::new(client_verifier, tokens, config.authentication.anonymous),
+        authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
         locate: Locate::new(
             cluster.clone(),

@@ -1,23 +1,34 @@
-//! Authn: who is asking, from the certificate of the connection or the token of the request.
+//! Authn: who is asking, from the connection's certificate, a front proxy's headers or the request's token.
 //!
 //! In the flow: the first stage. Methods are tried in the API server's order; the first that knows the caller
 //! wins, and one that failed is only fatal when no other succeeds. A credential that is wrong is never
-//! downgraded to anonymous. The client learns nothing but `Unauthorized`; the log has the cause.
-//! Source: `protocol.md` 8.2 (apiserver `pkg/authentication/request/{union,x509,bearertoken,anonymous}`).
+//! downgraded to anonymous. The client learns nothing but `Unauthorized`, unless nobody could be asked; the log has
+//! the cause. What a caller was known by stays with the [`Caller`], so that a session can ask again.
+//! Source: `protocol.md` 8.2 (apiserver `pkg/authentication/request/{union,headerrequest,x509,bearertoken,anonymous}`,
+//! `pkg/authentication/group`).
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+mod flight;
+pub mod front_proxy;
+pub mod review;
+pub mod tokens;
 
-use aws_lc_rs::digest;
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderValue, header};
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::cluster::User;
 use crate::listen::Conn;
+use crate::reload::Live;
 use crate::request::Upgrade;
 use crate::status::Refusal;
 use crate::tls::{self, ClientVerifier};
 use crate::wire::ws::handshake::{self, BearerError};
+
+pub use front_proxy::FrontProxy;
+pub use review::TokenReview;
+use review::{Ask, Reviews};
+pub use tokens::Tokens;
 
 /// The group of everybody who proved who they are.
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -34,28 +45,52 @@ pub struct Caller {
     user: User,
     /// The user who really asks, when `user` is impersonated.
     impersonator: Option<Box<User>>,
-    ambient: bool,
+    proof: Proof,
+}
+
+/// What a caller was known by.
+#[derive(Clone)]
+enum Proof {
+    FrontProxy(Arc<[CertificateDer<'static>]>),
+    Certificate(Arc<[CertificateDer<'static>]>),
+    Token(Arc<[u8]>),
+    Nothing,
+}
+
+/// The configured methods, in the order in which they are tried.
+#[derive(Debug)]
+pub struct Methods {
+    /// Headers of a front proxy.
+    pub front_proxy: Option<FrontProxy>,
+    /// Client certificates.
+    pub certificates: Option<Live<ClientVerifier>>,
+    /// Tokens of the static token file.
+    pub tokens: Live<Tokens>,
+    /// Tokens that the cluster knows.
+    pub review: Option<TokenReview>,
+    /// Whether those without any credential get in, as [`ANONYMOUS`].
+    pub anonymous: bool,
 }
 
 /// The union of the configured methods.
 #[derive(Debug)]
 pub struct Authn {
-    certificates: Option<ClientVerifier>,
-    tokens: Tokens,
+    front_proxy: Option<FrontProxy>,
+    certificates: Option<Live<ClientVerifier>>,
+    tokens: Live<Tokens>,
+    review: Option<Reviews>,
     anonymous: bool,
 }
 
-/// kube-apiserver's static token file, read once. Tokens are kept and looked up by their SHA-256: no copy of a
-/// token stays in memory, and a look-up's duration says nothing about how much of a guess was right.
-#[derive(Default)]
-pub struct Tokens(HashMap<[u8; 32], User>);
-
-/// Why a caller is not known, or a token file cannot be used.
+/// Why a caller is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither a certificate nor a bearer token came.
+    /// No credential came.
     #[error("no credentials were given")]
     NoCredentials,
+    /// Whoever is there is no front proxy.
+    #[error("authenticate by front proxy")]
+    FrontProxy(#[source] front_proxy::Error),
     /// The certificate of the connection is not accepted.
     #[error("authenticate by client certificate")]
     Certificate(#[source] tls::Error),
@@ -68,35 +103,27 @@ pub enum Error {
     /// The token is in no token source.
     #[error("the bearer token is not known")]
     UnknownToken,
-    /// The token file cannot be read.
-    #[error("read token file {path}")]
-    ReadTokens {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: csv::Error,
-    },
-    /// A line of the token file is not `token,user,uid[,"group,group"]`.
-    #[error("token file {path}, line {line}: {what}")]
-    BadTokenLine {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: u64,
-        /// What is wrong with it.
-        what: &'static str,
-    },
+    /// It cannot be said now whose the token is.
+    #[error("authenticate by bearer token")]
+    Unavailable(#[source] review::Error),
+    /// What a caller was known by is no longer theirs.
+    #[error("the credential is no longer that of {0:?}")]
+    SomebodyElse(String),
+    /// The method by which a caller was known is no longer there.
+    #[error("callers are no longer known by {0}")]
+    MethodGone(&'static str),
 }
 
 // === impl Caller ===
 
 impl Caller {
-    fn new(mut user: User, ambient: bool) -> Self {
-        if !user.groups.iter().any(|group| group == AUTHENTICATED) {
+    /// Source: apiserver `pkg/authentication/group/authenticated_group_adder.go`.
+    fn new(mut user: User, proof: Proof) -> Self {
+        let told = |group: &String| group == AUTHENTICATED || group == UNAUTHENTICATED;
+        if user.name != ANONYMOUS && !user.groups.iter().any(told) {
             user.groups.push(AUTHENTICATED.to_owned());
         }
-        Self { user, impersonator: None, ambient }
+        Self { user, impersonator: None, proof }
     }
 
     /// The identity that authorization is about.
@@ -109,46 +136,90 @@ impl Caller {
         self.impersonator.as_deref()
     }
 
-    /// Whether a browser would say so for any page: by a client certificate, or by saying nothing.
+    /// Whether a browser would say so for any page: by a client certificate, by the cookie of a front proxy, or by
+    /// saying nothing.
     pub fn is_ambient(&self) -> bool {
-        self.ambient
+        match self.proof {
+            Proof::FrontProxy(_) | Proof::Certificate(_) | Proof::Nothing => true,
+            Proof::Token(_) => false,
+        }
     }
 
     /// The same request as somebody else; for `authz`, once every item was allowed.
     pub(crate) fn impersonate(self, user: User) -> Self {
-        Self { user, impersonator: Some(Box::new(self.user)), ambient: self.ambient }
+        Self { user, impersonator: Some(Box::new(self.user)), proof: self.proof }
+    }
+
+    /// Who was authenticated.
+    fn authenticated(&self) -> &User {
+        self.impersonator.as_deref().unwrap_or(&self.user)
+    }
+}
+
+// === impl Proof ===
+
+/// Neither tokens nor certificates are shown.
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::FrontProxy(_) => "FrontProxy",
+            Self::Certificate(_) => "Certificate",
+            Self::Token(_) => "Token",
+            Self::Nothing => "Nothing",
+        })
+    }
+}
+
+// === impl Methods ===
+
+impl Default for Methods {
+    /// None: nobody gets in.
+    fn default() -> Self {
+        Self {
+            front_proxy: None,
+            certificates: None,
+            tokens: Live::fixed(Tokens::default()),
+            review: None,
+            anonymous: false,
+        }
     }
 }
 
 // === impl Authn ===
 
 impl Authn {
-    /// A union of certificates (when there is a CA), static tokens and, if switched on, anonymous access.
-    pub fn new(certificates: Option<ClientVerifier>, tokens: Tokens, anonymous: bool) -> Self {
-        Self { certificates, tokens, anonymous }
+    /// The union of these methods.
+    pub fn new(methods: Methods) -> Self {
+        let Methods { front_proxy, certificates, tokens, review, anonymous } = methods;
+        Self { front_proxy, certificates, tokens, review: review.map(Reviews::new), anonymous }
     }
 
-    /// Who is asking.
+    /// Who is asking. May be dropped: nothing is lost.
     ///
     /// # Errors
     /// When a credential is wrong and none is right, or when there is none and anonymous access is off.
     pub async fn identify(&self, conn: &Conn, headers: &HeaderMap) -> Result<Caller, Error> {
         let mut failed = None;
-        if let (Some(verifier), false) = (&self.certificates, conn.certificates.is_empty()) {
-            match verifier.verify(&conn.certificates, UnixTime::now()) {
-                Ok(subject) if subject.common_name.is_empty() => failed = Some(Error::NoCommonName),
-                Ok(subject) => {
-                    let user =
-                        User { name: subject.common_name, groups: subject.organizations, ..User::default() };
-                    return Ok(Caller::new(user, true));
+        if !conn.certificates.is_empty() {
+            match self.front_proxy(conn, headers) {
+                Ok(Some(user)) => {
+                    return Ok(Caller::new(user, Proof::FrontProxy(conn.certificates.as_slice().into())));
                 }
-                Err(error) => failed = Some(Error::Certificate(error)),
+                Ok(None) => {}
+                Err(error) => note(&mut failed, error),
+            }
+            match self.certificate(&conn.certificates) {
+                Ok(Some(user)) => {
+                    return Ok(Caller::new(user, Proof::Certificate(conn.certificates.as_slice().into())));
+                }
+                Ok(None) => {}
+                Err(error) => note(&mut failed, error),
             }
         }
         if let Some(token) = bearer(headers) {
-            match self.tokens.look_up(token) {
-                Some(user) => return Ok(Caller::new(user.clone(), false)),
-                None => failed = Some(Error::UnknownToken),
+            match self.token(token, Ask::Remembered).await {
+                Ok(user) => return Ok(Caller::new(user, Proof::Token(token.into()))),
+                Err(error) => note(&mut failed, error),
             }
         }
         // Browsers can send no other header (`protocol.md` 6.2).
@@ -156,27 +227,90 @@ impl Authn {
             let lines = headers.get_all(handshake::PROTOCOL_HEADER).iter().map(HeaderValue::as_bytes);
             match handshake::bearer(lines) {
                 Ok(None) => {}
-                Ok(Some(bearer)) => match self.tokens.look_up(bearer.token.as_bytes()) {
-                    Some(user) => return Ok(Caller::new(user.clone(), false)),
-                    None => failed = Some(Error::UnknownToken),
+                Ok(Some(bearer)) => match self.token(bearer.token.as_bytes(), Ask::Remembered).await {
+                    Ok(user) => return Ok(Caller::new(user, Proof::Token(bearer.token.as_bytes().into()))),
+                    Err(error) => note(&mut failed, error),
                 },
-                Err(error) => failed = Some(Error::Subprotocol(error)),
+                Err(error) => note(&mut failed, Error::Subprotocol(error)),
             }
         }
         match failed {
             Some(error) => Err(error),
-            None if self.anonymous => Ok(Caller {
-                user: User {
-                    name: ANONYMOUS.into(),
-                    groups: vec![UNAUTHENTICATED.into()],
-                    ..User::default()
-                },
-                impersonator: None,
-                ambient: true,
-            }),
+            None if self.anonymous => Ok(Caller::new(anonymous(), Proof::Nothing)),
             None => Err(Error::NoCredentials),
         }
     }
+
+    /// Whether what this caller was known by, or its impersonator, still proves the same: for as long as a session
+    /// lives. Nothing remembered is trusted. May be dropped: nothing is lost.
+    ///
+    /// # Errors
+    /// When it does not, or ([`Error::is_transient`]) when nobody can say so now.
+    pub async fn still(&self, caller: &Caller) -> Result<(), Error> {
+        let user = match &caller.proof {
+            // Whom it spoke for was said with the request, and will not be said again.
+            Proof::FrontProxy(chain) => {
+                let proxy = self.front_proxy.as_ref().ok_or(Error::MethodGone("front proxy"))?;
+                return proxy.verify(chain).map_err(Error::FrontProxy);
+            }
+            Proof::Certificate(chain) => {
+                self.certificate(chain)?.ok_or(Error::MethodGone("client certificate"))?
+            }
+            Proof::Token(token) => self.token(token, Ask::Anew).await?,
+            Proof::Nothing if self.anonymous => return Ok(()),
+            Proof::Nothing => return Err(Error::NoCredentials),
+        };
+        let known = caller.authenticated();
+        if (&user.name, &user.uid) == (&known.name, &known.uid) {
+            return Ok(());
+        }
+        Err(Error::SomebodyElse(known.name.clone()))
+    }
+
+    fn front_proxy(&self, conn: &Conn, headers: &HeaderMap) -> Result<Option<User>, Error> {
+        let Some(proxy) = &self.front_proxy else { return Ok(None) };
+        proxy.identify(&conn.certificates, headers).map_err(Error::FrontProxy)
+    }
+
+    /// `None` when certificates are no method here.
+    fn certificate(&self, chain: &[CertificateDer<'_>]) -> Result<Option<User>, Error> {
+        let Some(verifier) = &self.certificates else { return Ok(None) };
+        let subject = verifier.get().verify(chain, UnixTime::now()).map_err(Error::Certificate)?;
+        if subject.common_name.is_empty() {
+            return Err(Error::NoCommonName);
+        }
+        Ok(Some(User { name: subject.common_name, groups: subject.organizations, ..User::default() }))
+    }
+
+    /// Whose a bearer token is, by the first source that knows it.
+    async fn token(&self, token: &[u8], ask: Ask) -> Result<User, Error> {
+        if let Some(user) = self.tokens.get().look_up(token) {
+            return Ok(user.clone());
+        }
+        // No other source has tokens of other bytes.
+        let Some(token) =
+            str::from_utf8(token).ok().filter(|token| token.bytes().all(|b| b.is_ascii_graphic()))
+        else {
+            return Err(Error::UnknownToken);
+        };
+        if let Some(review) = &self.review
+            && let Some(user) = review.ask(token, ask).await.map_err(Error::Unavailable)?
+        {
+            return Ok(User::clone(&user));
+        }
+        Err(Error::UnknownToken)
+    }
+}
+
+/// Of several failures the last is told, unless one could not be asked about: the caller may be known after all.
+fn note(failed: &mut Option<Error>, error: Error) {
+    if !failed.as_ref().is_some_and(Error::is_transient) {
+        *failed = Some(error);
+    }
+}
+
+fn anonymous() -> User {
+    User { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..User::default() }
 }
 
 /// The token of `Authorization: Bearer TOKEN`: scheme in any case, the second blank-separated word; other
@@ -189,140 +323,40 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     (scheme.eq_ignore_ascii_case(b"bearer") && !token.is_empty()).then_some(token)
 }
 
-// === impl Tokens ===
-
-impl Tokens {
-    /// Reads a token file: CSV of token, user name, user uid and, optionally, a quoted list of groups.
-    ///
-    /// # Errors
-    /// When the file cannot be read, or with the line that is wrong; nothing is half loaded.
-    pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let read = |source| Error::ReadTokens { path: path.to_owned(), source };
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .trim(csv::Trim::Fields)
-            .from_path(path)
-            .map_err(read)?;
-        let mut tokens = HashMap::new();
-        for (number, record) in reader.records().enumerate() {
-            let record = record.map_err(read)?;
-            let line = record.position().map_or(number as u64 + 1, csv::Position::line);
-            let wrong = |what| Error::BadTokenLine { path: path.to_owned(), line, what };
-            if record.len() < 3 {
-                return Err(wrong("wants token, user name and user uid"));
-            }
-            let (token, name, uid) = (&record[0], &record[1], &record[2]);
-            if token.is_empty() || name.is_empty() {
-                return Err(wrong("the token or the user name is empty"));
-            }
-            let groups = record.get(3).unwrap_or("").split(',').map(str::trim);
-            let user = User {
-                name: name.to_owned(),
-                uid: uid.to_owned(),
-                groups: groups.filter(|group| !group.is_empty()).map(str::to_owned).collect(),
-                extra: BTreeMap::new(),
-            };
-            if tokens.insert(sha256(token.as_bytes()), user).is_some() {
-                return Err(wrong("the token stands in an earlier line too"));
-            }
-        }
-        Ok(Self(tokens))
-    }
-
-    fn look_up(&self, token: &[u8]) -> Option<&User> {
-        self.0.get(&sha256(token))
-    }
-}
-
-impl std::fmt::Debug for Tokens {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Tokens").field(&self.0.len()).finish()
-    }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    out
-}
-
 // === impl Error ===
 
 impl Error {
-    /// What the client is told: always the same.
+    /// What the client is told: always the same of a credential that is wrong.
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::NoCredentials
+            | Self::FrontProxy(_)
             | Self::Certificate(_)
             | Self::NoCommonName
             | Self::Subprotocol(_)
             | Self::UnknownToken
-            | Self::ReadTokens { .. }
-            | Self::BadTokenLine { .. } => Refusal::Unauthorized,
+            | Self::SomebodyElse(_)
+            | Self::MethodGone(_) => Refusal::Unauthorized,
+            Self::Unavailable(review::Error::Unanswered(error)) => error.refusal(),
+            Self::Unavailable(error @ review::Error::Late(_)) => Refusal::Unavailable(error.to_string()),
+        }
+    }
+
+    /// Whether this says only that nobody could be asked just now, and nothing about the caller.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unavailable(_) => true,
+            Self::NoCredentials
+            | Self::FrontProxy(_)
+            | Self::Certificate(_)
+            | Self::NoCommonName
+            | Self::Subprotocol(_)
+            | Self::UnknownToken
+            | Self::SomebodyElse(_)
+            | Self::MethodGone(_) => false,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::*;
-
-    fn tokens(text: &str) -> Result<Tokens, Error> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        Tokens::from_file(file.path())
-    }
-
-    fn ask(authn: &Authn, authorization: Option<&[u8]>) -> Result<Caller, Error> {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = authorization {
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
-        }
-        let identified = authn.identify(&Conn::default(), &headers).now_or_never();
-        identified.expect("nobody is asked who takes time")
-    }
-
-    #[test]
-    fn a_token_is_its_user_with_its_groups() {
-        let tokens = tokens("t0ken,ana,u1,\"dev,ops\"\nother, ben ,u2\n").unwrap();
-        let authn = Authn::new(None, tokens, false);
-        let caller = ask(&authn, Some(b"bearer t0ken trailing words")).unwrap();
-        assert_eq!(caller.user().name, "ana");
-        assert_eq!(caller.user().uid, "u1");
-        assert_eq!(caller.user().groups, ["dev", "ops", AUTHENTICATED]);
-        assert_eq!(ask(&authn, Some(b"Bearer other")).unwrap().user().name, "ben");
-    }
-
-    #[test]
-    fn item_106_a_bad_token_is_unauthorized_even_when_anonymous_is_allowed() {
-        let authn = Authn::new(None, tokens("t0ken,ana,u1\n").unwrap(), true);
-        assert_eq!(ask(&authn, None).unwrap().user().name, ANONYMOUS);
-        assert_eq!(ask(&authn, None).unwrap().user().groups, [UNAUTHENTICATED]);
-        assert_eq!(ask(&authn, Some(b"Basic YTpi")).unwrap().user().name, ANONYMOUS);
-        assert!(matches!(ask(&authn, Some(b"Bearer t0kem")), Err(Error::UnknownToken)));
-        assert!(matches!(ask(&authn, Some(b"Bearer \xff\xfe")), Err(Error::UnknownToken)));
-    }
-
-    #[test]
-    fn without_credentials_nobody_gets_in() {
-        let authn = Authn::new(None, tokens("t0ken,ana,u1\n").unwrap(), false);
-        assert!(matches!(ask(&authn, None), Err(Error::NoCredentials)));
-        assert!(matches!(ask(&authn, Some(b"Bearer ")), Err(Error::NoCredentials)));
-        assert_eq!(Error::NoCredentials.refusal(), Refusal::Unauthorized);
-    }
-
-    #[test]
-    fn a_wrong_token_file_is_refused_with_its_line() {
-        let text = |error: Result<Tokens, Error>| error.unwrap_err().to_string();
-        assert!(text(tokens("a,b,c\nonly,two\n")).ends_with("line 2: wants token, user name and user uid"));
-        assert!(text(tokens("a,b,c\na,d,e\n")).ends_with("line 2: the token stands in an earlier line too"));
-    }
-
-    #[test]
-    fn tokens_are_not_shown() {
-        assert!(!format!("{:?}", tokens("s3cret,ana,u1\n").unwrap()).contains("s3cret"));
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::stop::{self, Signals};
 use super::{Gateway, Ground};
-use crate::authn::{self, Tokens};
+use crate::authn::{Methods, Tokens, tokens};
 use crate::config::Config;
 use crate::dev::cluster::DevCluster;
 use crate::dev::node::{self, Endpoint, Streaming};
@@ -23,6 +23,7 @@ use crate::dev::state::{self, State};
 use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
 use crate::listen;
+use crate::reload::Live;
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients};
 use crate::upstream::Upstream;
@@ -55,7 +56,7 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// The token file cannot be used.
     #[error(transparent)]
-    Tokens(#[from] authn::Error),
+    Tokens(#[from] tokens::Error),
     /// A node is to speak what there is not.
     #[error(
         "node {name}: annotation {STREAMING} is {value:?}, it must be one of {}",
@@ -160,8 +161,12 @@ impl Dev {
 
         let ground = Ground {
             server_tls: tls::server(state.api_server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask)?,
-            client_verifier: Some(ClientVerifier::new(state.client_roots())?),
-            tokens: Tokens::from_file(&state.tokens_path())?,
+            authn: Methods {
+                certificates: Some(Live::fixed(ClientVerifier::new(state.client_roots())?)),
+                tokens: Live::fixed(Tokens::from_file(&state.tokens_path())?),
+                anonymous: config.authentication.anonymous,
+                ..Methods::default()
+            },
             kubelet_tls,
             cluster: cluster.clone(),
         };

@@ -53,7 +53,8 @@ fn items(wanted: &Wanted) -> Vec<String> {
 
 /// Somebody whom `authn` lets in.
 fn nobody() -> Caller {
-    let authn = crate::authn::Authn::new(None, crate::authn::Tokens::default(), true);
+    let methods = crate::authn::Methods { anonymous: true, ..Default::default() };
+    let authn = crate::authn::Authn::new(methods);
     let (conn, headers) = (crate::listen::Conn::default(), HeaderMap::new());
     futures_util::FutureExt::now_or_never(authn.identify(&conn, &headers)).unwrap().unwrap()
 }

@@ -14,9 +14,10 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Answer, FakeCluster, Far, Pki, soon};
 use crate::app::{Gateway, Ground};
-use crate::authn::Tokens;
+use crate::authn::{Methods, Tokens};
 use crate::config::Config;
 use crate::drain::{Drain, Drained};
+use crate::reload::Live;
 use crate::tls::{self, ClientVerifier, Clients, Identity};
 
 /// A gateway in front of a [`FakeCluster`].
@@ -48,9 +49,33 @@ impl TestGateway {
     /// # Panics
     /// When it cannot be started.
     pub async fn with(config: Config, pki: Arc<Pki>, cluster: Arc<FakeCluster>) -> Self {
-        let ground = Self::ground(&pki, cluster.clone());
+        let methods = Methods { anonymous: config.authentication.anonymous, ..Self::methods(&pki) };
+        Self::knowing(methods, config, pki, cluster).await
+    }
+
+    /// A gateway that knows callers by these methods.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn knowing(methods: Methods, config: Config, pki: Arc<Pki>, cluster: Arc<FakeCluster>) -> Self {
+        let ground = Ground { authn: methods, ..Self::ground(&pki, cluster.clone()) };
         let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
         Self { gateway, pki, cluster }
+    }
+
+    /// Certificates of `pki`, and the static token `ana-token` of ana of group dev.
+    ///
+    /// # Panics
+    /// When there is no place for a temporary file.
+    pub fn methods(pki: &Pki) -> Methods {
+        let tokens = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(tokens.path(), "ana-token,ana,u1,dev\n").expect("write the token file");
+        let verifier = ClientVerifier::new(pki.roots()).expect("a verifier");
+        Methods {
+            certificates: Some(Live::fixed(verifier)),
+            tokens: Live::fixed(Tokens::from_file(tokens.path()).expect("the token file")),
+            ..Methods::default()
+        }
     }
 
     /// What such a gateway stands on.
@@ -58,13 +83,10 @@ impl TestGateway {
     /// # Panics
     /// When there is no place for a temporary file.
     pub fn ground(pki: &Pki, cluster: Arc<FakeCluster>) -> Ground {
-        let tokens = tempfile::NamedTempFile::new().expect("a temporary file");
-        std::fs::write(tokens.path(), "ana-token,ana,u1,dev\n").expect("write the token file");
         Ground {
             cluster,
             server_tls: tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
-            client_verifier: Some(ClientVerifier::new(pki.roots()).expect("a verifier")),
-            tokens: Tokens::from_file(tokens.path()).expect("the token file"),
+            authn: Self::methods(pki),
             kubelet_tls: tls::client(&pki.client("podgate", &[]), pki.roots()).expect("TLS to kubelets"),
         }
     }
