@@ -98,7 +98,7 @@ async fn gateway() {
     cluster.store().set_node_endpoint("node-a", node).expect("node-a is built in");
     let ground = Ground {
         cluster,
-        server_tls: tls::server(state.api_server(), &[tls::HTTP1], Clients::Ask).expect("TLS"),
+        server_tls: Live::fixed(tls::server(state.api_server(), &[tls::HTTP1], Clients::Ask).expect("TLS")),
         authn: Methods {
             certificates: Some(Live::fixed(ClientVerifier::new(state.client_roots()).expect("a verifier"))),
             ..Methods::default()

@@ -21,6 +21,7 @@ use crate::front::api::{self, Api};
 use crate::listen::{self, Caps, Listener};
 use crate::locate::Locate;
 use crate::pipeline::Pipeline;
+use crate::reload::Live;
 use crate::session::{self, Sessions};
 use crate::telemetry::Metrics;
 use crate::upstream::{self, Upstream};
@@ -30,7 +31,7 @@ pub struct Ground {
     /// The cluster it stands in front of.
     pub cluster: Arc<dyn Cluster>,
     /// The API door's TLS, which asks for client certificates.
-    pub server_tls: Arc<ServerConfig>,
+    pub server_tls: Live<ServerConfig>,
     /// How callers are known.
     pub authn: Methods,
     /// TLS towards kubelets, with podgate's own certificate.

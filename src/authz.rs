@@ -132,6 +132,19 @@ impl Authz {
         Ok(SessionPermit { caller: permit.caller, exec })
     }
 
+    /// Whether this caller still may open a session with these attributes.
+    ///
+    /// # Errors
+    /// [`Error::Denied`], or that there was no decision.
+    pub async fn still(&self, caller: &Caller, attributes: &Attributes) -> Result<(), Error> {
+        let attributes = attributes.with_verb("create");
+        let decision = self.ask(caller.user(), &attributes, "").await?;
+        match decision.allowed {
+            true => Ok(()),
+            false => Err(denied(caller.user(), &attributes, &decision.reason, None)),
+        }
+    }
+
     async fn ask(&self, user: &User, attributes: &Attributes, uri: &str) -> Result<Decision, Error> {
         match tokio::time::timeout(self.review_timeout, self.cluster.review(user, attributes)).await {
             Ok(Ok(decision)) => Ok(decision),

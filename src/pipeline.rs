@@ -4,13 +4,13 @@
 //! `Permit`, that a `SessionPermit`, that a `Place`, and only a place can be dialled.
 
 use http::HeaderMap;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::authn::{Authn, Caller};
-use crate::authz::{Authz, Permit};
+use crate::authz::{self, Authz, Permit};
 use crate::listen::Conn;
 use crate::locate::{Locate, Place};
-use crate::request::{Ask, Exec};
+use crate::request::{Ask, Attributes, Exec};
 use crate::status::Refusal;
 use crate::telemetry::chain;
 use crate::upstream::{Answer, ClientHead, Upstream};
@@ -60,6 +60,21 @@ impl Pipeline {
         self.locate.find(permit).await.map_err(|e| refused("locate", &e, e.refusal()))
     }
 
+    /// Why the caller of a live session may not go on, if so: by what they were known, and whether they may still
+    /// `create` it. While nobody can say, they may.
+    pub async fn lapsed(&self, caller: &Caller, attributes: &Attributes) -> Option<String> {
+        match self.authn.still(caller).await {
+            Ok(()) => {}
+            Err(error) if error.is_transient() => return unsure("authn", &error),
+            Err(error) => return lapsed("the credential of this session is no longer valid", &error),
+        }
+        match self.authz.still(caller, attributes).await {
+            Ok(()) => None,
+            Err(error @ authz::Error::Denied { .. }) => lapsed("this session is no longer allowed", &error),
+            Err(error) => unsure("authz", &error),
+        }
+    }
+
     /// The far side's answer.
     ///
     /// # Errors
@@ -67,6 +82,17 @@ impl Pipeline {
     pub async fn open(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Refusal> {
         self.upstream.upgrade(place, client).await.map_err(|e| refused("upstream", &e, e.refusal()))
     }
+}
+
+/// Logs why a session ends, of which the client is told `public`.
+fn lapsed(public: &str, error: &dyn std::error::Error) -> Option<String> {
+    info!(error = chain(error), "a session has lapsed: {public}");
+    Some(public.to_owned())
+}
+
+fn unsure(stage: &'static str, error: &dyn std::error::Error) -> Option<String> {
+    warn!(stage, error = chain(error), "cannot ask again about a session, it goes on");
+    None
 }
 
 /// Logs a stage's error with its causes, which the client never sees, and hands on what it does see.

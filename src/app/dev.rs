@@ -160,7 +160,11 @@ impl Dev {
         }
 
         let ground = Ground {
-            server_tls: tls::server(state.api_server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask)?,
+            server_tls: Live::fixed(tls::server(
+                state.api_server(),
+                &[tls::HTTP2, tls::HTTP1],
+                Clients::Ask,
+            )?),
             authn: Methods {
                 certificates: Some(Live::fixed(ClientVerifier::new(state.client_roots())?)),
                 tokens: Live::fixed(Tokens::from_file(&state.tokens_path())?),

@@ -25,6 +25,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::IntGauge;
+use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -35,6 +36,7 @@ use crate::cluster::{Body, Cluster};
 use crate::drain::Drain;
 use crate::listen::{Conn, Slot};
 use crate::pipeline::Pipeline;
+use crate::reload::Live;
 use crate::request::Ask;
 use crate::session::Sessions;
 use crate::status::{Encoding, Refusal};
@@ -79,7 +81,7 @@ pub struct Api {
 }
 
 struct Shared {
-    tls: TlsAcceptor,
+    tls: Live<ServerConfig>,
     settings: Settings,
     pipeline: Pipeline,
     cluster: Arc<dyn Cluster>,
@@ -105,7 +107,7 @@ struct Door {
 impl Api {
     /// The door in front of these stages; `cluster` answers whatever is no session.
     pub fn new(
-        tls: Arc<rustls::ServerConfig>,
+        tls: Live<ServerConfig>,
         settings: Settings,
         pipeline: Pipeline,
         cluster: Arc<dyn Cluster>,
@@ -114,7 +116,6 @@ impl Api {
         metrics: Metrics,
     ) -> Self {
         let short = Short::new(cluster.clone(), settings.max_in_flight, settings.request_timeout);
-        let tls = TlsAcceptor::from(tls);
         Self {
             shared: Arc::new(Shared { tls, settings, pipeline, cluster, sessions, drain, metrics, short }),
         }
@@ -139,7 +140,7 @@ impl Api {
             biased;
             // Who has not said anything yet has nothing to lose.
             () = self.shared.drain.stopping() => return,
-            handshake = timeout(within, self.shared.tls.accept(tcp)) => handshake,
+            handshake = timeout(within, TlsAcceptor::from(self.shared.tls.get()).accept(tcp)) => handshake,
         };
         let stream = match handshake {
             Ok(Ok(stream)) => stream,
@@ -348,7 +349,7 @@ impl Door {
             if self.shared.drain.is_stopping() {
                 return Err(Refusal::Unavailable("podgate is shutting down, try another replica".into()));
             }
-            return hijack::open(self, request, place, carriage, started).await;
+            return hijack::open(self, request, place, carriage, ask.attributes, started).await;
         }
         let user = caller.user().clone();
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());

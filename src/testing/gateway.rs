@@ -85,7 +85,9 @@ impl TestGateway {
     pub fn ground(pki: &Pki, cluster: Arc<FakeCluster>) -> Ground {
         Ground {
             cluster,
-            server_tls: tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
+            server_tls: Live::fixed(
+                tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
+            ),
             authn: Self::methods(pki),
             kubelet_tls: tls::client(&pki.client("podgate", &[]), pki.roots()).expect("TLS to kubelets"),
         }

@@ -20,5 +20,6 @@ mod hostile;
 mod limits;
 mod operations;
 mod pipeline;
+mod recheck;
 mod upgrade;
 mod websocket;

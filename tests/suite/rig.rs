@@ -1,11 +1,13 @@
 //! A gateway in front of a far side that switches and says back what it hears, and never closes first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use podgate::authn::{Methods, TokenReview};
 use podgate::config::Config;
 use podgate::testing::far::SWITCHING;
 use podgate::testing::gateway::{config, send};
-use podgate::testing::{Far, Pki, TestGateway};
+use podgate::testing::{FakeCluster, Far, Pki, TestGateway};
 use tokio::io::AsyncReadExt;
 
 pub(crate) struct Rig {
@@ -19,16 +21,39 @@ pub(crate) async fn rig() -> Rig {
 
 pub(crate) async fn rig_with(config: Config) -> Rig {
     let pki = Arc::new(Pki::new());
-    let far = Far::start(&pki, |mut io| async move {
+    let far = echo(&pki).await;
+    let gateway = TestGateway::facing(&far, config, pki).await;
+    Rig { far, gateway }
+}
+
+/// The same, where the cluster is asked about tokens, each time.
+pub(crate) async fn rig_knowing_tokens(config: Config) -> Rig {
+    let pki = Arc::new(Pki::new());
+    let far = echo(&pki).await;
+    let cluster = FakeCluster::new();
+    cluster.node("n", far.addr.port());
+    cluster.simple_pod("default/web", "n");
+    let review = TokenReview {
+        cluster: cluster.clone(),
+        audiences: Vec::new(),
+        allowed_for: Duration::ZERO,
+        denied_for: Duration::ZERO,
+        timeout: Duration::from_secs(10),
+    };
+    let methods = Methods { review: Some(review), ..TestGateway::methods(&pki) };
+    let gateway = TestGateway::knowing(methods, config, pki, cluster).await;
+    Rig { far, gateway }
+}
+
+async fn echo(pki: &Pki) -> Far {
+    Far::start(pki, |mut io| async move {
         send(&mut io, SWITCHING).await;
         let mut bytes = [0; 4096];
         while let Ok(count @ 1..) = io.read(&mut bytes).await {
             send(&mut io, &bytes[..count]).await;
         }
     })
-    .await;
-    let gateway = TestGateway::facing(&far, config, pki).await;
-    Rig { far, gateway }
+    .await
 }
 
 impl Rig {

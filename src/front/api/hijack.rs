@@ -4,6 +4,7 @@
 //! over with its writes muted, and a task of the drain takes it from there.
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -15,8 +16,10 @@ use tracing::{Instrument, debug, info, warn};
 
 use super::layers::{AUDIT_ID, AuditIdGiven};
 use super::{ClientIo, Door, whole};
+use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::locate::Place;
+use crate::request::Attributes;
 use crate::session::seats::Seat;
 use crate::session::socket::Socket;
 use crate::session::{Session, close};
@@ -40,6 +43,7 @@ pub(super) async fn open(
     mut request: Request<Incoming>,
     place: Place,
     carriage: Carriage,
+    attributes: Attributes,
     started: Instant,
 ) -> Result<Response<Body>, Refusal> {
     let sessions = &door.shared.sessions;
@@ -66,7 +70,8 @@ pub(super) async fn open(
             metrics.setup.observe(started.elapsed().as_secs_f64());
             debug!(node.name = place.node(), kubelet.addr = %place.kubelet(), "session opened");
             let record = Record::begin(subject(&door, &place, audit_id), metrics.clone());
-            let task = run(door.clone(), upgrade, far, switched, record, seat);
+            let lapse = lapse(door.clone(), place.caller().clone(), attributes);
+            let task = run(door.clone(), upgrade, far, switched, record, seat, lapse);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -123,8 +128,32 @@ async fn taken_over(upgrade: OnUpgrade) -> Option<Taken> {
     Some(Taken { client, owed, early: parts.read_buf })
 }
 
+/// Resolves when it was asked again and the caller may not go on.
+fn lapse(door: Door, caller: Caller, attributes: Attributes) -> BoxFuture<'static, String> {
+    let period = door.shared.sessions.settings().recheck_period;
+    if period.is_zero() {
+        return Box::pin(std::future::pending());
+    }
+    Box::pin(async move {
+        loop {
+            tokio::time::sleep(period).await;
+            if let Some(why) = door.shared.pipeline.lapsed(&caller, &attributes).await {
+                return why;
+            }
+        }
+    })
+}
+
 /// Runs a session. The slot under the connection cap, and the connection in the gauge, are its own until the end.
-async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, mut record: Record, _seat: Seat) {
+async fn run(
+    door: Door,
+    upgrade: OnUpgrade,
+    far: Far,
+    switched: Switched,
+    mut record: Record,
+    _seat: Seat,
+    lapse: BoxFuture<'static, String>,
+) {
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
         record.end(EndReason::ClientLost, String::new());
         return;
@@ -135,18 +164,8 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, mut r
     let Switched { answer, link, timing } = switched;
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
-    let session = Session {
-        client,
-        socket: socket.ok(),
-        head,
-        early,
-        far,
-        first,
-        link,
-        timing,
-        lapse: Box::pin(std::future::pending()),
-        record,
-    };
+    let socket = socket.ok();
+    let session = Session { client, socket, head, early, far, first, link, timing, lapse, record };
     door.shared.sessions.run(session).await;
 }
 
