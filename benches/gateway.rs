@@ -103,7 +103,7 @@ async fn gateway() {
             certificates: Some(Live::fixed(ClientVerifier::new(state.client_roots()).expect("a verifier"))),
             ..Methods::default()
         },
-        kubelet_tls: tls::client(state.kubelet_client(), state.node_roots()).expect("TLS"),
+        kubelet_tls: tls::client(Some(state.kubelet_client()), state.node_roots(), false).expect("TLS"),
     };
     let mut config = Config::default();
     config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();
@@ -348,8 +348,10 @@ async fn client() {
     let state = State::open(&dir, &ask).expect("make the state");
     let admin =
         tls::Identity::from_files(&dir.join("admin.crt"), &dir.join("admin.key")).expect("admin's keys");
-    let to_api = TlsConnector::from(tls::client(&admin, state.client_roots()).expect("TLS"));
-    let to_node = TlsConnector::from(tls::client(state.kubelet_client(), state.node_roots()).expect("TLS"));
+    let to_api = TlsConnector::from(tls::client(Some(&admin), state.client_roots(), false).expect("TLS"));
+    let to_node = TlsConnector::from(
+        tls::client(Some(state.kubelet_client()), state.node_roots(), false).expect("TLS"),
+    );
     // The folder is locked while it is open, and the children open it.
     drop(state);
     let node = Role::start("node", &dir, None);

@@ -24,6 +24,7 @@ pub mod upstream;
 pub mod cluster;
 pub mod health;
 pub mod request;
+pub mod secret;
 pub mod tls;
 pub mod wire;
 

@@ -1,7 +1,7 @@
 //! TLS: rustls set-up for both sides of podgate, and what a certificate says about its holder.
 //!
 //! In the flow: `listen` terminates the client's TLS with [`server`], `upstream` dials kubelets with
-//! [`client`]. A client certificate is asked for but not judged during the handshake: as kube-apiserver does,
+//! [`client`], which verifies their certificates unless a setting with `danger` in its name forbids it. A client certificate is asked for but not judged during the handshake: as kube-apiserver does,
 //! an unknown or expired one becomes a 401 Status with a log line, not a broken handshake. The handshake does
 //! prove that the peer holds the key; [`ClientVerifier`] judges the chain, in `authn`.
 //! Source: apiserver `pkg/server/secure_serving.go` (`tls.RequestClientCert`),
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerifier};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -101,7 +101,7 @@ pub enum Error {
     Subject(#[source] x509_cert::der::Error),
 }
 
-/// Asks for a client certificate and takes any, as long as the peer proves that it holds the key.
+/// Takes any certificate, of a client or a server, as long as the peer proves that it holds the key.
 #[derive(Debug)]
 struct TakeAny(WebPkiSupportedAlgorithms);
 
@@ -155,18 +155,32 @@ pub fn server(identity: &Identity, alpn: &[&[u8]], clients: Clients) -> Result<A
     Ok(Arc::new(config))
 }
 
-/// A client's configuration towards kubelets: their certificate is always verified, ALPN is HTTP/1.1 alone
-/// because nothing else can be upgraded (`protocol.md` 3.1).
+/// A client's configuration, with a certificate if it has one. A server's certificate must lead to one of `roots` and
+/// cover the server's name, unless `danger_accept_any_certificate`. ALPN is HTTP/1.1 alone because nothing else can be
+/// upgraded (`protocol.md` 3.1).
 ///
 /// # Errors
 /// When the key does not fit the certificate.
-pub fn client(identity: &Identity, roots: Arc<RootCertStore>) -> Result<Arc<ClientConfig>, Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+pub fn client(
+    identity: Option<&Identity>,
+    roots: Arc<RootCertStore>,
+    danger_accept_any_certificate: bool,
+) -> Result<Arc<ClientConfig>, Error> {
+    let provider = provider();
+    let any = TakeAny(provider.signature_verification_algorithms);
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(Error::SetUp)?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         .map_err(Error::SetUp)?;
+    let builder = match danger_accept_any_certificate {
+        true => builder.dangerous().with_custom_certificate_verifier(Arc::new(any)),
+        false => builder.with_root_certificates(roots),
+    };
+    let mut config = match identity {
+        Some(Identity { chain, key }) => {
+            builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(Error::SetUp)?
+        }
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![HTTP1.to_vec()];
     Ok(Arc::new(config))
 }
@@ -285,6 +299,41 @@ impl ClientCertVerifier for TakeAny {
         _now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for TakeAny {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -125,7 +125,7 @@ impl Dev {
         }
         let ask = state::Ask { hosts: vec![config.api.listen.ip().to_string()], now: SystemTime::now() };
         let state = State::open(&config.dev.dir, &ask)?;
-        let kubelet_tls = tls::client(state.kubelet_client(), state.node_roots())?;
+        let kubelet_tls = tls::client(Some(state.kubelet_client()), state.node_roots(), false)?;
         let kubelets = Upstream::new(kubelet_tls.clone(), super::upstream_settings(config));
         let cluster = Arc::new(DevCluster::new(loaded).with_kubelets(kubelets));
 

@@ -89,7 +89,8 @@ impl TestGateway {
                 tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
             ),
             authn: Self::methods(pki),
-            kubelet_tls: tls::client(&pki.client("podgate", &[]), pki.roots()).expect("TLS to kubelets"),
+            kubelet_tls: tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false)
+                .expect("TLS to kubelets"),
         }
     }
 
@@ -108,7 +109,7 @@ impl TestGateway {
 
     /// A TLS connection with this certificate.
     pub async fn connect_with(&self, identity: &Identity) -> TlsStream<TcpStream> {
-        self.connect(tls::client(identity, self.pki.roots()).expect("TLS")).await
+        self.connect(tls::client(Some(identity), self.pki.roots(), false).expect("TLS")).await
     }
 
     /// A TLS connection without a certificate.
@@ -147,7 +148,7 @@ impl TestGateway {
     /// # Panics
     /// When there is none to be had.
     pub fn client_tls(&self, user: &str) -> Arc<ClientConfig> {
-        tls::client(&self.pki.client(user, &["dev"]), self.pki.roots()).expect("TLS")
+        tls::client(Some(&self.pki.client(user, &["dev"])), self.pki.roots(), false).expect("TLS")
     }
 
     /// Sends bytes as ana on a connection of their own and returns the first answer.
@@ -199,12 +200,7 @@ impl TestGateway {
 /// # Panics
 /// When TLS cannot be set up.
 pub fn without_certificate(roots: Arc<RootCertStore>) -> Arc<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider);
-    let builder = builder.with_safe_default_protocol_versions().expect("TLS versions");
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![tls::HTTP1.to_vec()];
-    Arc::new(config)
+    tls::client(None, roots, false).expect("TLS")
 }
 
 /// Writes all bytes and flushes them: TLS may keep what it took.

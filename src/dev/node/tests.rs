@@ -119,7 +119,7 @@ impl Harness {
     }
 
     async fn dial_as(&self, identity: &Identity) -> io::Result<Io> {
-        let config = tls::client(identity, self.pki.roots()).unwrap();
+        let config = tls::client(Some(identity), self.pki.roots(), false).unwrap();
         let tcp = TcpStream::connect(self.addr).await?;
         TlsConnector::from(config).connect(ServerName::from(self.addr.ip()), tcp).await
     }

@@ -36,7 +36,7 @@ fn kubelets(pki: &Pki) -> Upstream {
         keepalive: second,
         translate: crate::config::Translate::Always,
     };
-    Upstream::new(tls::client(&pki.client("podgate", &[]), pki.roots()).unwrap(), settings)
+    Upstream::new(tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false).unwrap(), settings)
 }
 
 #[tokio::test]

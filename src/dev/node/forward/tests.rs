@@ -93,7 +93,7 @@ impl Node {
 
     /// The connection behind a 101 and what came with it, or the refusal.
     async fn ask(&self, head: &str) -> Result<(ResponseHead, BytesMut, Io), (ResponseHead, String)> {
-        let config = tls::client(&self.pki.client("podgate", &[]), self.pki.roots()).unwrap();
+        let config = tls::client(Some(&self.pki.client("podgate", &[])), self.pki.roots(), false).unwrap();
         let tcp = TcpStream::connect(self.addr).await.unwrap();
         let mut io = TlsConnector::from(config).connect(ServerName::from(self.addr.ip()), tcp).await.unwrap();
         io.write_all(format!("{head}\r\n\r\n").as_bytes()).await.unwrap();
