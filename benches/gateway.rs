@@ -23,6 +23,7 @@ use podgate::dev::state::{Ask, State};
 use podgate::drain::Drain;
 use podgate::reload::Live;
 use podgate::tls::{self, ClientVerifier, Clients};
+use podgate::upstream;
 use podgate::wire::http1::ResponseHead;
 use podgate::wire::spdy::{Decoder, Encoder, Frame, Headers};
 use rustls_pki_types::ServerName;
@@ -103,7 +104,9 @@ async fn gateway() {
             certificates: Some(Live::fixed(ClientVerifier::new(state.client_roots()).expect("a verifier"))),
             ..Methods::default()
         },
-        kubelet_tls: tls::client(Some(state.kubelet_client()), state.node_roots(), false).expect("TLS"),
+        route: upstream::Route::kubelet(
+            tls::client(Some(state.kubelet_client()), state.node_roots(), false).expect("TLS"),
+        ),
     };
     let mut config = Config::default();
     config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustls::{ClientConfig, ServerConfig};
+use rustls::ServerConfig;
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
@@ -24,7 +24,7 @@ use crate::pipeline::Pipeline;
 use crate::reload::Live;
 use crate::session::{self, Sessions};
 use crate::telemetry::Metrics;
-use crate::upstream::{self, Upstream};
+use crate::upstream::{self, Route, Upstream};
 
 /// What a gateway stands on, besides its settings.
 pub struct Ground {
@@ -34,11 +34,11 @@ pub struct Ground {
     pub server_tls: Live<ServerConfig>,
     /// How callers are known.
     pub authn: Methods,
-    /// TLS towards kubelets, with podgate's own certificate.
-    pub kubelet_tls: Arc<ClientConfig>,
+    /// The way to far sides.
+    pub route: Route,
 }
 
-/// Descriptors of one session: the client's socket, a second hold on it, the kubelet's.
+/// Descriptors of one session: the client's socket, a second hold on it, the far side's.
 const DESCRIPTORS: usize = 3;
 
 /// A gateway that listens.
@@ -130,16 +130,16 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, authn, kubelet_tls } = ground;
+    let Ground { cluster, server_tls, authn, route } = ground;
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
         locate: Locate::new(
             cluster.clone(),
-            config.upstream.preferred_address_types.clone(),
+            route.towards(config.upstream.preferred_address_types.clone()),
             config.cluster.read_timeout,
         ),
-        upstream: Upstream::new(kubelet_tls, upstream_settings(config)),
+        upstream: Upstream::new(route, upstream_settings(config)),
     };
     let sessions = Sessions::new(
         session::Settings {

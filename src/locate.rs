@@ -1,7 +1,8 @@
-//! Locate: turns a permitted session into the container and the kubelet that will run it.
+//! Locate: turns a permitted session into the container that will run it, and who is to be asked for it.
 //!
-//! In the flow: after `authz`, before `upstream`. Keeps nothing between requests. Invariant: pod and node are
-//! read after the permit was given; a pod without a node is an error, never a guess.
+//! In the flow: after `authz`, before `upstream`. Keeps nothing between requests. Where the API server is asked, it
+//! finds the kubelet itself; the container is chosen here all the same, because rules and records need it. Invariant:
+//! pod and node are read after the permit was given; a pod without a node is an error, never a guess.
 //! Source: kubernetes `pkg/registry/core/pod/strategy.go`, `pkg/util/node/node.go`; `protocol.md` 2 and 3.1.
 
 use std::sync::Arc;
@@ -25,13 +26,38 @@ pub struct Place {
     permit: SessionPermit,
     container: String,
     node: String,
-    kubelet: KubeletAddr,
-    speaks_v5: bool,
+    far_side: FarSide,
 }
 
-/// Host (name or address) and port of a kubelet.
+/// Who is asked for a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KubeletAddr {
+pub enum FarSide {
+    /// The kubelet of the pod's node.
+    Kubelet {
+        /// Where it is.
+        addr: HostPort,
+        /// Whether it declares that it speaks WebSocket v5 itself.
+        speaks_v5: bool,
+    },
+    /// The API server, which finds the kubelet itself.
+    ApiServer,
+}
+
+/// Whom all sessions are asked of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Towards {
+    /// Kubelets.
+    Kubelets {
+        /// The types of node addresses, best first.
+        address_types: Vec<String>,
+    },
+    /// The API server.
+    ApiServer,
+}
+
+/// Host (name or address) and port of a far side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
     /// A DNS name or an IP address without brackets.
     pub host: String,
     /// TCP port.
@@ -41,7 +67,7 @@ pub struct KubeletAddr {
 /// Finds places.
 pub struct Locate {
     cluster: Arc<dyn Cluster>,
-    address_types: Vec<String>,
+    towards: Towards,
     read_timeout: Duration,
 }
 
@@ -100,16 +126,16 @@ pub enum Error {
 // === impl Locate ===
 
 impl Locate {
-    /// Looks in this cluster; node addresses are chosen by type, in the order given; each read must come
-    /// within `read_timeout`.
-    pub fn new(cluster: Arc<dyn Cluster>, address_types: Vec<String>, read_timeout: Duration) -> Self {
-        Self { cluster, address_types, read_timeout }
+    /// Looks in this cluster; each read must come within `read_timeout`.
+    pub fn new(cluster: Arc<dyn Cluster>, towards: Towards, read_timeout: Duration) -> Self {
+        Self { cluster, towards, read_timeout }
     }
 
-    /// Pod, container and node of a permitted session.
+    /// Pod, container and far side of a permitted session.
     ///
     /// # Errors
-    /// Upstream's refusals in upstream's order: pod, container, host, node, address.
+    /// Upstream's refusals in upstream's order: pod, container, host, node, address. The last two are the API server's
+    /// to find, where it is asked.
     pub async fn find(&self, permit: SessionPermit) -> Result<Place, Error> {
         let exec = permit.exec();
         for name in [&exec.namespace, &exec.pod] {
@@ -121,12 +147,19 @@ impl Locate {
         let pod = self.within(self.cluster.pod(&exec.namespace, &exec.pod), what).await?;
         let pod = pod.ok_or_else(|| Error::NoPod(exec.pod.clone()))?;
         let container = choose_container(exec, &pod)?;
-        let name = pod.node.clone().ok_or_else(|| Error::Unscheduled(exec.pod.clone()))?;
-        let node = self.within(self.cluster.node(&name), || format!("node {name}")).await?;
-        let node = node.ok_or_else(|| Error::NoNode(name.clone()))?;
-        let kubelet = self.address(&node)?;
+        let node = pod.node.clone().ok_or_else(|| Error::Unscheduled(exec.pod.clone()))?;
+        let far_side = match &self.towards {
+            Towards::Kubelets { address_types } => self.kubelet(&node, address_types).await?,
+            Towards::ApiServer => FarSide::ApiServer,
+        };
+        Ok(Place { container, node, far_side, permit })
+    }
+
+    async fn kubelet(&self, name: &str, address_types: &[String]) -> Result<FarSide, Error> {
+        let node = self.within(self.cluster.node(name), || format!("node {name}")).await?;
+        let node = node.ok_or_else(|| Error::NoNode(name.to_owned()))?;
         let speaks_v5 = node.declared_features.iter().any(|feature| feature == WEBSOCKETS_TO_KUBELET);
-        Ok(Place { container, node: name, kubelet, speaks_v5, permit })
+        Ok(FarSide::Kubelet { addr: address(&node, address_types)?, speaks_v5 })
     }
 
     async fn within<T>(
@@ -139,18 +172,18 @@ impl Locate {
             Err(_) => Err(Error::Late { what: what(), after: self.read_timeout }),
         }
     }
+}
 
-    fn address(&self, node: &Node) -> Result<KubeletAddr, Error> {
-        let known = &node.addresses;
-        let preferred =
-            self.address_types.iter().find_map(|kind| known.iter().find(|(have, _)| have == kind));
-        let (_, host) = preferred.ok_or_else(|| {
-            let all: Vec<_> = known.iter().map(|(kind, address)| format!("{{{kind} {address}}}")).collect();
-            Error::NoAddress(all.join(" "))
-        })?;
-        let port = if node.kubelet_port == 0 { KUBELET_PORT } else { node.kubelet_port };
-        Ok(KubeletAddr { host: host.clone(), port })
-    }
+/// The first address of the best type that there is one of.
+fn address(node: &Node, types: &[String]) -> Result<HostPort, Error> {
+    let known = &node.addresses;
+    let preferred = types.iter().find_map(|kind| known.iter().find(|(have, _)| have == kind));
+    let (_, host) = preferred.ok_or_else(|| {
+        let all: Vec<_> = known.iter().map(|(kind, address)| format!("{{{kind} {address}}}")).collect();
+        Error::NoAddress(all.join(" "))
+    })?;
+    let port = if node.kubelet_port == 0 { KUBELET_PORT } else { node.kubelet_port };
+    Ok(HostPort { host: host.clone(), port })
 }
 
 /// The API server's rule: the named one if it is in the pod, else the only regular one.
@@ -204,20 +237,36 @@ impl Place {
         &self.node
     }
 
-    /// The kubelet's address.
-    pub fn kubelet(&self) -> &KubeletAddr {
-        &self.kubelet
-    }
-
-    /// Whether the kubelet declares that it speaks WebSocket v5 itself.
-    pub fn speaks_v5(&self) -> bool {
-        self.speaks_v5
+    /// Who is asked for the session.
+    pub fn far_side(&self) -> &FarSide {
+        &self.far_side
     }
 }
 
-// === impl KubeletAddr ===
+// === impl FarSide ===
 
-impl std::fmt::Display for KubeletAddr {
+impl FarSide {
+    /// Whether WebSocket v5 is worth asking for. The API server's version is not known here; it says no if it must.
+    pub fn may_speak_v5(&self) -> bool {
+        match self {
+            Self::Kubelet { speaks_v5, .. } => *speaks_v5,
+            Self::ApiServer => true,
+        }
+    }
+}
+
+impl std::fmt::Display for FarSide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Kubelet { addr, .. } => addr.fmt(f),
+            Self::ApiServer => f.write_str("API server"),
+        }
+    }
+}
+
+// === impl HostPort ===
+
+impl std::fmt::Display for HostPort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
@@ -240,7 +289,7 @@ impl Error {
             Self::NoPod(name) => Refusal::not_found("pods", name),
             Self::NoNode(name) => Refusal::not_found("nodes", name),
             Self::NoAddress(_) | Self::Late { .. } => Refusal::Internal(self.to_string()),
-            Self::Read(source) => Refusal::Internal(source.to_string()),
+            Self::Read(source) => source.refusal(),
         }
     }
 }
@@ -300,51 +349,9 @@ mod tests {
         assert_eq!(choose_container(&exec("container=e"), &pod).unwrap(), "e");
     }
 
-    fn locate() -> Locate {
-        /// A cluster nobody asks.
-        struct Nobody;
-        impl Cluster for Nobody {
-            fn token<'a>(
-                &'a self,
-                _: &'a str,
-                _: &'a [String],
-            ) -> futures_util::future::BoxFuture<'a, Result<Option<cluster::User>, cluster::Error>>
-            {
-                unreachable!()
-            }
-
-            fn review<'a>(
-                &'a self,
-                _: &'a cluster::User,
-                _: &'a crate::request::Attributes,
-            ) -> futures_util::future::BoxFuture<'a, Result<cluster::Decision, cluster::Error>> {
-                unreachable!()
-            }
-            fn pod<'a>(
-                &'a self,
-                _: &'a str,
-                _: &'a str,
-            ) -> futures_util::future::BoxFuture<'a, Result<Option<Arc<Pod>>, cluster::Error>> {
-                unreachable!()
-            }
-            fn node<'a>(
-                &'a self,
-                _: &'a str,
-            ) -> futures_util::future::BoxFuture<'a, Result<Option<Arc<Node>>, cluster::Error>> {
-                unreachable!()
-            }
-            fn serve<'a>(
-                &'a self,
-                _: &'a cluster::User,
-                _: &'a Ask,
-                _: http::Request<cluster::Body>,
-            ) -> futures_util::future::BoxFuture<'a, Result<http::Response<cluster::Body>, Refusal>>
-            {
-                unreachable!()
-            }
-        }
+    fn at(node: &Node) -> Result<HostPort, Error> {
         let types = ["Hostname", "InternalDNS", "InternalIP", "ExternalDNS", "ExternalIP"];
-        Locate::new(Arc::new(Nobody), types.map(str::to_owned).to_vec(), Duration::from_secs(1))
+        address(node, &types.map(str::to_owned))
     }
 
     fn node(addresses: &[(&str, &str)], kubelet_port: u16) -> Node {
@@ -354,12 +361,12 @@ mod tests {
 
     #[test]
     fn item_028_no_usable_address_names_the_known_ones() {
-        let error = locate().address(&node(&[("Other", "x"), ("Odd", "y")], 0)).unwrap_err();
+        let error = at(&node(&[("Other", "x"), ("Odd", "y")], 0)).unwrap_err();
         assert_eq!(
             error.refusal(),
             Refusal::Internal("no preferred addresses found; known addresses: [{Other x} {Odd y}]".into())
         );
-        let error = locate().address(&node(&[], 0)).unwrap_err();
+        let error = at(&node(&[], 0)).unwrap_err();
         assert_eq!(error.to_string(), "no preferred addresses found; known addresses: []");
     }
 
@@ -367,13 +374,13 @@ mod tests {
     fn item_029_addresses_are_preferred_by_type_and_ipv6_is_bracketed() {
         let both =
             node(&[("ExternalIP", "1.2.3.4"), ("InternalIP", "fd00::1"), ("InternalIP", "10.0.0.5")], 1);
-        assert_eq!(locate().address(&both).unwrap().to_string(), "[fd00::1]:1");
+        assert_eq!(at(&both).unwrap().to_string(), "[fd00::1]:1");
         let named = node(&[("InternalIP", "10.0.0.5"), ("Hostname", "node1")], 1);
-        assert_eq!(locate().address(&named).unwrap().to_string(), "node1:1");
+        assert_eq!(at(&named).unwrap().to_string(), "node1:1");
     }
 
     #[test]
     fn item_030_a_kubelet_without_a_port_listens_on_10250() {
-        assert_eq!(locate().address(&node(&[("Hostname", "n")], 0)).unwrap().port, 10250);
+        assert_eq!(at(&node(&[("Hostname", "n")], 0)).unwrap().port, 10250);
     }
 }

@@ -1,13 +1,16 @@
-//! Upstream: dials the kubelet of a place, asks it for the upgrade, and keeps every byte it answers.
+//! Upstream: dials the far side of a place, asks it for the upgrade, and keeps every byte it answers.
 //!
-//! In the flow: the last stage before a session. The answer's bytes are remembered as they came, because a 101
-//! is relayed to the client byte for byte and bytes that follow its head belong to the session. An answer of
-//! 400 or more is handed back to be echoed; anything else, redirects first of all, is refused and never shown
-//! or followed. Invariants: the client's credentials and its query never leave podgate; the kubelet's
-//! certificate is always verified.
+//! In the flow: the last stage before a session. The far side is the kubelet itself, which knows nobody but podgate; or
+//! the API server, for clusters whose kubelets cannot be reached, which is told who the caller is by impersonation. The
+//! answer's bytes are remembered as they came, because a 101 is relayed to the client byte for byte and bytes that follow
+//! its head belong to the session. An answer of 400 or more is handed back to be echoed; anything else, redirects first
+//! of all, is refused and never shown or followed. Invariants: the client's credentials and its query never leave
+//! podgate; the far side's certificate is verified by the TLS configuration given, which is taken anew for each session.
 //! Source: `protocol.md` 3.1, 3.2, 4.2, 4.3 (apimachinery `pkg/util/proxy/{upgradeaware,dial}.go`).
 
+mod apiserver;
 mod carriage;
+mod impersonate;
 mod request;
 
 use std::io;
@@ -25,11 +28,15 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
+pub use apiserver::{ApiServer, Server};
 pub use carriage::{Carriage, Switched};
 
+use crate::cluster;
 use crate::config::Translate;
 use crate::listen;
-use crate::locate::{KubeletAddr, Place};
+use crate::locate::{FarSide, HostPort, Place, Towards};
+use crate::reload::Live;
+use crate::secret::Secret;
 use crate::status::Refusal;
 use crate::wire::http1::{self, ResponseHead};
 use crate::wire::portforward::MAX_PORTS;
@@ -37,7 +44,7 @@ use crate::wire::portforward::MAX_PORTS;
 /// First read of an answer, in bytes: a 101 head is a quarter of it.
 const FIRST_READ: usize = 1024;
 
-/// Deadlines and socket options towards kubelets.
+/// Deadlines and socket options towards far sides.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// For name resolution and TCP connect together.
@@ -65,10 +72,34 @@ pub struct ClientHead<'a> {
     pub carriage: &'a Carriage,
 }
 
+/// The way to far sides.
+#[derive(Clone)]
+pub enum Route {
+    /// Directly to kubelets.
+    Kubelet {
+        /// With podgate's own certificate, if it has one.
+        tls: Live<ClientConfig>,
+        /// A service account's token, to be known by it.
+        token: Option<Live<Secret>>,
+        /// What their certificates have to cover, where that is not the address dialled.
+        server_name: Option<ServerName<'static>>,
+    },
+    /// Through the API server, as the caller.
+    ApiServer(Arc<dyn ApiServer>),
+}
+
 /// Opens far sides.
 pub struct Upstream {
-    tls: TlsConnector,
+    route: Route,
     settings: Settings,
+}
+
+/// One request, ready to be sent.
+struct Call {
+    addr: HostPort,
+    name: ServerName<'static>,
+    tls: Arc<ClientConfig>,
+    request: BytesMut,
 }
 
 /// A far side that answered.
@@ -95,12 +126,12 @@ pub enum Answer {
 pub enum Error {
     /// No connection within the deadline.
     #[error("dial tcp {0}: i/o timeout")]
-    ConnectLate(KubeletAddr),
+    ConnectLate(HostPort),
     /// No connection.
     #[error("dial tcp {addr}: {}", connect_text(source))]
     Connect {
         /// Where to.
-        addr: KubeletAddr,
+        addr: HostPort,
         /// The cause.
         #[source]
         source: io::Error,
@@ -127,7 +158,7 @@ pub enum Error {
     #[error(transparent)]
     Malformed(http1::Error),
     /// No head within the deadline.
-    #[error("the kubelet did not answer the upgrade request within {0:?}")]
+    #[error("the far side did not answer the upgrade request within {0:?}")]
     AnswerLate(Duration),
     /// An answer that is neither 101 nor an error.
     #[error("invalid upgrade response: status code {0}")]
@@ -144,14 +175,46 @@ pub enum Error {
     /// A 101 to a subprotocol that nobody knows.
     #[error("invalid upgrade response: unknown subprotocol {0:?}")]
     Subprotocol(String),
+    /// No connection to the API server.
+    #[error("reach the API server")]
+    ApiServer(#[source] Box<Error>),
+    /// There is nothing that podgate could prove itself to the API server with.
+    #[error("get credentials for the API server")]
+    Credentials(#[source] cluster::Error),
+    /// 401. It is podgate that is not known, not the caller, who would be sent away to log in again.
+    #[error("the API server, or the kubelet behind it, does not accept podgate's own credentials")]
+    Unauthenticated,
+    /// There is no telling the API server who the caller is.
+    #[error(transparent)]
+    Impersonate(#[from] impersonate::Error),
+    /// The place is not on the route, which only a mistake in the wiring can make so.
+    #[error("no route to the far side: {0}")]
+    NoRoute(FarSide),
+}
+
+// === impl Route ===
+
+impl Route {
+    /// To kubelets, with a TLS configuration that stays.
+    pub fn kubelet(tls: Arc<ClientConfig>) -> Self {
+        Self::Kubelet { tls: Live::fixed(tls), token: None, server_name: None }
+    }
+
+    /// What there is to be found on this route; nodes by addresses of these types.
+    pub fn towards(&self, address_types: Vec<String>) -> Towards {
+        match self {
+            Self::Kubelet { .. } => Towards::Kubelets { address_types },
+            Self::ApiServer(_) => Towards::ApiServer,
+        }
+    }
 }
 
 // === impl Upstream ===
 
 impl Upstream {
-    /// Dials with this TLS configuration, whose certificate is podgate's own.
-    pub fn new(tls: Arc<ClientConfig>, settings: Settings) -> Self {
-        Self { tls: TlsConnector::from(tls), settings }
+    /// Goes this way.
+    pub fn new(route: Route, settings: Settings) -> Self {
+        Self { route, settings }
     }
 
     /// When clients of WebSocket v5 are translated.
@@ -159,7 +222,7 @@ impl Upstream {
         self.settings.translate
     }
 
-    /// Dials the kubelet of `place` and asks for the upgrade that carries what the client asked for. Dropping the
+    /// Dials the far side of `place` and asks for the upgrade that carries what the client asked for. Dropping the
     /// future closes the connection.
     ///
     /// # Errors
@@ -167,12 +230,12 @@ impl Upstream {
     pub async fn upgrade(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Error> {
         let answer = self.upgrade_as(place, client).await?;
         let other = match &answer {
-            Answer::Refused(far) => client.carriage.fallback(far.head.status, client, place.exec()),
+            Answer::Refused(far) => client.carriage.fallback(&far.head, client, place),
             Answer::Switched(..) => None,
         };
         match other {
             Some(carriage) => {
-                debug!(kubelet.addr = %place.kubelet(), "the kubelet refused WebSocket, asking for SPDY");
+                debug!(far.side = %place.far_side(), "the far side refused WebSocket, asking for SPDY");
                 drop(answer);
                 self.upgrade_as(place, &ClientHead { carriage: &carriage, ..*client }).await
             }
@@ -181,8 +244,12 @@ impl Upstream {
     }
 
     async fn upgrade_as(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Error> {
-        let mut io = self.dial(place.kubelet()).await?;
-        let request = request::head(place, client);
+        let Call { addr, name, tls, request } = self.call(place, client).await?;
+        let through_api_server = *place.far_side() == FarSide::ApiServer;
+        let mut io = self.connect(&addr, name, tls).await.map_err(|error| match through_api_server {
+            true => Error::ApiServer(Box::new(error)),
+            false => error,
+        })?;
         let within = self.settings.upgrade_timeout;
         let answered =
             timeout(within, ask(&mut io, &request)).await.map_err(|_| Error::AnswerLate(within))?;
@@ -193,6 +260,7 @@ impl Upstream {
                 let switched = client.carriage.switched(place.exec(), &head, raw)?;
                 Ok(Answer::Switched(Far { io, head, first }, switched))
             }
+            401 if through_api_server => Err(Error::Unauthenticated),
             400.. => {
                 // Told now: once the client's connection is taken over, there is no Status left to say it with.
                 head.body_length().map_err(Error::Malformed)?;
@@ -202,12 +270,53 @@ impl Upstream {
         }
     }
 
+    /// Whom to ask for a session at `place`, and how. Everything that may be reloaded is taken here, once.
+    async fn call(&self, place: &Place, client: &ClientHead<'_>) -> Result<Call, Error> {
+        match (&self.route, place.far_side()) {
+            (Route::Kubelet { token, .. }, FarSide::Kubelet { addr, .. }) => {
+                let (tls, name) = self.kubelet(addr)?;
+                let token = token.as_ref().map(|token| token.get().bearer());
+                let request = request::to_kubelet(place, addr, client, token.as_ref());
+                Ok(Call { addr: addr.clone(), name, tls, request })
+            }
+            (Route::ApiServer(api), FarSide::ApiServer) => {
+                let (server, authorization) = (api.server(), api.authorization());
+                let addr = server.addr();
+                let authorization = authorization.await.map_err(Error::Credentials)?;
+                let request = request::to_api_server(place, &addr, client, authorization.as_ref())?;
+                Ok(Call { addr, name: server.name, tls: server.tls, request })
+            }
+            (_, far_side) => Err(Error::NoRoute(far_side.clone())),
+        }
+    }
+
     /// A connection to a kubelet, with podgate's certificate. Dropping the future closes it.
     ///
     /// # Errors
     /// Those of connecting, whose texts are complete.
-    pub(crate) async fn dial(&self, addr: &KubeletAddr) -> Result<TlsStream<TcpStream>, Error> {
-        let name = ServerName::try_from(addr.host.clone()).map_err(|_| Error::BadHost(addr.host.clone()))?;
+    pub(crate) async fn dial(&self, addr: &HostPort) -> Result<TlsStream<TcpStream>, Error> {
+        let (tls, name) = self.kubelet(addr)?;
+        self.connect(addr, name, tls).await
+    }
+
+    /// How a kubelet is spoken to, and what its certificate has to cover.
+    fn kubelet(&self, addr: &HostPort) -> Result<(Arc<ClientConfig>, ServerName<'static>), Error> {
+        let Route::Kubelet { tls, server_name, .. } = &self.route else {
+            return Err(Error::NoRoute(FarSide::Kubelet { addr: addr.clone(), speaks_v5: false }));
+        };
+        let name = match server_name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(addr.host.clone()).map_err(|_| Error::BadHost(addr.host.clone()))?,
+        };
+        Ok((tls.get(), name))
+    }
+
+    async fn connect(
+        &self,
+        addr: &HostPort,
+        name: ServerName<'static>,
+        tls: Arc<ClientConfig>,
+    ) -> Result<TlsStream<TcpStream>, Error> {
         let connect = TcpStream::connect((addr.host.as_str(), addr.port));
         let failed = |source| Error::Connect { addr: addr.clone(), source };
         let tcp = match timeout(self.settings.connect_timeout, connect).await {
@@ -215,7 +324,7 @@ impl Upstream {
             Err(_) => return Err(Error::ConnectLate(addr.clone())),
         };
         listen::tune(&tcp, self.settings.keepalive).map_err(failed)?;
-        match timeout(self.settings.handshake_timeout, self.tls.connect(name, tcp)).await {
+        match timeout(self.settings.handshake_timeout, TlsConnector::from(tls).connect(name, tcp)).await {
             Ok(tls) => tls.map_err(Error::Handshake),
             Err(_) => Err(Error::HandshakeLate),
         }
@@ -255,9 +364,14 @@ fn connect_text(error: &io::Error) -> String {
 // === impl Error ===
 
 impl Error {
-    /// What the client is told: 500 without a reason, as upstream has it.
+    /// What the client is told: mostly 500 without a reason, as upstream has it.
     pub fn refusal(&self) -> Refusal {
-        Refusal::Internal(match self {
+        let text = match self {
+            Self::ApiServer(source) => {
+                return Refusal::Unavailable(format!("the API server cannot be reached: {source}"));
+            }
+            Self::Credentials(source) => return source.refusal(),
+            Self::Impersonate(_) => return Refusal::BadRequest(self.to_string()),
             Self::ConnectLate(_)
             | Self::Connect { .. }
             | Self::BadHost(_)
@@ -272,7 +386,10 @@ impl Error {
             | Self::OtherUpgrade
             | Self::Extensions
             | Self::TooManyPorts(_)
-            | Self::Subprotocol(_) => self.to_string(),
-        })
+            | Self::Subprotocol(_)
+            | Self::Unauthenticated
+            | Self::NoRoute(_) => self.to_string(),
+        };
+        Refusal::Internal(text)
     }
 }

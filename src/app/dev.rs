@@ -26,7 +26,7 @@ use crate::listen;
 use crate::reload::Live;
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients};
-use crate::upstream::Upstream;
+use crate::upstream::{Route, Upstream};
 
 /// Annotation of a node: what it speaks, by its [`Streaming::name`].
 const STREAMING: &str = "podgate.dev/streaming";
@@ -125,8 +125,8 @@ impl Dev {
         }
         let ask = state::Ask { hosts: vec![config.api.listen.ip().to_string()], now: SystemTime::now() };
         let state = State::open(&config.dev.dir, &ask)?;
-        let kubelet_tls = tls::client(Some(state.kubelet_client()), state.node_roots(), false)?;
-        let kubelets = Upstream::new(kubelet_tls.clone(), super::upstream_settings(config));
+        let route = Route::kubelet(tls::client(Some(state.kubelet_client()), state.node_roots(), false)?);
+        let kubelets = Upstream::new(route.clone(), super::upstream_settings(config));
         let cluster = Arc::new(DevCluster::new(loaded).with_kubelets(kubelets));
 
         let mut nodes = Vec::new();
@@ -171,7 +171,7 @@ impl Dev {
                 anonymous: config.authentication.anonymous,
                 ..Methods::default()
             },
-            kubelet_tls,
+            route,
             cluster: cluster.clone(),
         };
         let gateway = Gateway::start(config, ground, drain.clone()).await?;

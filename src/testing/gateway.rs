@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::drain::{Drain, Drained};
 use crate::reload::Live;
 use crate::tls::{self, ClientVerifier, Clients, Identity};
+use crate::upstream::Route;
 
 /// A gateway in front of a [`FakeCluster`].
 pub struct TestGateway {
@@ -89,17 +90,36 @@ impl TestGateway {
                 tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
             ),
             authn: Self::methods(pki),
-            kubelet_tls: tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false)
-                .expect("TLS to kubelets"),
+            route: Self::route(pki),
         }
+    }
+
+    /// Directly to kubelets, with a certificate.
+    ///
+    /// # Panics
+    /// When there is none to be had.
+    pub fn route(pki: &Pki) -> Route {
+        let client = tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false);
+        Route::kubelet(client.expect("TLS to kubelets"))
+    }
+
+    /// A gateway that goes this way, in front of pod `default/web` on node `n`, whose kubelet is `far`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn routed(far: &Far, config: Config, pki: Arc<Pki>, route: Route) -> Self {
+        let cluster = FakeCluster::new();
+        cluster.node("n", far.addr.port());
+        cluster.simple_pod("default/web", "n");
+        let ground = Ground { route, ..Self::ground(&pki, cluster.clone()) };
+        let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
+        Self { gateway, pki, cluster }
     }
 
     /// A gateway with these settings, in front of pod `default/web` on node `n`, whose kubelet is `far`.
     pub async fn facing(far: &Far, config: Config, pki: Arc<Pki>) -> Self {
-        let cluster = FakeCluster::new();
-        cluster.node("n", far.addr.port());
-        cluster.simple_pod("default/web", "n");
-        Self::with(config, pki, cluster).await
+        let route = Self::route(&pki);
+        Self::routed(far, config, pki, route).await
     }
 
     /// A TLS connection as this user of group dev.

@@ -6,12 +6,13 @@
 //! | SPDY | SPDY, the client's own request | `SpdyLink` |
 //! | WebSocket up to v4, port-forward with `ports` | WebSocket, the client's own request | `WsLink` |
 //! | WebSocket v5 | SPDY, a request of podgate's own | `Translator` |
-//! | WebSocket up to v4 (exec, attach), where the far side has refused it | the same | `Translator` |
-//! | WebSocket v5, where wanted, at a node that speaks it | WebSocket, the client's own request | `WsLink` |
+//! | WebSocket v5, where wanted, at a far side that may speak it | WebSocket, the client's own request | `WsLink` |
+//! | WebSocket (exec, attach), where the far side has refused it | SPDY, a request of podgate's own | `Translator` |
 //! | port-forward's tunnel | SPDY, the client's request rewritten | `Tunnel` |
 //!
 //! Source: `protocol.md` 7.2 to 7.6 (apiserver `pkg/util/proxy/translatinghandler.go`).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -20,7 +21,7 @@ use http::{HeaderMap, Method};
 
 use super::{ClientHead, Error};
 use crate::config::Translate;
-use crate::locate::Place;
+use crate::locate::{FarSide, Place};
 use crate::request::{Exec, Subresource};
 use crate::session::Timing;
 use crate::wire::channel::{self, Subprotocol};
@@ -34,11 +35,12 @@ use crate::wire::portforward::{self, Legacy};
 use crate::wire::remotecommand::{self, Protocol};
 use crate::wire::ws::{MaskKey, handshake};
 
-/// Period of [`Link::tick`]: of the pings that a translator sends the kubelet (`protocol.md` 5.5).
+/// Period of [`Link::tick`]: of the pings that a translator sends the far side (`protocol.md` 5.5).
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// What a server answers that does not speak WebSocket, or not to podgate: 400 where it misses the headers of SPDY,
-/// 403 where only `create` is allowed (`protocol.md` 3.3), and what HTTP has for it.
+/// What a server answers that does not speak WebSocket, or not to podgate, or not this subprotocol: 400 where it misses
+/// the headers of SPDY, 403 from a runtime that knows no v5 (`protocol.md` 6.2) and where only `create` is allowed
+/// (3.3), and what HTTP has for it.
 const UNSPOKEN: [u16; 5] = [400, 403, 405, 426, 501];
 
 /// How a session travels.
@@ -77,15 +79,13 @@ impl Carriage {
         place: &Place,
         translate: Translate,
     ) -> Result<Self, handshake::Refusal> {
-        let first =
-            headers.get(handshake::PROTOCOL_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes()));
-        let first = first.unwrap_or_default();
+        let first = first_protocols(headers);
         match place.exec().subresource {
             Subresource::PortForward if portforward::wants_tunnel(&first) => {
                 handshake::Challenge::read(method, headers).map(Self::Tunnelled)
             }
             Subresource::Exec | Subresource::Attach if channel::wants_translator(&first) => {
-                if translate == Translate::WhenNeeded && place.speaks_v5() {
+                if translate == Translate::WhenNeeded && place.far_side().may_speak_v5() {
                     return Ok(Self::WebSocket);
                 }
                 let challenge = handshake::Challenge::read(method, headers)?;
@@ -95,14 +95,28 @@ impl Carriage {
         }
     }
 
-    /// How else the session may be carried, now that the far side has refused it with this status: in SPDY, to a far
+    /// How else the session may be carried, now that the far side has refused it with this head: in SPDY, to a far
     /// side that seems to speak nothing else, or lets podgate do nothing else.
-    pub(super) fn fallback(&self, code: u16, client: &ClientHead<'_>, exec: &Exec) -> Option<Self> {
-        let command = matches!(exec.subresource, Subresource::Exec | Subresource::Attach);
-        if *self != Self::WebSocket || !command || !UNSPOKEN.contains(&code) {
+    pub(super) fn fallback(
+        &self,
+        refusal: &ResponseHead,
+        client: &ClientHead<'_>,
+        place: &Place,
+    ) -> Option<Self> {
+        let command = matches!(place.exec().subresource, Subresource::Exec | Subresource::Attach);
+        if *self != Self::WebSocket || !command || !UNSPOKEN.contains(&refusal.status) {
+            return None;
+        }
+        // A Status is the API server's own word on the caller; what it passes on of kubelets and runtimes is plain.
+        if *place.far_side() == FarSide::ApiServer
+            && first(refusal, "content-type").starts_with(b"application/")
+        {
             return None;
         }
         let challenge = handshake::Challenge::read(client.method, client.headers).ok()?;
+        if channel::wants_translator(&first_protocols(client.headers)) {
+            return Some(Self::Translated(challenge.settle(Some(Subprotocol::V5.name()))));
+        }
         let served = Subprotocol::RUNTIME.map(Subprotocol::name);
         challenge.choose(&served).ok().map(Self::Translated)
     }
@@ -146,6 +160,12 @@ impl Carriage {
         let timing = Timing { keepalive: pinged.then_some(KEEPALIVE), idle_limit };
         Ok(Switched { answer, link, timing })
     }
+}
+
+/// The first line of the client's subprotocols, the only one that upstream looks at.
+fn first_protocols(headers: &HeaderMap) -> Cow<'_, str> {
+    let first = headers.get(handshake::PROTOCOL_HEADER);
+    first.map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default()
 }
 
 /// The first value of a header; empty when there is none.

@@ -490,7 +490,7 @@ async fn item_048_a_far_side_that_never_answers_is_500_after_the_deadline_and_is
     short.upstream.upgrade_timeout = Duration::from_millis(200);
     let rig = rig_with(short, |mut io| async move { drain(&mut io).await }).await;
     let answer = rig.gateway.ask(&exec_request("command=id", "")).await;
-    let text = "the kubelet did not answer the upgrade request within 200ms";
+    let text = "the far side did not answer the upgrade request within 200ms";
     assert_eq!((answer.code(), answer.body), (500, status(500, "", text, "")));
     until("the far side to be left", || rig.far.connections() == 0).await;
     rig.gateway.stop().await;

@@ -24,7 +24,7 @@ use super::{check_segment, full, uncached};
 use crate::cluster::Body;
 use crate::dev::log_options::LogOptions;
 use crate::dev::store::{self, Store};
-use crate::locate::{self, KubeletAddr};
+use crate::locate::{self, HostPort};
 use crate::request::{Ask, Resource};
 use crate::status::{About, Refusal};
 use crate::upstream::Upstream;
@@ -97,7 +97,7 @@ pub(super) async fn serve(
     let Some((_, host)) = node.addresses.into_iter().next() else {
         return Err(locate::Error::NoAddress(String::new()).refusal());
     };
-    let addr = KubeletAddr { host, port: node.kubelet_port };
+    let addr = HostPort { host, port: node.kubelet_port };
     // Names in the store are path segments already.
     let query = options.query();
     let mark = if query.is_empty() { "" } else { "?" };
@@ -126,7 +126,7 @@ pub(super) async fn serve(
 /// Asks, and waits for the head of the answer.
 async fn get<I>(
     io: I,
-    addr: &KubeletAddr,
+    addr: &HostPort,
     target: &str,
 ) -> Result<(StatusCode, Coming), Box<dyn std::error::Error + Send + Sync>>
 where

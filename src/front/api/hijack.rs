@@ -68,7 +68,7 @@ pub(super) async fn open(
     match answer {
         Answer::Switched(far, switched) => {
             metrics.setup.observe(started.elapsed().as_secs_f64());
-            debug!(node.name = place.node(), kubelet.addr = %place.kubelet(), "session opened");
+            debug!(node.name = place.node(), far.side = %place.far_side(), "session opened");
             let record = Record::begin(subject(&door, &place, audit_id), metrics.clone());
             let lapse = lapse(door.clone(), place.caller().clone(), attributes);
             let task = run(door.clone(), upgrade, far, switched, record, seat, lapse);

@@ -6,6 +6,7 @@ use crate::status::Encoding;
 use crate::testing::answer::status;
 use crate::testing::gateway::send;
 use crate::testing::{Far, Pki, soon, until};
+use crate::upstream::Route;
 use crate::{tls, upstream};
 
 const ABOUT: &str = r#"{"name":"web","kind":"pods/log"}"#;
@@ -36,7 +37,8 @@ fn kubelets(pki: &Pki) -> Upstream {
         keepalive: second,
         translate: crate::config::Translate::Always,
     };
-    Upstream::new(tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false).unwrap(), settings)
+    let tls = tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false).unwrap();
+    Upstream::new(Route::kubelet(tls), settings)
 }
 
 #[tokio::test]
