@@ -1,0 +1,3 @@
+//! Kube: a real cluster, asked through its API server.
+
+pub mod connect;

@@ -1,0 +1,421 @@
+//! Connect: the way to an API server, with podgate's own identity.
+//!
+//! A [`Source`] says where the way is described; what kube makes of it becomes a [`Connection`]: pooled, verified TLS,
+//! HTTP/1.1, because nothing else can be upgraded. Everything podgate asks an API server goes through
+//! [`Connection::send`], not through kube's own client: that one holds whole answers in memory and writes those it
+//! cannot read to the log, and pods and token reviews hold secrets. Invariants: whatever identity a request names in
+//! `Authorization` is replaced by podgate's; the server's certificate is always verified.
+//! Source: client-go `tools/clientcmd`, `rest/config.go`; kube `client::ConfigExt`.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::kube::Config;
+use ::kube::client::ConfigExt;
+use ::kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use futures_util::FutureExt;
+use http::{HeaderValue, Request, Response, Version, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioTimer;
+use rustls::ClientConfig;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls_pki_types::ServerName;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt};
+
+use crate::cluster::{self, Body};
+use crate::drain::Drain;
+use crate::tls;
+
+/// For name resolution, TCP and TLS together. Within a data centre that takes milliseconds; a client that is to hear that
+/// the API server is down should not wait longer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Silence after which a connection is probed, and how long what was sent may go unacknowledged: an API server whose
+/// machine is gone does not say so. Shorter than the time-outs of stateful firewalls.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// How long an unused connection is kept. Shorter than the 90 s after which an API server closes it
+/// (`protocol.md` 8.5), so that a request hardly ever meets a connection that is being closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Unused connections at most: as many as requests usually overlap; more are opened when needed and closed after use.
+const MAX_IDLE: usize = 64;
+
+/// Where the way to the API server is described.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The service account and the environment of a pod.
+    InCluster,
+    /// A kubeconfig file.
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// One of its contexts; the current one when there is none.
+        context: Option<String>,
+    },
+}
+
+/// A way to an API server; cheap to clone.
+#[derive(Clone)]
+pub struct Connection {
+    client: BoxCloneSyncService<Request<Body>, Response<Incoming>, BoxError>,
+    authorize: BoxCloneSyncService<Request<String>, Response<()>, BoxError>,
+    server: Arc<Server>,
+}
+
+/// Where the API server is, for those who dial it themselves.
+#[derive(Clone)]
+pub struct Server {
+    /// A name or an address, the latter without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Stands before every path; empty unless the server shares its host with others. No slash at its end.
+    pub prefix: String,
+    /// Verifies the server and shows podgate's certificate if it has one; ALPN is HTTP/1.1.
+    pub tls: Arc<ClientConfig>,
+    /// What the server's certificate has to cover.
+    pub name: ServerName<'static>,
+}
+
+/// There is no way to an API server.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// podgate does not run in a pod that may ask its cluster.
+    #[error("read the service account of this pod")]
+    InCluster(#[source] InClusterError),
+    /// The file is no YAML, or no kubeconfig. kube's own text may quote a line of it, and with it a secret.
+    #[error("{path}:{line}: not a kubeconfig")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where it stops making sense.
+        line: u64,
+    },
+    /// The file cannot be read, or lacks something.
+    #[error("read kubeconfig {path}")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: KubeconfigError,
+    },
+    /// Bearer tokens must not go in the clear.
+    #[error("API server {0} is not reached by https")]
+    Plain(String),
+    /// The server has no host, or one that no certificate could be for.
+    #[error("{0:?} is no name of a server")]
+    BadName(String),
+    /// A proxy stands between, which podgate does not know how to use.
+    #[error(
+        "the API server is behind a proxy (proxy-url of the kubeconfig, or HTTPS_PROXY), which is not supported"
+    )]
+    Proxy,
+    /// The kubeconfig says not to verify.
+    #[error("insecure-skip-tls-verify is set, but podgate always verifies the API server's certificate")]
+    Unverified,
+    /// The kubeconfig's user acts as somebody else, but podgate acts as its callers.
+    #[error("the user of the kubeconfig impersonates another, which podgate cannot do on top of its callers")]
+    Impersonates,
+    /// A key, certificate, token file or credential plugin is of no use.
+    #[error("set up the identity towards the API server")]
+    Identity(#[source] Box<::kube::Error>),
+}
+
+/// Runs what hyper runs beside a request (connecting, a connection's own reads and writes) as tasks of a drain, and ends
+/// them at its second step: an unused connection would hold the first one for as long as it is kept.
+#[derive(Debug, Clone)]
+struct Background(Drain);
+
+// === impl Source ===
+
+impl Source {
+    /// What it says now.
+    ///
+    /// # Errors
+    /// When it says nothing that can be used.
+    pub fn config(&self) -> Result<Config, Error> {
+        let Self::Kubeconfig { path, context } = self else {
+            return Config::incluster().map_err(Error::InCluster);
+        };
+        let failed = |source| match source {
+            KubeconfigError::Parse(error) => {
+                Error::Malformed { path: path.clone(), line: error.location().map_or(0, |at| at.line()) }
+            }
+            source => Error::Kubeconfig { path: path.clone(), source },
+        };
+        let file = Kubeconfig::read_from(path).map_err(failed)?;
+        let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+        // All of it is there already: this is async for the sake of other ways to make one.
+        let read = Config::from_custom_kubeconfig(file, &options).now_or_never();
+        read.unwrap_or(Err(KubeconfigError::FindPath)).map_err(failed)
+    }
+
+    /// The files to look after, so that a changed one makes a new [`Connection`]. Token files and the CA of a pod are not
+    /// among them: kube reads those again each minute.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let Self::Kubeconfig { path, .. } = self else { return Vec::new() };
+        let mut files = vec![path.clone()];
+        // What cannot be read now names no others; making a connection says why.
+        let Ok(file) = Kubeconfig::read_from(path) else { return files };
+        let clusters = file.clusters.into_iter().filter_map(|named| named.cluster);
+        let users = file.auth_infos.into_iter().filter_map(|named| named.auth_info);
+        let named = clusters
+            .map(|cluster| cluster.certificate_authority)
+            .chain(users.flat_map(|user| [user.client_certificate, user.client_key]));
+        files.extend(named.flatten().map(PathBuf::from));
+        files
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// A way by this configuration; opens nothing yet. Its tasks belong to `background`, which is to be stopped when no
+    /// session is left: unused connections end at its second step.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, or asks for what podgate does not do.
+    pub fn new(config: &Config, background: &Drain) -> Result<Self, Error> {
+        if config.proxy_url.is_some() {
+            return Err(Error::Proxy);
+        }
+        if config.accept_invalid_certs {
+            return Err(Error::Unverified);
+        }
+        let identity = &config.auth_info;
+        if identity.impersonate.is_some()
+            || identity.impersonate_uid.is_some()
+            || identity.impersonate_groups.is_some()
+            || identity.impersonate_user_extra.is_some()
+        {
+            return Err(Error::Impersonates);
+        }
+        let mut server = Server::of(config)?;
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(ClientConfig::clone(&server.tls))
+            .https_only()
+            .with_server_name_resolver(FixedServerNameResolver::new(server.name.clone()))
+            .enable_http1()
+            .wrap_connector(tcp());
+        Arc::make_mut(&mut server.tls).alpn_protocols = vec![tls::HTTP1.to_vec()];
+        let https = ServiceBuilder::new().timeout(CONNECT_TIMEOUT).service(https);
+        let client = Client::builder(Background(background.clone()))
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .build(BoxCloneSyncService::new(https));
+        let client = config.base_uri_layer().layer(client).map_err(BoxError::from);
+
+        // What the layer adds to a request is shown in its answer.
+        let shown = tower::service_fn(async |request: Request<String>| {
+            let mut response = Response::new(());
+            *response.headers_mut() = request.into_parts().0.headers;
+            Ok::<_, BoxError>(response)
+        });
+        let auth = config.auth_layer().map_err(|error| Error::Identity(Box::new(error)))?;
+        let authorize = ServiceBuilder::new().option_layer(auth).service(shown);
+        Ok(Self {
+            client: BoxCloneSyncService::new(client),
+            authorize: BoxCloneSyncService::new(authorize),
+            server: Arc::new(server),
+        })
+    }
+
+    /// Sends a request whose URI is a path with its query; the server and podgate's credentials are added, and both
+    /// bodies are streamed. The answer's extensions are hyper's own, so that an upgrade can be had from it. It has no
+    /// deadline but for connecting. When dropped, the request may have been sent.
+    ///
+    /// # Errors
+    /// [`cluster::Error::Unreachable`] when there is no connection or it ends too early, else
+    /// [`cluster::Error::Unanswered`]. Whatever the server answers is no error.
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, cluster::Error> {
+        let act = format!("{} {}", request.method(), request.uri().path());
+        let credentials = self.credentials().await?;
+        let headers = request.headers_mut();
+        headers.remove(header::HOST);
+        headers.remove(header::AUTHORIZATION);
+        if let Some(credentials) = credentials {
+            headers.insert(header::AUTHORIZATION, credentials);
+        }
+        *request.version_mut() = Version::HTTP_11;
+        match self.client.clone().oneshot(request).await {
+            Ok(response) => Ok(response.map(|body| body.map_err(Into::into).boxed_unsync())),
+            Err(source) if is_reachable(&*source) => Err(cluster::Error::Unanswered { act, source }),
+            Err(source) => Err(cluster::Error::Unreachable { act, source }),
+        }
+    }
+
+    /// podgate's own `Authorization` header, if it has one; a certificate may be all it shows. Marked as sensitive.
+    ///
+    /// # Errors
+    /// [`cluster::Error::Unanswered`] when a credential plugin fails.
+    pub async fn credentials(&self) -> Result<Option<HeaderValue>, cluster::Error> {
+        let act = "get podgate's own credentials";
+        let shown = self.authorize.clone().oneshot(Request::default()).await;
+        let shown = shown.map_err(|source| cluster::Error::Unanswered { act: act.into(), source })?;
+        Ok(shown.into_parts().0.headers.remove(header::AUTHORIZATION))
+    }
+
+    /// Where the API server is.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Connection").field(&self.server).finish()
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    fn of(config: &Config) -> Result<Self, Error> {
+        let url = &config.cluster_url;
+        if url.scheme() != Some(&http::uri::Scheme::HTTPS) {
+            return Err(Error::Plain(url.to_string()));
+        }
+        let host = url.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = config.tls_server_name.as_ref().unwrap_or(&host);
+        let name = ServerName::try_from(name.clone()).map_err(|_| Error::BadName(name.clone()))?;
+        if CryptoProvider::get_default().is_none() {
+            // kube asks for the process's own. Another thread may have been faster, with the same one.
+            let _ = aws_lc_rs::default_provider().install_default();
+        }
+        let tls = config.rustls_client_config().map_err(|error| Error::Identity(Box::new(error)))?;
+        Ok(Self {
+            host,
+            port: url.port_u16().unwrap_or(443),
+            prefix: url.path().trim_end_matches('/').to_owned(),
+            tls: Arc::new(tls),
+            name,
+        })
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}{} as {}", self.host, self.port, self.prefix, self.name.to_str())
+    }
+}
+
+// === impl Background ===
+
+impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Background {
+    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let drain = self.0.clone();
+        self.0.spawn(async move {
+            tokio::select! {
+                biased;
+                () = drain.cutting() => {}
+                () = task => {}
+            }
+        });
+    }
+}
+
+fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE / 3));
+    tcp.set_keepalive_retries(Some(3));
+    #[cfg(target_os = "linux")]
+    tcp.set_tcp_user_timeout(Some(KEEPALIVE));
+    tcp
+}
+
+/// Whether the fault is in what was said rather than in the way: an answer that is no HTTP, a request body that failed.
+fn is_reachable(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            return error.is_user() || error.is_parse();
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::chain;
+
+    fn kubeconfig(cluster: &str, user: &str) -> (tempfile::TempDir, Source) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{{cluster}}}}}]\n\
+             users: [{{name: u, user: {{{user}}}}}]\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        (folder, Source::Kubeconfig { path, context: None })
+    }
+
+    fn connect(cluster: &str, user: &str) -> Result<Connection, Error> {
+        let (_folder, source) = kubeconfig(cluster, user);
+        let mut config = source.config()?;
+        if !cluster.contains("proxy-url") {
+            // The tests' own environment may name a proxy.
+            config.proxy_url = None;
+        }
+        Connection::new(&config, &Drain::new())
+    }
+
+    #[test]
+    fn what_podgate_does_not_do_is_refused_rather_than_left_out() {
+        let server = "server: 'https://10.0.0.1'";
+        let refused = |cluster: &str, user: &str| connect(cluster, user).map(drop).unwrap_err();
+        assert!(matches!(refused("server: 'http://10.0.0.1'", ""), Error::Plain(_)));
+        let unverified = format!("{server}, insecure-skip-tls-verify: true");
+        assert!(matches!(refused(&unverified, ""), Error::Unverified));
+        assert!(matches!(refused(&format!("{server}, proxy-url: 'http://p:1'"), ""), Error::Proxy));
+        assert!(matches!(refused(server, "as: root"), Error::Impersonates));
+        assert!(matches!(refused("", ""), Error::Kubeconfig { .. }));
+    }
+
+    #[tokio::test]
+    async fn the_server_and_podgates_credentials_are_known_to_those_who_dial_it() {
+        let connection = connect("server: 'https://[::1]:6443/k8s/c/'", "token: sesame").unwrap();
+        let server = connection.server();
+        assert_eq!((server.host.as_str(), server.port, server.prefix.as_str()), ("::1", 6443, "/k8s/c"));
+        assert_eq!(server.tls.alpn_protocols, [tls::HTTP1]);
+        let credentials = connection.credentials().await.unwrap().unwrap();
+        assert_eq!(credentials, "Bearer sesame");
+        assert!(!format!("{credentials:?} {connection:?}").contains("sesame"));
+        let other = connect("server: 'https://10.0.0.1', tls-server-name: api.test", "").unwrap();
+        assert_eq!(other.server().name.to_str(), "api.test");
+        assert_eq!(other.credentials().await.unwrap(), None);
+    }
+
+    #[test]
+    fn a_kubeconfig_that_is_none_keeps_its_secrets() {
+        let (_folder, source) = kubeconfig("server: 'https://10.0.0.1'", "token: [sesame");
+        let error = source.config().unwrap_err();
+        assert!(matches!(error, Error::Malformed { line: 6, .. }), "{error:?}");
+        assert!(!format!("{} {error:?}", chain(&error)).contains("sesame"));
+    }
+
+    #[test]
+    fn files_are_those_of_the_kubeconfig_with_those_it_names() {
+        let (folder, source) = kubeconfig("certificate-authority: ca.crt", "client-key: /keys/u.key");
+        let expected = [folder.path().join("config"), folder.path().join("ca.crt"), "/keys/u.key".into()];
+        assert_eq!(source.files(), expected);
+        assert_eq!(Source::InCluster.files(), Vec::<PathBuf>::new());
+    }
+}
