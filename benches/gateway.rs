@@ -22,6 +22,7 @@ use podgate::dev::node::{Endpoint, Settings};
 use podgate::dev::state::{Ask, State};
 use podgate::drain::Drain;
 use podgate::reload::Live;
+use podgate::telemetry::Metrics;
 use podgate::tls::{self, ClientVerifier, Clients};
 use podgate::upstream;
 use podgate::wire::http1::ResponseHead;
@@ -107,6 +108,9 @@ async fn gateway() {
         route: upstream::Route::kubelet(
             tls::client(Some(state.kubelet_client()), state.node_roots(), false).expect("TLS"),
         ),
+        ready: Vec::new(),
+        metrics: Metrics::new(),
+        background: Drain::new(),
     };
     let mut config = Config::default();
     config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();

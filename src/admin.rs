@@ -21,10 +21,19 @@ use crate::health::{self, Check};
 use crate::listen::Slot;
 use crate::telemetry::{Metrics, chain};
 
+/// Something that has to be before podgate is ready.
+pub struct Ready {
+    /// Its name in the answer.
+    pub name: &'static str,
+    /// Whether it is.
+    pub check: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
 /// What this address shows; cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Admin {
     metrics: Metrics,
+    ready: Arc<[Ready]>,
     /// The drain whose first step takes readiness away.
     watched: Drain,
     /// The drain that ends this address itself, later.
@@ -35,9 +44,15 @@ pub struct Admin {
 // === impl Admin ===
 
 impl Admin {
-    /// Shows these metrics; ready until `watched` stops; serves until `own` does.
-    pub fn new(metrics: Metrics, watched: Drain, own: Drain, header_timeout: Duration) -> Self {
-        Self { metrics, watched, own, header_timeout }
+    /// Shows these metrics; ready when all of `ready` is, until `watched` stops; serves until `own` does.
+    pub fn new(
+        metrics: Metrics,
+        ready: Vec<Ready>,
+        watched: Drain,
+        own: Drain,
+        header_timeout: Duration,
+    ) -> Self {
+        Self { metrics, ready: ready.into(), watched, own, header_timeout }
     }
 
     /// Serves one connection to its end.
@@ -78,7 +93,11 @@ impl Admin {
             }
             "/healthz" => health::answer("healthz", &[ping], query).map(Full::from),
             "/livez" => health::answer("livez", &[ping], query).map(Full::from),
-            "/readyz" => health::answer("readyz", &[ping, draining], query).map(Full::from),
+            "/readyz" => {
+                let more = self.ready.iter().map(|ready| Check { name: ready.name, ok: (ready.check)() });
+                let checks: Vec<_> = [ping, draining].into_iter().chain(more).collect();
+                health::answer("readyz", &checks, query).map(Full::from)
+            }
             _ => plain(StatusCode::NOT_FOUND, "try /healthz, /livez, /readyz or /metrics\n"),
         }
     }

@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use tracing::{error, info, warn};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Ready};
 use crate::authn::{Authn, Methods};
 use crate::authz::Authz;
 use crate::cluster::Cluster;
@@ -36,6 +36,12 @@ pub struct Ground {
     pub authn: Methods,
     /// The way to far sides.
     pub route: Route,
+    /// What else has to be before podgate is ready.
+    pub ready: Vec<Ready>,
+    /// Where its series are.
+    pub metrics: Metrics,
+    /// Tasks that outlive sessions: ended when those are over.
+    pub background: Drain,
 }
 
 /// Descriptors of one session: the client's socket, a second hold on it, the far side's.
@@ -51,6 +57,7 @@ pub struct Gateway {
     pub metrics: Metrics,
     /// Its stop. Whatever else should end with the gateway belongs to this drain too.
     pub drain: Drain,
+    background: Drain,
     admin_drain: Drain,
 }
 
@@ -61,9 +68,10 @@ impl Gateway {
     ///
     /// # Errors
     /// When an address cannot be had.
-    pub async fn start(config: &Config, ground: Ground, drain: Drain) -> Result<Self, listen::Error> {
+    pub async fn start(config: &Config, mut ground: Ground, drain: Drain) -> Result<Self, listen::Error> {
         raise_descriptor_limit(config.api.max_connections);
-        let metrics = Metrics::new();
+        let (metrics, background) = (ground.metrics.clone(), ground.background.clone());
+        let ready = std::mem::take(&mut ground.ready);
         let caps =
             Caps { all: config.api.max_connections, per_address: config.api.max_connections_per_address };
         let api_listener = Listener::bind(config.api.listen, caps, config.api.keepalive).await?;
@@ -80,14 +88,19 @@ impl Gateway {
         ));
 
         let admin_drain = Drain::new();
-        let shown =
-            Admin::new(metrics.clone(), drain.clone(), admin_drain.clone(), config.admin.header_timeout);
+        let shown = Admin::new(
+            metrics.clone(),
+            ready,
+            drain.clone(),
+            admin_drain.clone(),
+            config.admin.header_timeout,
+        );
         admin_drain.spawn(admin_listener.run(
             admin_drain.clone(),
             |peer| warn!(client.addr = %peer, "admin connection refused: the cap is reached"),
             move |tcp, peer, slot| shown.clone().serve(tcp, peer, slot),
         ));
-        Ok(Self { api, admin, metrics, drain, admin_drain })
+        Ok(Self { api, admin, metrics, drain, background, admin_drain })
     }
 
     /// Takes both steps of the stop; health stays visible until all else is done.
@@ -97,6 +110,10 @@ impl Gateway {
             Drained::Clean => info!("stopped: every session had ended"),
             Drained::Cut => warn!("stopped: live sessions were cut at the deadline"),
             Drained::Stuck(tasks) => error!(tasks, "stopped with tasks that do not end"),
+        }
+        let background = self.background.finish(std::time::Duration::ZERO).await;
+        if let Drained::Stuck(tasks) = background {
+            error!(tasks, "stopped with background tasks that do not end");
         }
         self.admin_drain.finish(std::time::Duration::ZERO).await;
         drained
@@ -130,7 +147,7 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, authn, route } = ground;
+    let Ground { cluster, server_tls, authn, route, .. } = ground;
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),

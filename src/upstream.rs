@@ -283,7 +283,7 @@ impl Upstream {
                 let (server, authorization) = (api.server(), api.authorization());
                 let addr = server.addr();
                 let authorization = authorization.await.map_err(Error::Credentials)?;
-                let request = request::to_api_server(place, &addr, client, authorization.as_ref())?;
+                let request = request::to_api_server(place, &server, client, authorization.as_ref())?;
                 Ok(Call { addr, name: server.name, tls: server.tls, request })
             }
             (_, far_side) => Err(Error::NoRoute(far_side.clone())),

@@ -172,6 +172,9 @@ impl Dev {
                 ..Methods::default()
             },
             route,
+            ready: Vec::new(),
+            metrics: Metrics::new(),
+            background: Drain::new(),
             cluster: cluster.clone(),
         };
         let gateway = Gateway::start(config, ground, drain.clone()).await?;

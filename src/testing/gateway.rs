@@ -18,6 +18,7 @@ use crate::authn::{Methods, Tokens};
 use crate::config::Config;
 use crate::drain::{Drain, Drained};
 use crate::reload::Live;
+use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients, Identity};
 use crate::upstream::Route;
 
@@ -91,6 +92,9 @@ impl TestGateway {
             ),
             authn: Self::methods(pki),
             route: Self::route(pki),
+            ready: Vec::new(),
+            metrics: Metrics::new(),
+            background: Drain::new(),
         }
     }
 

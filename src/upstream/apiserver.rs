@@ -27,6 +27,8 @@ pub struct Server {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Stands before every path; empty unless the server shares its host with others. No slash at its end.
+    pub prefix: String,
     /// With podgate's own certificate, if it has one; ALPN has to be HTTP/1.1 alone, as [`crate::tls::client`] makes it.
     pub tls: Arc<ClientConfig>,
     /// What its certificate has to cover.

@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, Method, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
-use super::{Carriage, ClientHead, impersonate};
+use super::{Carriage, ClientHead, Server, impersonate};
 use crate::locate::{HostPort, Place};
 use crate::request::{Exec, IMPERSONATION_PREFIX, Subresource};
 use crate::wire::http1::canonical;
@@ -80,13 +80,13 @@ pub(super) fn to_kubelet(
     write(method, &kubelet_target(place), host, agent, lines)
 }
 
-/// The whole head for the API server at `addr`, blank line included.
+/// The whole head for the API server, blank line included.
 ///
 /// # Errors
 /// When the API server cannot be told who the caller is.
 pub(super) fn to_api_server(
     place: &Place,
-    addr: &HostPort,
+    server: &Server,
     client: &ClientHead<'_>,
     authorization: Option<&HeaderValue>,
 ) -> Result<BytesMut, impersonate::Error> {
@@ -107,7 +107,8 @@ pub(super) fn to_api_server(
         lines.push((canonical(name.as_str()), value.as_bytes().to_vec()));
     }
     let agent = value(client, header::USER_AGENT, GO_AGENT);
-    Ok(write(method, &api_target(place), addr.to_string().as_bytes(), agent, lines))
+    let target = format!("{}{}", server.prefix, api_target(place));
+    Ok(write(method, &target, server.addr().to_string().as_bytes(), agent, lines))
 }
 
 /// The first value of a client's header.
