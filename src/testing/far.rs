@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::future::{self, BoxFuture, FutureExt};
+use http::HeaderValue;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -12,8 +14,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::{Pki, soon};
+use crate::cluster;
 use crate::drain::Drain;
-use crate::tls::{self, Clients};
+use crate::tls::{self, Clients, Identity};
+use crate::upstream::{ApiServer, Server};
 
 /// The 101 of a kubelet, byte for byte as one writes it.
 pub const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\
@@ -21,6 +25,12 @@ pub const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\
     Upgrade: SPDY/3.1\r\n\
     X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\
     Date: Sun, 13 Nov 2022 09:15:18 GMT\r\n\r\n";
+
+/// What a gateway knows of a [`Far`] that is its API server.
+pub struct FarApiServer {
+    server: Server,
+    token: Option<&'static str>,
+}
 
 /// A running far side.
 pub struct Far {
@@ -54,9 +64,21 @@ impl Far {
         S: Fn(TlsStream<TcpStream>, String) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::serving(&pki.server(), Clients::Require(pki.roots()), script).await
+    }
+
+    /// As [`Far::by_head`], with a certificate of one's own and other demands on clients.
+    ///
+    /// # Panics
+    /// When loopback has no free port.
+    pub async fn serving<S, F>(identity: &Identity, clients: Clients, script: S) -> Self
+    where
+        S: Fn(TlsStream<TcpStream>, String) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind loopback");
         let addr = listener.local_addr().expect("a bound address");
-        let config = tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Require(pki.roots()));
+        let config = tls::server(identity, &[tls::HTTP2, tls::HTTP1], clients);
         let acceptor = TlsAcceptor::from(config.expect("TLS for the far side"));
         let (seen, heads) = mpsc::unbounded_channel();
         let (drain, script) = (Drain::new(), Arc::new(script));
@@ -118,6 +140,41 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         self.drain.stop();
+    }
+}
+
+impl FarApiServer {
+    /// The far side at this address, to which podgate proves itself by a certificate of `pki`.
+    ///
+    /// # Panics
+    /// When there is none to be had.
+    pub fn at(addr: SocketAddr, pki: &Pki) -> Self {
+        let tls = tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false).expect("TLS");
+        let name = addr.ip().into();
+        Self {
+            server: Server { host: addr.ip().to_string(), port: addr.port(), tls, name },
+            token: Some("podgates-own"),
+        }
+    }
+
+    /// The same, with nothing to prove itself by: the cluster cannot be reached.
+    #[must_use]
+    pub fn without_credentials(self) -> Self {
+        Self { token: None, ..self }
+    }
+}
+
+impl ApiServer for FarApiServer {
+    fn server(&self) -> Server {
+        self.server.clone()
+    }
+
+    fn authorization(&self) -> BoxFuture<'_, Result<Option<HeaderValue>, cluster::Error>> {
+        let answer = match self.token {
+            Some(token) => Ok(HeaderValue::try_from(format!("Bearer {token}")).ok()),
+            None => Err(cluster::Error::Unreachable { act: "get a token".into(), source: "told to".into() }),
+        };
+        future::ready(answer).boxed()
     }
 }
 

@@ -1,5 +1,6 @@
 //! A certificate authority for tests.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +14,7 @@ use crate::tls::Identity;
 pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     roots: Arc<RootCertStore>,
+    pem: String,
 }
 
 impl Pki {
@@ -28,7 +30,7 @@ impl Pki {
         let certificate = params.self_signed(&key).expect("sign the authority");
         let mut roots = RootCertStore::empty();
         roots.add(certificate.der().clone()).expect("an authority is a root");
-        Self { issuer: Issuer::new(params, key), roots: Arc::new(roots) }
+        Self { pem: certificate.pem(), issuer: Issuer::new(params, key), roots: Arc::new(roots) }
     }
 
     /// Its certificate as a root.
@@ -38,10 +40,17 @@ impl Pki {
 
     /// A server on loopback.
     pub fn server(&self) -> Identity {
-        let names = ["127.0.0.1", "localhost"].map(str::to_owned).to_vec();
-        let mut params = CertificateParams::new(names).expect("names of loopback");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.sign(params)
+        self.server_of(&["127.0.0.1", "localhost"])
+    }
+
+    /// A server of these names and addresses.
+    pub fn server_of(&self, names: &[&str]) -> Identity {
+        self.sign(server(names))
+    }
+
+    /// A server on loopback whose certificate ended an hour ago.
+    pub fn expired_server(&self) -> Identity {
+        self.sign(expired(server(&["127.0.0.1", "localhost"])))
     }
 
     /// A client, by user name and groups.
@@ -51,11 +60,23 @@ impl Pki {
 
     /// A client whose certificate ended an hour ago.
     pub fn expired_client(&self, user: &str) -> Identity {
-        let mut params = client(user, &[]);
-        let hours = |hours| SystemTime::now() - Duration::from_hours(hours);
-        params.not_before = hours(2).into();
-        params.not_after = hours(1).into();
-        self.sign(params)
+        self.sign(expired(client(user, &[])))
+    }
+
+    /// Writes a client's `client.crt` and `client.key`, and `ca.crt`, as an operator would.
+    ///
+    /// # Panics
+    /// When the folder cannot be written to.
+    pub fn write_client(&self, user: &str, folder: &Path) {
+        let key = KeyPair::generate().expect("make a key");
+        let certificate = client(user, &[]).signed_by(&key, &self.issuer).expect("sign a certificate");
+        for (name, content) in [
+            ("client.crt", certificate.pem()),
+            ("client.key", key.serialize_pem()),
+            ("ca.crt", self.pem.clone()),
+        ] {
+            std::fs::write(folder.join(name), content).expect("write a PEM file");
+        }
     }
 
     fn sign(&self, params: CertificateParams) -> Identity {
@@ -70,6 +91,20 @@ impl Default for Pki {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn server(names: &[&str]) -> CertificateParams {
+    let names = names.iter().map(|&name| name.to_owned());
+    let mut params = CertificateParams::new(names.collect::<Vec<_>>()).expect("names of servers");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params
+}
+
+fn expired(mut params: CertificateParams) -> CertificateParams {
+    let hours = |hours| SystemTime::now() - Duration::from_hours(hours);
+    params.not_before = hours(2).into();
+    params.not_after = hours(1).into();
+    params
 }
 
 fn client(user: &str, groups: &[&str]) -> CertificateParams {

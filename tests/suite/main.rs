@@ -22,4 +22,5 @@ mod operations;
 mod pipeline;
 mod recheck;
 mod upgrade;
+mod upstream;
 mod websocket;
