@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::drain::Drain;
 use crate::telemetry::{EndReason, Meters, Record, chain};
-use crate::wire::link::{Fate, Fault, Link};
+use crate::wire::link::{Fate, Fault, Link, Timing};
 use close::FAR_DRAIN;
 use seats::{Full, Seat, Seats};
 use socket::{Hangup, Socket};
@@ -104,15 +104,6 @@ pub struct Session<C, F> {
     pub lapse: BoxFuture<'static, String>,
     /// The end record; written when this session is over.
     pub record: Record,
-}
-
-/// What is done by the clock in a session.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Timing {
-    /// Period of [`Link::tick`].
-    pub keepalive: Option<Duration>,
-    /// Whether [`Settings::idle_timeout`] applies.
-    pub idle_limit: bool,
 }
 
 /// What ended a session.
@@ -274,7 +265,7 @@ impl Sessions {
         let (reason, cause, client) = match stop {
             Stop::Event(Event::FarEnded(error)) => {
                 let cause = error.map_or_else(String::new, |error| chain(&error));
-                match (link.end("the connection to the kubelet ended before the session did", out), cause) {
+                match (link.end("the connection to the pod ended before the session did", out), cause) {
                     (Fate::Whole, cause) => (EndReason::FarClosed, cause, Parting::Proper),
                     (Fate::Cut, cause) => (EndReason::FarLost, cause, Parting::Cut),
                 }
@@ -284,7 +275,7 @@ impl Sessions {
                 Fate::Cut => (EndReason::FarLost, "no result".into(), Parting::Cut),
             },
             Stop::FarDeaf(error) => {
-                link.end("the connection to the kubelet broke", out);
+                link.end("the connection to the pod broke", out);
                 (EndReason::FarLost, chain(&error), Parting::Cut)
             }
             Stop::NotOpen => {
@@ -292,7 +283,7 @@ impl Sessions {
                 (EndReason::FarFault, "the streams were not opened in time".into(), Parting::Cut)
             }
             Stop::Event(Event::Fault(fault @ Fault::Far(_))) => {
-                link.end("the kubelet does not speak the protocol of the session", out);
+                link.end("the far side does not speak the protocol of the session", out);
                 (EndReason::FarFault, fault.to_string(), Parting::Cut)
             }
             Stop::Event(Event::Fault(fault @ Fault::Client(_))) => {

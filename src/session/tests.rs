@@ -217,7 +217,7 @@ async fn a_far_side_that_ends_too_early_is_told_to_the_client_behind_all_it_said
     far.write_all(b"last words").await.unwrap();
     drop(far);
     let ((), got) = tokio::join!(rig.run(ours, None, theirs), all(&mut client));
-    assert_eq!(got, "HEADfirst last words<the connection to the kubelet ended before the session did>");
+    assert_eq!(got, "HEADfirst last words<the connection to the pod ended before the session did>");
     assert_eq!(rig.ended().0, "far_lost");
 }
 
@@ -267,7 +267,7 @@ async fn a_peer_that_does_not_speak_its_protocol_ends_the_session_and_the_client
     let (mut far, theirs) = duplex(1 << 16);
     far.write_all(b"what?").await.unwrap();
     let ((), at_client, _) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), all(&mut far));
-    assert_eq!(at_client, "HEADfirst <the kubelet does not speak the protocol of the session>");
+    assert_eq!(at_client, "HEADfirst <the far side does not speak the protocol of the session>");
     assert_eq!(rig.ended().0, "far_protocol");
 }
 

@@ -17,6 +17,7 @@ pub mod ws;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -72,6 +73,15 @@ pub enum Fate {
     Whole,
     /// Something is missing, and the client was told in its own protocol, as far as it has words for it.
     Cut,
+}
+
+/// What the clock is to do for a link; it has none of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Period of [`Link::tick`].
+    pub keepalive: Option<Duration>,
+    /// Whether the session is to end when nothing but keepalives has passed for long.
+    pub idle_limit: bool,
 }
 
 /// The state machine between a client and a far side, from the first byte after their 101s.

@@ -91,7 +91,7 @@ async fn a_session_whose_kubelet_is_lost_never_looks_whole() {
             rig.to_node.break_after(breaks_after);
             let said = kubectl.run(&["exec", "web", "--", "seq", "1", "300000"]).await;
             assert!(!judge(&said, &wanted, "kubelet lost"), "it broke before the end");
-            let told = "the connection to the kubelet ended before the session did";
+            let told = "the connection to the pod ended before the session did";
             assert!(said.err.contains(told), "the user is told why: {}", said.err);
         }
     }

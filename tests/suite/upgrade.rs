@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::server::TlsStream;
 
 /// What a client is told whose far side has gone.
-const LOST: &str = "the connection to the kubelet ended before the session did";
+const LOST: &str = "the connection to the pod ended before the session did";
 
 type FarIo = TlsStream<TcpStream>;
 
