@@ -360,6 +360,16 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_that_cannot_be_reached_is_503_and_one_without_an_answer_500() {
+        let (act, source) = ("read pod d/web".to_owned(), || "told to".into());
+        let unreachable = Error::Read(cluster::Error::Unreachable { act: act.clone(), source: source() });
+        let text = "read pod d/web: the API server cannot be reached";
+        assert_eq!(unreachable.refusal(), Refusal::Unavailable(text.into()));
+        let unanswered = Error::Read(cluster::Error::Unanswered { act: act.clone(), source: source() });
+        assert_eq!(unanswered.refusal(), Refusal::Internal(act));
+    }
+
+    #[test]
     fn item_028_no_usable_address_names_the_known_ones() {
         let error = at(&node(&[("Other", "x"), ("Odd", "y")], 0)).unwrap_err();
         assert_eq!(

@@ -358,3 +358,47 @@ impl ServerCertVerifier for TakeAny {
         self.0.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::server::{ClientHello, ResolvesServerCert};
+    use rustls::sign::CertifiedKey;
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+    use crate::testing::Pki;
+
+    /// Presents a certificate, whoever's it is.
+    #[derive(Debug)]
+    struct Presents(Arc<CertifiedKey>);
+
+    impl ResolvesServerCert for Presents {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            Some(self.0.clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_any_certificate_still_wants_its_key_to_be_held() {
+        let pki = Pki::new();
+        let key = rcgen::KeyPair::generate().unwrap().serialize_der();
+        let anothers = PrivatePkcs8KeyDer::from(key).into();
+        let own = pki.server();
+        for (key, holds) in [(own.key.clone_key(), true), (anothers, false)] {
+            for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+                let key = provider().key_provider.load_private_key(key.clone_key()).unwrap();
+                let shown = Presents(Arc::new(CertifiedKey::new(own.chain.clone(), key)));
+                let server = ServerConfig::builder_with_provider(provider());
+                let server = server.with_protocol_versions(&[version]).unwrap().with_no_client_auth();
+                let server = TlsAcceptor::from(Arc::new(server.with_cert_resolver(Arc::new(shown))));
+                let client = client(None, Arc::new(RootCertStore::empty()), true).unwrap();
+                let (near, far) = tokio::io::duplex(1 << 16);
+                let name = ServerName::try_from("elsewhere").unwrap();
+                let (connected, _) =
+                    tokio::join!(TlsConnector::from(client).connect(name, near), server.accept(far));
+                assert_eq!(connected.is_ok(), holds, "{version:?}");
+            }
+        }
+    }
+}

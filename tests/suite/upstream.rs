@@ -429,6 +429,48 @@ async fn what_is_wrong_with_the_pod_is_said_in_upstreams_words_here_as_well() {
     rig.stop().await;
 }
 
+// === kubelets that do not answer ===
+
+#[tokio::test]
+async fn item_047_a_kubelet_that_never_takes_the_connection_is_500_after_the_deadline() {
+    // A queue of one that is full: the kernel answers nobody else.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let addr = full.local_addr().unwrap().as_socket().unwrap();
+    let _waits = std::net::TcpStream::connect(addr).unwrap();
+
+    let mut short = config();
+    short.upstream.connect_timeout = Duration::from_millis(200);
+    let pki = Arc::new(Pki::new());
+    let far = Far::start(&pki, |_| async {}).await;
+    let gateway = TestGateway::facing(&far, short, pki).await;
+    gateway.cluster.node("n", addr.port());
+    let answer = gateway.ask(&exec_request("command=id", "")).await;
+    let text = format!("error dialing backend: dial tcp {addr}: i/o timeout");
+    assert_eq!((answer.code(), answer.body), (500, status(500, "", &text, "")));
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn item_044_a_refusal_that_ends_in_mid_body_is_passed_on_as_far_as_it_came_and_never_looks_whole() {
+    let pki = Arc::new(Pki::new());
+    let said = b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\npart";
+    let far = Far::start(&pki, move |mut io| async move {
+        send(&mut io, said).await;
+        io.shutdown().await.expect("the gateway still listens");
+    })
+    .await;
+    let gateway = TestGateway::facing(&far, config(), pki).await;
+    let mut client = gateway.connect_as("ana").await;
+    send(&mut client, &exec_request("command=id", "")).await;
+    let mut all = Vec::new();
+    let end = soon("the end of the connection", client.read_to_end(&mut all)).await;
+    assert_eq!(all, said);
+    assert!(end.is_err(), "a clean end would be the end of an answer");
+    gateway.stop().await;
+}
+
 // === certificates of kubelets ===
 
 #[tokio::test]
