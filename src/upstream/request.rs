@@ -99,7 +99,7 @@ pub(super) fn to_api_server(
         }
     };
     let mut lines = clients_own(client, |name| {
-        !OF_THE_CONNECTION.contains(name) && !(rewritten && OF_WEBSOCKET.contains(name))
+        !(OF_THE_CONNECTION.contains(name) || rewritten && OF_WEBSOCKET.contains(name))
     });
     lines.extend(upgrade);
     lines.extend(authorization.map(authorized));
