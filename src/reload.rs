@@ -69,20 +69,19 @@ impl Reloader {
     ///
     /// # Errors
     /// When it cannot be built now.
-    pub async fn load<T, E, F>(
+    pub async fn load<T, E>(
         &self,
         what: &'static str,
         paths: Vec<PathBuf>,
-        build: impl Fn() -> F + Send + 'static,
+        build: impl Fn() -> Result<T, E> + Send + 'static,
     ) -> Result<Live<T>, E>
     where
         T: Send + Sync + 'static,
-        E: std::error::Error + Send,
-        F: Future<Output = Result<T, E>> + Send,
+        E: std::error::Error,
     {
         // Before the first use: what changes in between is seen as a change.
         let mut seen = fingerprint(&paths).await;
-        let (sender, live) = watch::channel(Arc::new(build().await?));
+        let (sender, live) = watch::channel(Arc::new(build()?));
         let (period, metrics, drain) = (self.period, self.metrics.clone(), self.drain.clone());
         self.drain.spawn(async move {
             loop {
@@ -97,7 +96,7 @@ impl Reloader {
                     continue;
                 }
                 seen = now;
-                let outcome = match build().await {
+                let outcome = match build() {
                     Ok(value) => {
                         sender.send_replace(Arc::new(value));
                         info!(what, "reloaded");
@@ -133,8 +132,6 @@ async fn hash(path: &Path) -> io::Result<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::ready;
-
     use super::*;
 
     #[tokio::test]
@@ -145,7 +142,7 @@ mod tests {
         let (drain, metrics) = (Drain::new(), Metrics::new());
         let reloader = Reloader::new(Duration::from_millis(5), drain.clone(), metrics.clone());
         let file = path.clone();
-        let build = move || ready(std::fs::read_to_string(&file).unwrap_or_default().parse::<u32>());
+        let build = move || std::fs::read_to_string(&file).unwrap_or_default().parse::<u32>();
         let mut number = reloader.load("number", vec![path.clone()], build).await.unwrap();
         assert_eq!(*number.get(), 1);
 
@@ -173,7 +170,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_used_at_start_is_an_error() {
         let reloader = Reloader::new(Duration::from_secs(1), Drain::new(), Metrics::new());
-        assert!(reloader.load("number", vec![], || ready("x".parse::<u32>())).await.is_err());
+        assert!(reloader.load("number", vec![], || "x".parse::<u32>()).await.is_err());
     }
 
     #[tokio::test]

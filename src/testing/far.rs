@@ -152,7 +152,13 @@ impl FarApiServer {
         let tls = tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false).expect("TLS");
         let name = addr.ip().into();
         Self {
-            server: Server { host: addr.ip().to_string(), port: addr.port(), tls, name },
+            server: Server {
+                host: addr.ip().to_string(),
+                port: addr.port(),
+                prefix: String::new(),
+                tls,
+                name,
+            },
             token: Some("podgates-own"),
         }
     }
