@@ -5,7 +5,9 @@
 //! many connections from one address is served all the same, a few at a time, so that the door can say so; its slot
 //! tells.
 
+use std::any::Any;
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -38,6 +40,16 @@ pub struct Conn {
     pub certificates: Vec<CertificateDer<'static>>,
     /// The place under the connection cap.
     pub slot: Option<Slot>,
+}
+
+/// The connection that a request came by, as an extension of the request. Whoever keeps it keeps the connection's place
+/// under the cap.
+#[derive(Clone)]
+pub struct Via {
+    /// The peer's address.
+    pub peer: SocketAddr,
+    #[allow(dead_code, reason = "held for its drop")]
+    held: Arc<dyn Any + Send + Sync>,
 }
 
 /// A place under the caps of a listener; freed on drop.
@@ -99,6 +111,21 @@ pub struct Error {
 impl Default for Conn {
     fn default() -> Self {
         Self { peer: (Ipv4Addr::LOCALHOST, 0).into(), certificates: Vec::new(), slot: None }
+    }
+}
+
+// === impl Via ===
+
+impl Via {
+    /// A connection from `peer`, which lasts as long as `held` does.
+    pub fn new(peer: SocketAddr, held: impl Any + Send + Sync) -> Self {
+        Self { peer, held: Arc::new(held) }
+    }
+}
+
+impl fmt::Debug for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Via").field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 

@@ -34,7 +34,7 @@ use tracing::{debug, info};
 use super::takeover::{Mute, Takeover};
 use crate::cluster::{Body, Cluster};
 use crate::drain::Drain;
-use crate::listen::{Conn, Slot};
+use crate::listen::{Conn, Slot, Via};
 use crate::pipeline::Pipeline;
 use crate::reload::Live;
 use crate::request::Ask;
@@ -352,6 +352,9 @@ impl Door {
             return hijack::open(self, request, place, carriage, ask.attributes, started).await;
         }
         let user = caller.user().clone();
+        // An upgrade that is passed through outlives this door, and its connection is still one under the cap.
+        let via = Via::new(self.conn.peer, (self.conn.clone(), self._open.clone()));
+        request.extensions_mut().insert(via);
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         if ask.long_running() {
             // A watch has no end of its own: it would hold the drain until the deadline.
