@@ -19,6 +19,7 @@ mod sessions;
 mod hostile;
 mod limits;
 mod operations;
+mod passthrough;
 mod pipeline;
 mod recheck;
 mod upgrade;

@@ -27,7 +27,7 @@ use crate::listen::Via;
 use crate::request::{Ask, Upgrade};
 use crate::status::{About, Refusal, go_quote};
 use crate::telemetry::chain;
-use body::Exchange;
+use body::{Exchange, Fault};
 
 /// Whatever carries a request to the API server, and adds podgate's credentials to it.
 pub trait ApiServer: Sync {
@@ -75,6 +75,8 @@ enum Error {
     UpgradeToHttp,
     #[error("a request body of more than {limit} bytes")]
     TooLarge { limit: u64 },
+    #[error("the request body broke off")]
+    BrokenBody(#[source] cluster::Error),
     #[error("the API server switched protocols without being asked to")]
     Switched,
     #[error("forward a request")]
@@ -145,10 +147,11 @@ impl Forward {
         *request.uri_mut() = target.clone().into();
         *request.headers_mut() = headers;
 
-        let response = server.send(request).await.map_err(|error| match limit {
+        let response = server.send(request).await.map_err(|error| match exchange.fault() {
             // What the connection makes of a body that ends in an error is not what the client is to hear.
-            Some(limit) if exchange.is_too_large() => Error::TooLarge { limit },
-            _ => Error::Send(error),
+            Some(Fault::TooLarge(limit)) => Error::TooLarge { limit },
+            Some(Fault::Broken) => Error::BrokenBody(error),
+            None => Error::Send(error),
         })?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let client = upgrade.ok_or(Error::Switched)?;
@@ -216,7 +219,7 @@ impl Error {
                 ),
                 about: About { name: node.clone(), kind: "nodes".into(), ..About::default() },
             },
-            Self::UpgradeWithBody | Self::UpgradeToHttp | Self::TooManyHeaders => {
+            Self::UpgradeWithBody | Self::UpgradeToHttp | Self::TooManyHeaders | Self::BrokenBody(_) => {
                 Refusal::BadRequest(self.to_string())
             }
             // Upstream's words.

@@ -5,8 +5,7 @@
 //! ever: its body ends with the answer's.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,8 +23,17 @@ type Polled = Poll<Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send 
 /// What the two bodies know of each other.
 pub(super) struct Exchange {
     limit: Option<u64>,
-    too_large: Arc<AtomicBool>,
+    fault: Arc<OnceLock<Fault>>,
     over: CancellationToken,
+}
+
+/// What was wrong with a request body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It passed the limit.
+    TooLarge(u64),
+    /// The client did not finish it.
+    Broken,
 }
 
 /// Why a body ended before its time.
@@ -44,7 +52,7 @@ struct Upload {
     inner: Body,
     limit: Option<u64>,
     passed: u64,
-    too_large: Arc<AtomicBool>,
+    fault: Arc<OnceLock<Fault>>,
     over: BoxFuture<'static, ()>,
 }
 
@@ -61,19 +69,19 @@ struct Answer {
 impl Exchange {
     /// One with at most so many bytes of a request body.
     pub(super) fn new(limit: Option<u64>) -> Self {
-        Self { limit, too_large: Arc::default(), over: CancellationToken::new() }
+        Self { limit, fault: Arc::default(), over: CancellationToken::new() }
     }
 
     /// The request body as it is sent on.
     pub(super) fn request(&self, inner: Body) -> Body {
         let over = Box::pin(self.over.clone().cancelled_owned());
-        let (limit, too_large) = (self.limit, self.too_large.clone());
-        Upload { inner, limit, passed: 0, too_large, over }.boxed_unsync()
+        let (limit, fault) = (self.limit, self.fault.clone());
+        Upload { inner, limit, passed: 0, fault, over }.boxed_unsync()
     }
 
-    /// Whether the request body was ended because it passed the limit.
-    pub(super) fn is_too_large(&self) -> bool {
-        self.too_large.load(Ordering::Acquire)
+    /// What was wrong with the request body so far.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.fault.get().copied()
     }
 
     /// The answer's body as it is passed on; when nothing of it comes for `stall`, it breaks off.
@@ -94,11 +102,14 @@ impl http_body::Body for Upload {
             ready!(this.over.as_mut().poll(cx));
             return Poll::Ready(Some(Err(Error::Over.into())));
         };
-        if let Some(Ok(frame)) = &frame {
-            this.passed += frame.data_ref().map_or(0, |data| data.remaining() as u64);
+        match &frame {
+            Some(Ok(frame)) => this.passed += frame.data_ref().map_or(0, |data| data.remaining() as u64),
+            // The first fault is the one that counts.
+            Some(Err(_)) => drop(this.fault.set(Fault::Broken)),
+            None => {}
         }
         if let Some(limit) = this.limit.filter(|&limit| this.passed > limit) {
-            this.too_large.store(true, Ordering::Release);
+            let _ = this.fault.set(Fault::TooLarge(limit));
             return Poll::Ready(Some(Err(Error::TooLarge(limit).into())));
         }
         Poll::Ready(frame)

@@ -50,7 +50,7 @@ pub(super) fn outgoing(
 ) -> Result<HeaderMap, Error> {
     let client = &request.headers;
     let named = named_by_connection(client);
-    let mut out = HeaderMap::with_capacity(client.len() + user.groups.len() + 4);
+    let mut out = HeaderMap::new();
     for (name, value) in client {
         if passes(name) && !named.contains(name) {
             add(&mut out, name.clone(), value.clone())?;
@@ -188,3 +188,6 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     let named = tokens(headers, &header::CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok());
     named.filter(|name| !KEPT.contains(name)).collect()
 }
+
+#[cfg(test)]
+mod tests;

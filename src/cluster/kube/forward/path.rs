@@ -139,3 +139,6 @@ fn unescaped(text: &str) -> Vec<u8> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;
