@@ -560,6 +560,30 @@ async fn a_body_that_says_it_is_too_large_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test]
+async fn a_client_that_sends_all_of_it_first_hears_that_its_body_is_too_large() {
+    // More than the sockets between take.
+    const SIZE: usize = 16 << 20;
+    let rig = rig(|mut io, _| async move {
+        let _ = io.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    for headers in [format!("Content-Length: {SIZE}\r\n"), "Transfer-Encoding: chunked\r\n".to_owned()] {
+        let mut client = rig.gateway.connect_as("ana").await;
+        send(&mut client, &request(&format!("POST {SHORT}"), &headers)).await;
+        if headers.starts_with('T') {
+            send(&mut client, format!("{SIZE:x}\r\n").as_bytes()).await;
+        }
+        send(&mut client, &vec![b'a'; SIZE]).await;
+        if headers.starts_with('T') {
+            send(&mut client, b"\r\n0\r\n\r\n").await;
+        }
+        let answer = Answer::read(&mut client).await.expect("an answer");
+        assert_eq!((answer.code(), answer.body), (413, too_large()), "{headers}");
+    }
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn a_body_that_grows_too_large_is_refused_and_one_of_the_limit_is_not() {
     let rig = rig(|mut io, _| async move {
         let size = usize::try_from(LIMIT).expect("it is small");

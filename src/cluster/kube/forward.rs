@@ -138,11 +138,13 @@ impl Forward {
         };
 
         let limit = (!ask.long_running()).then_some(self.settings.max_body_bytes);
-        if let Some(limit) = limit.filter(|&limit| body.size_hint().lower() > limit) {
+        let too_large = limit.filter(|&limit| body.size_hint().lower() > limit);
+        let exchange = Exchange::new(limit, self.drain.clone());
+        let body = exchange.request(body, parts.headers.contains_key(header::EXPECT));
+        if let Some(limit) = too_large {
             return Err(Error::TooLarge { limit });
         }
-        let exchange = Exchange::new(limit);
-        let mut request = Request::new(exchange.request(body));
+        let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = target.clone().into();
         *request.headers_mut() = headers;
