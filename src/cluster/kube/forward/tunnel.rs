@@ -138,3 +138,97 @@ async fn copy(
         to.flush().await.map_err(write)?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+
+    /// A client's end and a far side's end of a tunnel, and the tunnel between them.
+    fn tunnel() -> (DuplexStream, DuplexStream, impl Future<Output = Result<(), Error>>) {
+        let (client, ours) = duplex(64);
+        let (far, theirs) = duplex(64);
+        (client, far, both(ours, theirs, 0))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_side_that_is_done_still_hears_the_other_as_long_as_it_talks() {
+        let (mut client, mut far, tunnel) = tunnel();
+        let started = Instant::now();
+        let talk = async {
+            client.shutdown().await.unwrap();
+            assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0, "the end is passed on");
+            for _ in 0..10 {
+                tokio::time::sleep(HALF_CLOSED * 3 / 4).await;
+                far.write_all(b"more").await.unwrap();
+            }
+            far.shutdown().await.unwrap();
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).await.unwrap();
+            heard
+        };
+        let (ended, heard) = tokio::join!(tunnel, talk);
+        assert!(ended.is_ok() && heard == "more".repeat(10), "{ended:?} {heard}");
+        assert!(started.elapsed() > HALF_CLOSED * 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_side_that_is_silent_after_the_other_is_done_is_not_waited_for() {
+        let (_client, mut far, tunnel) = tunnel();
+        far.shutdown().await.unwrap();
+        let started = Instant::now();
+        assert!(matches!(tunnel.await, Err(Error::Silent)));
+        assert!(started.elapsed() < HALF_CLOSED * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_both_sides_are_there_silence_is_no_end() {
+        let (_client, _far, tunnel) = tunnel();
+        let day = Duration::from_hours(24);
+        assert!(timeout(day, tunnel).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_a_side_that_takes_nothing_any_more_are_heard() {
+        let (client, ours) = duplex(64);
+        // What the far side is told is lost, what it says is not.
+        let far = tokio::io::join(&b"last words"[..], Deaf);
+        let (mut read, mut write) = tokio::io::split(client);
+        write.write_all(b"anybody?").await.unwrap();
+        let mut heard = String::new();
+        let (ended, _) = tokio::join!(both(ours, far, 0), async {
+            read.read_to_string(&mut heard).await.unwrap();
+            write.shutdown().await.unwrap();
+        });
+        assert!(matches!(ended, Err(Error::Write(Side::Far, _))), "{ended:?}");
+        assert_eq!(heard, "last words");
+    }
+
+    /// A writer whose reader is gone.
+    struct Deaf;
+
+    impl AsyncWrite for Deaf {
+        fn poll_write(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            _: &[u8],
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            std::task::Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+}
