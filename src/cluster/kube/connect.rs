@@ -247,7 +247,8 @@ impl Connection {
             headers.insert(header::AUTHORIZATION, credentials);
         }
         *request.version_mut() = Version::HTTP_11;
-        match self.client.clone().oneshot(request).await {
+        // Boxed, or the compiler finds no proof that the future may be sent.
+        match self.client.clone().oneshot(request).boxed().await {
             Ok(response) => Ok(response.map(|body| body.map_err(Into::into).boxed_unsync())),
             Err(source) if is_reachable(&*source) => Err(cluster::Error::Unanswered { act, source }),
             Err(source) => Err(cluster::Error::Unreachable { act, source }),
@@ -260,7 +261,7 @@ impl Connection {
     /// [`cluster::Error::Unanswered`] when a credential plugin fails.
     pub async fn credentials(&self) -> Result<Option<HeaderValue>, cluster::Error> {
         let act = "get podgate's own credentials";
-        let shown = self.authorize.clone().oneshot(Request::default()).await;
+        let shown = self.authorize.clone().oneshot(Request::default()).boxed().await;
         let shown = shown.map_err(|source| cluster::Error::Unanswered { act: act.into(), source })?;
         Ok(shown.into_parts().0.headers.remove(header::AUTHORIZATION))
     }

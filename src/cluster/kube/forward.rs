@@ -21,6 +21,7 @@ use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use tracing::{Instrument, error, info};
 
+use super::connect::Connection;
 use crate::cluster::{self, Body, User};
 use crate::drain::Drain;
 use crate::listen::Via;
@@ -81,6 +82,17 @@ enum Error {
     Switched,
     #[error("forward a request")]
     Send(#[source] cluster::Error),
+}
+
+// === impl ApiServer ===
+
+impl ApiServer for Connection {
+    fn send(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Body>, cluster::Error>> + Send {
+        Self::send(self, request)
+    }
 }
 
 // === impl Forward ===
