@@ -351,14 +351,19 @@ impl Door {
             }
             return hijack::open(self, request, place, carriage, ask.attributes, started).await;
         }
+        upgrade::check_page(&caller, request.headers(), &self.shared.settings.allowed_origins)?;
         let user = caller.user().clone();
         // An upgrade that is passed through outlives this door, and its connection is still one under the cap.
         let via = Via::new(self.conn.peer, (self.conn.clone(), self._open.clone()));
         request.extensions_mut().insert(via);
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         if ask.long_running() {
-            // A watch has no end of its own: it would hold the drain until the deadline.
             let response = self.shared.cluster.serve(&user, &ask, request).await?;
+            if ask.attributes.verb != "watch" {
+                // It may be over in time, and where it is not, the cut shows that something is missing.
+                return Ok(response);
+            }
+            // A watch has no end of its own: it would hold the drain until the deadline.
             let drain = self.shared.drain.clone();
             return Ok(response.map(|body| until(body, async move { drain.stopping().await })));
         }

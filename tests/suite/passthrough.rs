@@ -465,6 +465,39 @@ async fn an_upgrade_that_leads_past_podgate_is_not_forwarded() {
 }
 
 #[tokio::test]
+async fn a_foreign_page_does_not_upgrade_with_its_visitors_certificate() {
+    let mut rig = rig(echo).await;
+    for (origin, code) in [("https://evil.test", 403), ("https://podgate.test", 101)] {
+        let headers = format!("Connection: upgrade\r\nUpgrade: chat\r\nOrigin: {origin}\r\n");
+        let mut client = rig.gateway.connect_as("ana").await;
+        send(&mut client, &request("GET /api/v1/secrets?watch=1", &headers)).await;
+        let head = read_until(&mut client, "\r\n\r\n").await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {code} ")), "{head}");
+        assert_eq!(rig.far.untouched(), code == 403);
+    }
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_watch_may_end_while_podgate_stops_and_is_seen_to_be_cut() {
+    let rig = rig(|mut io, _| async move {
+        send(&mut io, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n").await;
+        while let Ok(1..) = io.read(&mut [0]).await {}
+    })
+    .await;
+    let mut client = rig.gateway.connect_as("ana").await;
+    send(&mut client, &request("GET /api/v1/namespaces/default/pods/web/log?follow=1", "")).await;
+    read_until(&mut client, "3\r\none\r\n").await;
+    rig.gateway.gateway.drain.stop();
+    let more = tokio::time::timeout(Duration::from_millis(200), client.read_u8()).await;
+    assert!(more.is_err(), "it goes on: {more:?}");
+    let mut rest = Vec::new();
+    let (drained, end) =
+        tokio::join!(rig.gateway.gateway.stop(Duration::ZERO), client.read_to_end(&mut rest));
+    assert!(drained == Drained::Cut && rest.is_empty() && end.is_err(), "{drained:?} {rest:?} {end:?}");
+}
+
+#[tokio::test]
 async fn an_upgraded_connection_keeps_its_place_under_the_cap_and_ends_at_the_cut() {
     let mut one = config();
     one.api.max_connections = 1;

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use http_body_util::BodyExt;
 use tracing::info;
 
+use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::config::Translate;
 use crate::locate::Place;
@@ -82,6 +83,17 @@ pub(super) fn carriage<B>(
         }
         Upgrade::Other | Upgrade::None => Err(bad("the protocols to upgrade to are SPDY/3.1 and websocket")),
     }
+}
+
+/// As [`carriage`] does, looks at the page that asks for an upgrade which is passed through: a watch of secrets, say.
+pub(super) fn check_page(caller: &Caller, headers: &HeaderMap, origins: &[String]) -> Result<(), Refusal> {
+    if !caller.is_ambient() || Upgrade::of(headers) == Upgrade::None {
+        return Ok(());
+    }
+    let Some(origin) = foreign_origin(headers, origins) else { return Ok(()) };
+    let why = format!("pages of {origin} may not upgrade, api.allowedOrigins names those that may");
+    info!(reason = why, "request refused");
+    Err(Refusal::Forbidden { message: format!("forbidden: {why}"), about: About::default() })
 }
 
 /// Takes a bearer token out of the WebSocket subprotocols, whether it was needed or not: nobody behind authentication
