@@ -1,7 +1,8 @@
 //! Metrics: every series podgate has, registered once, under the prefix `podgate_`.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use super::EndReason;
@@ -31,6 +32,12 @@ pub struct Metrics {
     pub far_refusals: IntCounterVec,
     /// Files read again, by what they are and how that went.
     pub reloads: IntCounterVec,
+    /// Objects known from a watch, by resource.
+    pub watch_objects: IntGaugeVec,
+    /// Whether a watch is up, by resource.
+    pub watch_synced: IntGaugeVec,
+    /// Watches begun again, by resource.
+    pub watch_restarts: IntCounterVec,
     /// Sessions alive.
     pub sessions: IntGauge,
     sessions_ended: IntCounterVec,
@@ -54,6 +61,12 @@ impl Metrics {
         };
         let gauge = |name: &str, help: &str| {
             let series = IntGauge::new(name, help).expect("a gauge's name is valid");
+            registry.register(Box::new(series.clone())).expect("a name is registered once");
+            series
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let series = IntGaugeVec::new(Opts::new(name, help), labels);
+            let series = series.expect("a gauge's name and labels are valid");
             registry.register(Box::new(series.clone())).expect("a name is registered once");
             series
         };
@@ -96,6 +109,21 @@ impl Metrics {
                 "podgate_reloads_total",
                 "Files that changed while podgate ran, by what they are and outcome: reloaded, failed. Stable.",
                 &["what", "outcome"],
+            ),
+            watch_objects: gauges(
+                "podgate_watch_objects",
+                "Objects known from the watches of the API server, by resource. Stable.",
+                &["resource"],
+            ),
+            watch_synced: gauges(
+                "podgate_watch_synced",
+                "1 while a watch of the API server is up, by resource; sessions work without it. Stable.",
+                &["resource"],
+            ),
+            watch_restarts: counter(
+                "podgate_watch_restarts_total",
+                "Watches of the API server begun again, by resource; a few each hour are normal. Stable.",
+                &["resource"],
             ),
             sessions: gauge("podgate_sessions", "Sessions alive. Stable."),
             sessions_ended: counter(

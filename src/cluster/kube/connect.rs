@@ -247,7 +247,7 @@ impl Connection {
             headers.insert(header::AUTHORIZATION, credentials);
         }
         *request.version_mut() = Version::HTTP_11;
-        // Boxed, or the compiler finds no proof that the future may be sent.
+        // Boxed, because the compiler cannot show of what is inside that it is `Send` for callers that borrow.
         match self.client.clone().oneshot(request).boxed().await {
             Ok(response) => Ok(response.map(|body| body.map_err(Into::into).boxed_unsync())),
             Err(source) if is_reachable(&*source) => Err(cluster::Error::Unanswered { act, source }),
