@@ -134,7 +134,7 @@ where
     let pki = Arc::new(Pki::new());
     let far = Far::by_head(&pki, script).await;
     let (drain, rest) = (Drain::new(), FakeCluster::new());
-    let tls = tls::client(&pki.client("podgate", &[]), pki.roots()).expect("TLS");
+    let tls = tls::client(Some(&pki.client("podgate", &[])), pki.roots(), false).expect("TLS");
     let server = Dial { addr: far.addr, tls, tasks: Drain::new() };
     let cluster = Forwarding { forward: Forward::new(settings, drain.clone()), server, rest: rest.clone() };
     let mut ground = TestGateway::ground(&pki, rest.clone());
