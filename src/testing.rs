@@ -4,6 +4,7 @@
 //! Never in a shipped binary: behind the feature `testing`.
 
 pub mod answer;
+pub mod apiserver;
 pub mod cluster;
 pub mod far;
 pub mod frames;

@@ -10,6 +10,7 @@ mod answers;
 mod attach;
 mod badlink;
 mod binary;
+mod cluster;
 mod copy;
 mod forward;
 
