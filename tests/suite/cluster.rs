@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 use podgate::cluster::kube::connect::{Connection, Source};
-use podgate::cluster::kube::{KubeCluster, Settings};
+use podgate::cluster::kube::{KubeCluster, Settings, forward};
 use podgate::cluster::{Cluster, Decision, Error, User};
 use podgate::drain::{Drain, Drained};
 use podgate::reload::Live;
@@ -32,6 +32,11 @@ fn settings() -> Settings {
         denied_for: Duration::ZERO,
         max_waiting: 100,
         watch: false,
+        forward: forward::Settings {
+            max_body_bytes: 1024,
+            stall_timeout: Duration::from_secs(10),
+            max_bytes_per_second: 0,
+        },
     }
 }
 
@@ -39,7 +44,7 @@ impl Rig {
     async fn with(settings: Settings) -> Self {
         let (server, background, metrics) = (ApiServer::start().await, Drain::new(), Metrics::new());
         let connection = server.connection(&background);
-        let cluster = KubeCluster::start(connection, &settings, &background, &metrics);
+        let cluster = KubeCluster::start(connection, &settings, &background, &background, &metrics);
         Self { server, cluster, metrics, background }
     }
 
@@ -171,7 +176,7 @@ async fn lists_come_in_pages() {
     let (background, metrics) = (Drain::new(), Metrics::new());
     let connection = rig.server.connection(&background);
     let settings = Settings { watch: true, ..settings() };
-    let _cluster = KubeCluster::start(connection, &settings, &background, &metrics);
+    let _cluster = KubeCluster::start(connection, &settings, &background, &background, &metrics);
     let pods = metrics.watch_objects.with_label_values(&["pods"]);
     until("every pod is known", || pods.get() == 1234).await;
     assert_eq!(rig.server.count("/api/v1/pods?limit"), 3);
@@ -394,7 +399,7 @@ async fn a_real_api_server_answers_as_expected() {
     let (background, metrics) = (Drain::new(), Metrics::new());
     let connection = Live::fixed(Connection::new(&config, &background).unwrap());
     let settings = Settings { watch: true, ..settings() };
-    let cluster = KubeCluster::start(connection, &settings, &background, &metrics);
+    let cluster = KubeCluster::start(connection, &settings, &background, &background, &metrics);
     until("the watches have seen everything", || cluster.synced()).await;
     let known = |resource| metrics.watch_objects.with_label_values(&[resource]).get();
     println!("{} pods, {} nodes", known("pods"), known("nodes"));
