@@ -9,6 +9,7 @@
 
 mod flight;
 pub mod front_proxy;
+pub mod oidc;
 pub mod review;
 pub mod tokens;
 
@@ -26,6 +27,7 @@ use crate::tls::{self, ClientVerifier};
 use crate::wire::ws::handshake::{self, BearerError};
 
 pub use front_proxy::FrontProxy;
+pub use oidc::Oidc;
 pub use review::TokenReview;
 use review::{Ask, Reviews};
 pub use tokens::Tokens;
@@ -66,6 +68,8 @@ pub struct Methods {
     pub certificates: Option<Live<ClientVerifier>>,
     /// Tokens of the static token file.
     pub tokens: Live<Tokens>,
+    /// Tokens of OpenID Connect issuers, checked here.
+    pub oidc: Option<Live<Oidc>>,
     /// Tokens that the cluster knows.
     pub review: Option<TokenReview>,
     /// Whether those without any credential get in, as [`ANONYMOUS`].
@@ -78,6 +82,7 @@ pub struct Authn {
     front_proxy: Option<FrontProxy>,
     certificates: Option<Live<ClientVerifier>>,
     tokens: Live<Tokens>,
+    oidc: Option<Live<Oidc>>,
     review: Option<Reviews>,
     anonymous: bool,
 }
@@ -103,6 +108,9 @@ pub enum Error {
     /// The token is in no token source.
     #[error("the bearer token is not known")]
     UnknownToken,
+    /// The token is of a configured issuer, and no good.
+    #[error("authenticate by OpenID Connect")]
+    Oidc(#[source] oidc::Error),
     /// It cannot be said now whose the token is.
     #[error("authenticate by bearer token")]
     Unavailable(#[source] review::Error),
@@ -179,6 +187,7 @@ impl Default for Methods {
             front_proxy: None,
             certificates: None,
             tokens: Live::fixed(Tokens::default()),
+            oidc: None,
             review: None,
             anonymous: false,
         }
@@ -190,8 +199,8 @@ impl Default for Methods {
 impl Authn {
     /// The union of these methods.
     pub fn new(methods: Methods) -> Self {
-        let Methods { front_proxy, certificates, tokens, review, anonymous } = methods;
-        Self { front_proxy, certificates, tokens, review: review.map(Reviews::new), anonymous }
+        let Methods { front_proxy, certificates, tokens, oidc, review, anonymous } = methods;
+        Self { front_proxy, certificates, tokens, oidc, review: review.map(Reviews::new), anonymous }
     }
 
     /// Who is asking. May be dropped: nothing is lost.
@@ -293,12 +302,20 @@ impl Authn {
         else {
             return Err(Error::UnknownToken);
         };
+        let mut failed = Error::UnknownToken;
+        if let Some(oidc) = &self.oidc {
+            match oidc.get().identify(token).await {
+                Ok(Some(user)) => return Ok(user),
+                Ok(None) => {}
+                Err(error) => failed = Error::Oidc(error),
+            }
+        }
         if let Some(review) = &self.review
             && let Some(user) = review.ask(token, ask).await.map_err(Error::Unavailable)?
         {
             return Ok(User::clone(&user));
         }
-        Err(Error::UnknownToken)
+        Err(failed)
     }
 }
 
@@ -335,6 +352,7 @@ impl Error {
             | Self::NoCommonName
             | Self::Subprotocol(_)
             | Self::UnknownToken
+            | Self::Oidc(_)
             | Self::SomebodyElse(_)
             | Self::MethodGone(_) => Refusal::Unauthorized,
             Self::Unavailable(review::Error::Unanswered(error)) => error.refusal(),
@@ -346,6 +364,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable(_) => true,
+            Self::Oidc(error) => error.is_transient(),
             Self::NoCredentials
             | Self::FrontProxy(_)
             | Self::Certificate(_)
