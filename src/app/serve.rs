@@ -1,16 +1,412 @@
-//! `podgate serve`.
+//! `podgate serve`: a gateway in front of a real cluster, and `podgate check`: what is wrong with its settings.
+//!
+//! Everything that settings name as a file is read through a [`Reloader`]: what changes is used for new connections and
+//! sessions, and cuts nothing. Whatever outlives sessions (watches, unused connections, the look at files) belongs to a
+//! drain of its own, which is stopped last.
 
-use crate::config::Config;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use ::kube::Config as KubeConfig;
+use ::kube::client::ConfigExt;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{HeaderName, HeaderValue};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tracing::{info, warn};
+
+use super::stop::{self, Signals};
+use super::{Gateway, Ground};
+use crate::admin::Ready;
+use crate::authn::{FrontProxy, Methods, TokenReview, Tokens, oidc, tokens};
+use crate::cluster::kube::connect::{self, Connection, Source};
+use crate::cluster::kube::{self, KubeCluster, forward};
+use crate::cluster::{self, Cluster};
+use crate::config::{Config, KeyPair, UpstreamMode};
+use crate::drain::Drain;
+use crate::listen;
+use crate::reload::{Live, Reloader};
+use crate::secret::{self, Secret};
+use crate::telemetry::Metrics;
+use crate::tls::{self, ClientVerifier, Clients, Identity};
+use crate::upstream::{ApiServer, Route, Server};
+
+/// A gateway in front of a real cluster cannot run.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
-
-pub async fn run(config: &Config) -> Result<u8, Error> {
-    let _ = config;
-    Ok(0)
+pub enum Error {
+    /// What a setting names is of no use.
+    #[error("setting {key}")]
+    Setting {
+        /// Path of the key.
+        key: &'static str,
+        /// What is wrong.
+        #[source]
+        source: Unusable,
+    },
+    /// An address of the gateway cannot be had.
+    #[error(transparent)]
+    Listen(#[from] listen::Error),
+    /// Signals cannot be received.
+    #[error("listen for signals")]
+    Signals(#[source] std::io::Error),
 }
 
+/// Why what a setting names is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// A key, a certificate or a CA bundle.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// A file of static tokens.
+    #[error(transparent)]
+    Tokens(#[from] tokens::Error),
+    /// A file of token issuers.
+    #[error(transparent)]
+    Oidc(#[from] oidc::Error),
+    /// A file with podgate's own token.
+    #[error(transparent)]
+    Secret(#[from] secret::Error),
+    /// The way to the API server.
+    #[error(transparent)]
+    Connect(#[from] connect::Error),
+    /// A CA bundle, or podgate's own certificate.
+    #[error("set up TLS towards kubelets")]
+    KubeletTls(#[source] Box<::kube::Error>),
+    /// A CA bundle cannot be read.
+    #[error("read certificates from {path}")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: rustls_pki_types::pem::Error,
+    },
+    /// An identity that podgate cannot show kubelets.
+    #[error(
+        "podgate's identity in the cluster is a token in its kubeconfig, or comes from a credential plugin; set client \
+         or tokenFile to show kubelets"
+    )]
+    Unshowable,
+}
+
+/// Runs until a signal; the exit code.
+///
+/// # Errors
+/// When it cannot start; then nothing was left running.
+pub async fn run(config: &Config) -> Result<u8, Error> {
+    let signals = Signals::new().map_err(Error::Signals)?;
+    info!(settings = config.to_yaml(), "podgate starts");
+    let gateway = start(config).await?;
+    info!(api.addr = %gateway.api, admin.addr = %gateway.admin, "podgate serves");
+    Ok(stop::on_signal(gateway, signals, config.drain.deadline).await)
+}
+
+/// Binds and begins to serve.
+///
+/// # Errors
+/// When a file cannot be used or an address cannot be had; what was started is stopped.
+pub async fn start(config: &Config) -> Result<Gateway, Error> {
+    let (metrics, background) = (Metrics::new(), Drain::new());
+    let started = start_above(config, &metrics, &background).await;
+    if started.is_err() {
+        background.finish(std::time::Duration::ZERO).await;
+    }
+    started
+}
+
+async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> Result<Gateway, Error> {
+    warn_of_dangers(config);
+    let files = Files {
+        config,
+        reloader: Reloader::new(config.reload.period, background.clone(), metrics.clone()),
+        background: background.clone(),
+    };
+    let server_tls = files.server_tls().await?;
+    let connection = files.connection().await?;
+    let settings = kube::Settings {
+        review_timeout: config.cluster.review_timeout,
+        read_timeout: config.cluster.read_timeout,
+        allowed_for: config.authorization.allowed_for,
+        denied_for: config.authorization.denied_for,
+        max_waiting: config.cluster.max_waiting,
+        watch: true,
+        forward: forward::Settings {
+            max_body_bytes: config.api.max_body_bytes,
+            stall_timeout: config.api.request_timeout,
+            max_bytes_per_second: config.session.max_bytes_per_second,
+        },
+    };
+    let drain = Drain::new();
+    let cluster = KubeCluster::start(connection.clone(), &settings, &drain, background, metrics);
+    let authn = files.methods(cluster.clone()).await?;
+    let route = match config.upstream.mode {
+        UpstreamMode::Kubelet => files.kubelets().await?,
+        UpstreamMode::ApiServer => Route::ApiServer(Arc::new(Through(connection))),
+    };
+    let synced = cluster.clone();
+    let ground = Ground {
+        cluster,
+        server_tls,
+        authn,
+        route,
+        ready: vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }],
+        metrics: metrics.clone(),
+        background: background.clone(),
+    };
+    Ok(Gateway::start(config, ground, drain).await?)
+}
+
+/// What is wrong with the files that these settings name, all of it; nothing is listened on and nobody is asked.
 pub async fn check(config: &Config) -> Vec<Error> {
-    let _ = config;
-    Vec::new()
+    let background = Drain::new();
+    let files = Files {
+        config,
+        reloader: Reloader::new(config.reload.period, background.clone(), Metrics::new()),
+        background: background.clone(),
+    };
+    let mut wrong = Vec::new();
+    wrong.extend(files.server_tls().await.err());
+    wrong.extend(files.connection().await.err());
+    if config.upstream.mode == UpstreamMode::Kubelet {
+        wrong.extend(files.kubelets().await.err());
+    }
+    wrong.extend(files.front_proxy().await.err());
+    wrong.extend(files.certificates().await.err());
+    wrong.extend(files.tokens().await.err());
+    wrong.extend(files.oidc().await.err());
+    background.finish(std::time::Duration::ZERO).await;
+    wrong
+}
+
+fn warn_of_dangers(config: &Config) {
+    if config.upstream.mode == UpstreamMode::Kubelet {
+        warn!(
+            "upstream.mode is kubelet: the API server's admission webhooks for CONNECT are not asked about sessions, \
+             see docs/differences.md"
+        );
+    }
+    if config.upstream.kubelet.danger_accept_any_certificate {
+        warn!(
+            "upstream.kubelet.dangerAcceptAnyCertificate is set: whoever is between podgate and a kubelet can read and \
+             change every session"
+        );
+    }
+}
+
+/// Everything that settings name as a file, read now and again.
+struct Files<'a> {
+    config: &'a Config,
+    reloader: Reloader,
+    background: Drain,
+}
+
+// === impl Files ===
+
+impl Files<'_> {
+    async fn read<T: Send + Sync + 'static>(
+        &self,
+        key: &'static str,
+        paths: Vec<PathBuf>,
+        build: impl Fn() -> Result<T, Unusable> + Send + 'static,
+    ) -> Result<Live<T>, Error> {
+        let live = self.reloader.load(key, paths, build).await;
+        live.map_err(|source| Error::Setting { key, source })
+    }
+
+    async fn server_tls(&self) -> Result<Live<ServerConfig>, Error> {
+        let pair = self.config.api.tls.clone();
+        let KeyPair { cert_file, key_file } = pair.expect("serving without a certificate is refused before");
+        self.read("api.tls", vec![cert_file.clone(), key_file.clone()], move || {
+            let identity = Identity::from_files(&cert_file, &key_file)?;
+            let config = tls::server(&identity, &[tls::HTTP2, tls::HTTP1], Clients::Ask)?;
+            Ok(ServerConfig::clone(&config))
+        })
+        .await
+    }
+
+    fn source(&self) -> Source {
+        match &self.config.cluster.kubeconfig {
+            Some(path) => {
+                Source::Kubeconfig { path: path.clone(), context: self.config.cluster.context.clone() }
+            }
+            None => Source::InCluster,
+        }
+    }
+
+    async fn connection(&self) -> Result<Live<Connection>, Error> {
+        let (source, background) = (self.source(), self.background.clone());
+        let timeout = self.config.cluster.connect_timeout;
+        self.read("cluster.kubeconfig", source.files(), move || {
+            let mut config = source.config()?;
+            config.connect_timeout = Some(timeout);
+            Ok(Connection::new(&config, &background)?)
+        })
+        .await
+    }
+
+    /// The way to kubelets. What no setting says about podgate there is what its kubeconfig or service account says.
+    async fn kubelets(&self) -> Result<Route, Error> {
+        const KEY: &str = "upstream.kubelet";
+        let (kubelet, source) = (self.config.upstream.kubelet.clone(), self.source());
+        let server_name = kubelet
+            .server_name
+            .clone()
+            .map(|name| ServerName::try_from(name).expect("a name that is none is refused before"));
+        let token_file = match (&kubelet.client, &kubelet.token_file) {
+            (Some(_), _) => None,
+            (None, Some(path)) => Some(path.clone()),
+            (None, None) => token_file(&source).map_err(|source| Error::Setting { key: KEY, source })?,
+        };
+        let mut files = source.files();
+        files.extend(kubelet.ca_file.clone());
+        if let Some(KeyPair { cert_file, key_file }) = &kubelet.client {
+            files.extend([cert_file.clone(), key_file.clone()]);
+        }
+        let tls = self
+            .read(KEY, files, move || {
+                let mut config = source.config()?;
+                if let Some(path) = &kubelet.ca_file {
+                    config.root_cert = Some(certificates(path)?);
+                    config.root_cert_file = None;
+                }
+                let identity = &mut config.auth_info;
+                if kubelet.client.is_some() || kubelet.token_file.is_some() {
+                    identity.client_certificate = None;
+                    identity.client_certificate_data = None;
+                    identity.client_key = None;
+                    identity.client_key_data = None;
+                }
+                if let Some(KeyPair { cert_file, key_file }) = &kubelet.client {
+                    identity.client_certificate = Some(cert_file.display().to_string());
+                    identity.client_key = Some(key_file.display().to_string());
+                }
+                config.accept_invalid_certs = kubelet.danger_accept_any_certificate;
+                kubelet_tls(&config)
+            })
+            .await?;
+        let token = match token_file {
+            Some(path) => {
+                Some(self.read(KEY, vec![path.clone()], move || Ok(Secret::from_file(&path)?)).await?)
+            }
+            None => None,
+        };
+        Ok(Route::Kubelet { tls, token, server_name })
+    }
+
+    async fn methods(&self, cluster: Arc<dyn Cluster>) -> Result<Methods, Error> {
+        let review = &self.config.authentication.token_review;
+        let review = review.enabled.then(|| TokenReview {
+            cluster,
+            audiences: review.audiences.clone(),
+            allowed_for: review.allowed_for,
+            denied_for: review.denied_for,
+            timeout: self.config.cluster.review_timeout,
+        });
+        let (oidc, anonymous) = self.oidc().await?.unzip();
+        let anonymous = anonymous.flatten();
+        Ok(Methods {
+            front_proxy: self.front_proxy().await?,
+            certificates: self.certificates().await?,
+            tokens: self.tokens().await?,
+            oidc,
+            review,
+            anonymous: anonymous.unwrap_or(self.config.authentication.anonymous),
+        })
+    }
+
+    async fn verifier(&self, key: &'static str, path: &Path) -> Result<Live<ClientVerifier>, Error> {
+        let path = path.to_owned();
+        self.read(key, vec![path.clone()], move || Ok(ClientVerifier::new(tls::roots(&path)?)?)).await
+    }
+
+    async fn front_proxy(&self) -> Result<Option<FrontProxy>, Error> {
+        let Some(header) = &self.config.authentication.request_header else { return Ok(None) };
+        let key = "authentication.requestHeader.clientCAFile";
+        let authorities = self.verifier(key, &header.client_ca_file).await?;
+        let names = |names: &[String]| -> Vec<HeaderName> {
+            let parsed = names.iter().map(|name| name.parse());
+            parsed.map(|name| name.expect("a header name that is none is refused before")).collect()
+        };
+        Ok(Some(FrontProxy {
+            authorities,
+            allowed_names: header.allowed_names.clone(),
+            username_headers: names(&header.username_headers),
+            group_headers: names(&header.group_headers),
+            uid_headers: names(&header.uid_headers),
+            extra_prefixes: header.extra_header_prefixes.clone(),
+        }))
+    }
+
+    async fn certificates(&self) -> Result<Option<Live<ClientVerifier>>, Error> {
+        match &self.config.authentication.client_ca_file {
+            Some(path) => self.verifier("authentication.clientCAFile", path).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn tokens(&self) -> Result<Live<Tokens>, Error> {
+        let Some(path) = self.config.authentication.token_file.clone() else {
+            return Ok(Live::fixed(Tokens::default()));
+        };
+        let build = move || Ok(Tokens::from_file(&path)?);
+        let paths = self.config.authentication.token_file.iter().cloned().collect();
+        self.read("authentication.tokenFile", paths, build).await
+    }
+
+    /// The issuers, and whether the anonymous get in, where that file says so: the latter is read once, at start.
+    async fn oidc(&self) -> Result<Option<(Live<oidc::Oidc>, Option<bool>)>, Error> {
+        const KEY: &str = "authentication.oidcFile";
+        let Some(path) = self.config.authentication.oidc_file.clone() else { return Ok(None) };
+        let config = oidc::Config::from_file(&path);
+        let config = config.map_err(|source| Error::Setting { key: KEY, source: source.into() })?;
+        let build = {
+            let path = path.clone();
+            move || Ok(oidc::Oidc::new(oidc::Config::from_file(&path)?)?)
+        };
+        Ok(Some((self.read(KEY, vec![path], build).await?, config.anonymous)))
+    }
+}
+
+/// The file of podgate's token in the cluster, where it has one rather than a certificate.
+fn token_file(source: &Source) -> Result<Option<PathBuf>, Unusable> {
+    let identity = source.config()?.auth_info;
+    let inline = identity.token.is_some() && identity.token_file.is_none();
+    if inline || identity.exec.is_some() || identity.auth_provider.is_some() {
+        return Err(Unusable::Unshowable);
+    }
+    Ok(identity.token_file.map(PathBuf::from))
+}
+
+fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, Unusable> {
+    let failed = |source| Unusable::Pem { path: path.to_owned(), source };
+    let all = CertificateDer::pem_file_iter(path).map_err(failed)?;
+    let all: Vec<_> = all.collect::<Result<_, _>>().map_err(failed)?;
+    if all.is_empty() {
+        return Err(tls::Error::NoCertificate { path: path.to_owned() }.into());
+    }
+    Ok(all.into_iter().map(|certificate| certificate.to_vec()).collect())
+}
+
+/// TLS with the CA and the identity of this configuration.
+fn kubelet_tls(config: &KubeConfig) -> Result<ClientConfig, Unusable> {
+    let mut tls = config.rustls_client_config().map_err(|error| Unusable::KubeletTls(Box::new(error)))?;
+    tls.alpn_protocols = vec![tls::HTTP1.to_vec()];
+    Ok(tls)
+}
+
+/// Sessions go through the API server that everything else is asked of.
+struct Through(Live<Connection>);
+
+impl ApiServer for Through {
+    fn server(&self) -> Server {
+        let connect::Server { host, port, prefix, tls, name } = self.0.get().server().clone();
+        Server { host, port, prefix, tls, name }
+    }
+
+    fn authorization(&self) -> BoxFuture<'_, Result<Option<HeaderValue>, cluster::Error>> {
+        let connection = self.0.get();
+        async move { connection.credentials().await }.boxed()
+    }
 }

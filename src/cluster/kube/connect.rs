@@ -26,16 +26,13 @@ use hyper_util::rt::TokioTimer;
 use rustls::ClientConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls_pki_types::ServerName;
+use tower::timeout::TimeoutLayer;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt};
 
 use crate::cluster::{self, Body};
 use crate::drain::Drain;
 use crate::tls;
-
-/// For name resolution, TCP and TLS together. Within a data centre that takes milliseconds; a client that is to hear that
-/// the API server is down should not wait longer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Silence after which a connection is probed, and how long what was sent may go unacknowledged: an API server whose
 /// machine is gone does not say so. Shorter than the time-outs of stateful firewalls.
@@ -179,7 +176,7 @@ impl Source {
 // === impl Connection ===
 
 impl Connection {
-    /// A way by this configuration; opens nothing yet. Its tasks belong to `background`, which is to be stopped when no
+    /// A way by this configuration, whose `connect_timeout` is for name resolution, TCP and TLS together; opens nothing yet. Its tasks belong to `background`, which is to be stopped when no
     /// session is left: unused connections end at its second step.
     ///
     /// # Errors
@@ -200,6 +197,7 @@ impl Connection {
             return Err(Error::Impersonates);
         }
         let mut server = Server::of(config)?;
+        let within = config.connect_timeout.map(TimeoutLayer::new);
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(ClientConfig::clone(&server.tls))
             .https_only()
@@ -207,7 +205,7 @@ impl Connection {
             .enable_http1()
             .wrap_connector(tcp());
         Arc::make_mut(&mut server.tls).alpn_protocols = vec![tls::HTTP1.to_vec()];
-        let https = ServiceBuilder::new().timeout(CONNECT_TIMEOUT).service(https);
+        let https = ServiceBuilder::new().option_layer(within).service(https);
         let client = Client::builder(Background(background.clone()))
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
