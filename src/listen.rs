@@ -42,8 +42,8 @@ pub struct Conn {
     pub slot: Option<Slot>,
 }
 
-/// The connection that a request came by, as an extension of the request. Whoever keeps it keeps the connection's place
-/// under the cap.
+/// The connection that a request came by, as an extension of the request. Whoever keeps it keeps the
+/// connection's place under the cap.
 #[derive(Clone)]
 pub struct Via {
     /// The peer's address.

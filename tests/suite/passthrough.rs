@@ -152,9 +152,14 @@ async fn answering(answer: &'static str) -> Rig {
     .await
 }
 
+/// How [`echo`] begins.
+const ECHO: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: Upgrade\r\nX-Far: yes\r\n\r\n\
+    early ";
+
 /// A far side that switches, and says back what it hears until its peer is done.
 async fn echo(mut io: Io, _: String) {
-    send(&mut io, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: Upgrade\r\nX-Far: yes\r\n\r\nearly ").await;
+    send(&mut io, ECHO).await;
     let mut bytes = vec![0; 4096];
     while let Ok(count @ 1..) = io.read(&mut bytes).await {
         send(&mut io, &bytes[..count]).await;
@@ -453,8 +458,8 @@ async fn an_upgrade_that_leads_past_podgate_is_not_forwarded() {
         assert_eq!(answer.body, status(400, "BadRequest", text, ""), "{headers}");
     }
     assert!(rig.far.untouched());
-    // Without a protocol, or without a word about the connection, nothing is asked for; a far side that switches all the
-    // same is not believed.
+    // Without a protocol, or without a word about the connection, nothing is asked for; a far side that
+    // switches all the same is not believed.
     for headers in ["Upgrade: chat\r\n", "Connection: upgrade\r\n", ""] {
         let answer = rig.gateway.ask(&request(&format!("GET {PROXY}"), headers)).await;
         let text = "the API server switched protocols without being asked to";
@@ -569,8 +574,8 @@ async fn a_session_in_disguise_never_reaches_the_api_server() {
     }
     let answer =
         rig.gateway.ask(&upgrade_request("/api/v1/nodes/n/proxy/logs/../exec/default/web/app")).await;
-    let text = "nodes \"n\" is forbidden: sessions are not opened through a node's proxy, use pods/exec, pods/attach \
-        or pods/portforward";
+    let text = "nodes \"n\" is forbidden: sessions are not opened through a node's proxy, use pods/exec, \
+        pods/attach or pods/portforward";
     assert_eq!(answer.body, status(403, "Forbidden", text, "{\"name\":\"n\",\"kind\":\"nodes\"}"));
     assert_eq!(rig.far.accepted(), 0);
     rig.gateway.stop().await;

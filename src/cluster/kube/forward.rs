@@ -1,11 +1,11 @@
 //! Forward: whatever is no session goes on to the API server, as the caller.
 //!
-//! In the flow: the door hands over a request whose caller is known; it is sent on with podgate's own credentials and
-//! the caller's identity in impersonation headers, and the API server decides whether they may. Bodies are streamed
-//! both ways, an upgrade that the API server agrees to becomes a tunnel.
-//! Invariants: no header that the client sends becomes part of the identity; nothing that could be a session is
-//! forwarded, because a session takes the way that authorizes and records it; an answer that breaks off is never
-//! passed on as one that is whole.
+//! In the flow: the door hands over a request whose caller is known; it is sent on with podgate's own
+//! credentials and the caller's identity in impersonation headers, and the API server decides whether they
+//! may. Bodies are streamed both ways, an upgrade that the API server agrees to becomes a tunnel.
+//! Invariants: no header that the client sends becomes part of the identity; nothing that could be a session
+//! is forwarded, because a session takes the way that authorizes and records it; an answer that breaks off is
+//! never passed on as one that is whole.
 //! Source: `protocol.md` 4.2 and 4.6 (headers, pass-through), 8.3 (impersonation).
 
 mod body;
@@ -103,8 +103,8 @@ impl Forward {
         Self { settings, drain }
     }
 
-    /// Sends the request on as `user`, and returns the answer as soon as its head is there. Dropping the future drops
-    /// the request.
+    /// Sends the request on as `user`, and returns the answer as soon as its head is there. Dropping the
+    /// future drops the request.
     ///
     /// # Errors
     /// When the request is one that is not forwarded, or the API server gave no answer.
@@ -198,15 +198,17 @@ impl Forward {
     }
 }
 
-/// Only HTTP/1.1 has upgrades (RFC 9110 section 7.8); without the name of a protocol there is nothing to upgrade to.
+/// Only HTTP/1.1 has upgrades (RFC 9110 section 7.8); without the name of a protocol there is nothing to
+/// upgrade to.
 fn wants_upgrade(parts: &http::request::Parts) -> bool {
     parts.version == Version::HTTP_11
         && parts.headers.contains_key(header::UPGRADE)
         && Upgrade::of(&parts.headers) != Upgrade::None
 }
 
-/// Whether the client wants to go on in HTTP. Requests inside an upgraded connection are seen by nobody here, and on
-/// a connection that podgate has authenticated the first server behind it would take them for podgate's own.
+/// Whether the client wants to go on in HTTP. Requests inside an upgraded connection are seen by nobody here,
+/// and on a connection that podgate has authenticated the first server behind it would take them for
+/// podgate's own.
 fn leads_to_http(headers: &HeaderMap) -> bool {
     let protocols =
         headers.get_all(header::UPGRADE).iter().flat_map(|value| value.as_bytes().split(|&b| b == b','));
@@ -227,8 +229,8 @@ impl Error {
             Self::HiddenSession | Self::NoPath => Refusal::NoSuchPath,
             Self::KubeletSession { node } => Refusal::Forbidden {
                 message: format!(
-                    "nodes {} is forbidden: sessions are not opened through a node's proxy, use pods/exec, pods/attach or \
-                     pods/portforward",
+                    "nodes {} is forbidden: sessions are not opened through a node's proxy, use pods/exec, \
+                     pods/attach or pods/portforward",
                     go_quote(node.as_bytes())
                 ),
                 about: About { name: node.clone(), kind: "nodes".into(), ..About::default() },

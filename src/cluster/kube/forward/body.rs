@@ -1,11 +1,11 @@
 //! The bodies of one exchange: the client's is counted, and both end together.
 //!
-//! The API server may answer before it has read everything. Once that answer is over nobody has a deadline for the rest
-//! of the request any more, so a client that stops sending would keep its connection, and one to the API server, for
-//! ever: its body ends with the answer's.
+//! The API server may answer before it has read everything. Once that answer is over nobody has a deadline
+//! for the rest of the request any more, so a client that stops sending would keep its connection, and one to
+//! the API server, for ever: its body ends with the answer's.
 //!
-//! What a client still sends of a body that nobody wants is read and dropped for a moment: a connection that is closed on
-//! unread bytes is reset, and the client would lose the answer that says why.
+//! What a client still sends of a body that nobody wants is read and dropped for a moment: a connection that
+//! is closed on unread bytes is reset, and the client would lose the answer that says why.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -22,8 +22,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::cluster::Body;
 use crate::drain::Drain;
 
-/// How long the rest of an unwanted body is read. Go's server closes its side and waits for half a second; the clients
-/// of a gateway are further away.
+/// How long the rest of an unwanted body is read. Go's server closes its side and waits for half a second;
+/// the clients of a gateway are further away.
 const DISCARD: Duration = Duration::from_secs(2);
 
 type Polled = Poll<Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>>;
@@ -80,7 +80,8 @@ struct Answer {
 // === impl Exchange ===
 
 impl Exchange {
-    /// One with at most so many bytes of a request body; what is left of it in the end is read by a task of `drain`.
+    /// One with at most so many bytes of a request body; what is left of it in the end is read by a task of
+    /// `drain`.
     pub(super) fn new(limit: Option<u64>, drain: Drain) -> Self {
         Self { limit, fault: Arc::default(), over: CancellationToken::new(), drain }
     }

@@ -1,7 +1,8 @@
 //! The headers of a forwarded request and of its answer.
 //!
-//! What the client said about identities is left out whatever it says, then what is between the client and podgate
-//! alone, and only then podgate's own lines are added: nothing the client names can take one of these away.
+//! What the client said about identities is left out whatever it says, then what is between the client and
+//! podgate alone, and only then podgate's own lines are added: nothing the client names can take one of these
+//! away.
 //! Source: `protocol.md` 4.2, 4.6, 8.3; RFC 9110 section 7.6.1; client-go `transport/round_trippers.go`.
 
 use std::fmt::Write;
@@ -24,8 +25,8 @@ const REMOTE_PREFIX: &str = "x-remote-";
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// What is between two neighbours, besides what `Connection` names. Not `Trailer`: it says what comes after the body,
-/// and trailers are passed on.
+/// What is between two neighbours, besides what `Connection` names. Not `Trailer`: it says what comes after
+/// the body, and trailers are passed on.
 const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -97,8 +98,8 @@ pub(super) fn switched(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a client's header goes on as it is. A cookie does: it is some application's behind `/proxy`, and upstream
-/// passes it on; none of podgate's own doors gives one.
+/// Whether a client's header goes on as it is. A cookie does: it is some application's behind `/proxy`, and
+/// upstream passes it on; none of podgate's own doors gives one.
 fn passes(name: &HeaderName) -> bool {
     // Some servers take a low line for a dash.
     let text = name.as_str().replace('_', "-");
@@ -135,7 +136,8 @@ fn impersonate(out: &mut HeaderMap, user: &User) -> Result<(), Error> {
     Ok(())
 }
 
-/// A header value that arrives as it is: readers take blanks off both ends, and what is altered is somebody else.
+/// A header value that arrives as it is: readers take blanks off both ends, and what is altered is somebody
+/// else.
 fn value(what: &'static str, text: &str) -> Result<HeaderValue, Error> {
     if text.trim() != text {
         return Err(Error::Identity { what, why: "it begins or ends with a blank" });
@@ -144,8 +146,8 @@ fn value(what: &'static str, text: &str) -> Result<HeaderValue, Error> {
         .map_err(|_| Error::Identity { what, why: "it holds control characters" })
 }
 
-/// A key as client-go writes it into a header's name, capitals escaped as well: names of headers are read in lower
-/// case, and then unescaped.
+/// A key as client-go writes it into a header's name, capitals escaped as well: names of headers are read in
+/// lower case, and then unescaped.
 fn escaped(key: &str) -> String {
     let mut out = String::with_capacity(key.len());
     for byte in key.bytes() {

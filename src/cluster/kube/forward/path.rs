@@ -1,10 +1,11 @@
 //! Which paths are not forwarded, because a session might be behind them.
 //!
-//! `request` has found the sessions that the API server would find. Here the paths that are left are read once more, in
-//! the most lenient way: escapes undone until none is left, either slash, any case, dots, empty segments and what hangs
-//! on a segment. A path that this reading does not change means what it says, so only `pods/NAME/exec` in it counts; in
-//! one that it does change the order of the words is enough, because who knows what is taken out of it where.
-//! The kubelet has doors of its own to the same sessions, which `nodes/NAME/proxy` leads to.
+//! `request` has found the sessions that the API server would find. Here the paths that are left are read
+//! once more, in the most lenient way: escapes undone until none is left, either slash, any case, dots, empty
+//! segments and what hangs on a segment. A path that this reading does not change means what it says, so only
+//! `pods/NAME/exec` in it counts; in one that it does change the order of the words is enough, because who
+//! knows what is taken out of it where. The kubelet has doors of its own to the same sessions, which
+//! `nodes/NAME/proxy` leads to.
 
 use super::Error;
 use crate::request::Ask;
@@ -124,7 +125,8 @@ impl Reading {
     }
 }
 
-/// Undoes percent-encoding until nothing is left to undo, in one pass: an escape that an escape completes counts.
+/// Undoes percent-encoding until nothing is left to undo, in one pass: an escape that an escape completes
+/// counts.
 fn unescaped(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for byte in text.bytes() {

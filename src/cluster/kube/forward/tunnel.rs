@@ -1,7 +1,7 @@
 //! Tunnel: copies between two upgraded connections until both directions are over.
 //!
-//! Nothing is read into what passes. An end of one side is passed on, and the other may still finish; a side that
-//! breaks breaks the other, so that what is missing is seen to be missing. No session goes through here.
+//! Nothing is read into what passes. An end of one side is passed on, and the other may still finish; a side
+//! that breaks breaks the other, so that what is missing is seen to be missing. No session goes through here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::telemetry::chain;
 /// Read size of a direction, in bytes: one full TLS record (RFC 8446 section 5.1).
 const READ: usize = 16 * 1024;
 
-/// How long nothing may pass once one side is done: most peers close both ways at once, and who does not is not waited
-/// for without end.
+/// How long nothing may pass once one side is done: most peers close both ways at once, and who does not is
+/// not waited for without end.
 const HALF_CLOSED: Duration = Duration::from_secs(60);
 
 /// Why copying stopped before its time.

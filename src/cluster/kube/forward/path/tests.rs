@@ -142,8 +142,8 @@ fn a_long_path_of_nested_escapes_is_read_in_one_pass() {
     assert_eq!(unescaped(&path).len(), 20_001);
 }
 
-/// An independent reader: undoes escapes as often as there are any, takes dots and empty segments out, and looks for
-/// what the API server or a kubelet would take for a session.
+/// An independent reader: undoes escapes as often as there are any, takes dots and empty segments out, and
+/// looks for what the API server or a kubelet would take for a session.
 fn is_session(path: &str) -> bool {
     let mut text = path.split('?').next().unwrap_or(path).to_owned();
     loop {
@@ -217,7 +217,7 @@ proptest! {
 
     #[test]
     fn nothing_forwarded_names_a_session(
-        prefix in prop::sample::select(vec!["", "/api/v1", "/api/v1/namespaces/default", "/apis/a/v1/namespaces/d"]),
+        prefix in prop::sample::select(vec!["", "/api/v1", "/api/v1/namespaces/d", "/apis/a/v1"]),
         segments in prop::collection::vec(segment(), 1..9),
     ) {
         let path = format!("{prefix}/{}", segments.join("/"));
