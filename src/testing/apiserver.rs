@@ -1,5 +1,5 @@
 //! An API server that does what a test tells it to: TLS on loopback, pods and nodes to get, list and watch, reviews of
-//! rights and of tokens; and every way to be of no use.
+//! rights and of tokens, an echo behind every upgrade; and every way to be of no use.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
@@ -249,10 +249,11 @@ impl ApiServer {
                 tasks.spawn(async move {
                     let talk = async {
                         let Ok(io) = tls.accept(tcp).await else { return };
-                        let service = service_fn(|request| shared.clone().answer(request));
+                        let service = service_fn(|request| shared.clone().answer(request, &stop));
                         // A client that leaves is no failure.
                         let _ = hyper::server::conn::http1::Builder::new()
                             .serve_connection(TokioIo::new(io), service)
+                            .with_upgrades()
                             .await;
                     };
                     tokio::select! {
@@ -296,7 +297,12 @@ impl Shared {
     }
 
     /// An error closes the connection.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, &'static str> {
+    async fn answer(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        drain: &Drain,
+    ) -> Result<Response<Body>, &'static str> {
+        let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(|_| "the client left")?.to_bytes();
         let asked = Asked {
@@ -314,6 +320,24 @@ impl Shared {
         }
         if faults.fails {
             return Ok(status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "told to"));
+        }
+        if let Some(protocol) = asked.headers.get(header::UPGRADE) {
+            let stop = drain.clone();
+            drain.spawn(async move {
+                let Ok(upgraded) = upgrade.await else { return };
+                let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+                tokio::select! {
+                    // A client that leaves is no failure.
+                    _ = tokio::io::copy(&mut read, &mut write) => {}
+                    () = stop.stopping() => {}
+                }
+            });
+            let mut response = Response::new(Full::default().map_err(|never| match never {}).boxed_unsync());
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            let headers = response.headers_mut();
+            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(header::UPGRADE, protocol.clone());
+            return Ok(response);
         }
         let (path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
         let parts: Vec<_> = path.trim_start_matches('/').split('/').collect();

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
+use http::{Request, Version};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
 use podgate::cluster::kube::connect::{Connection, Source};
 use podgate::cluster::kube::{KubeCluster, Settings, forward};
 use podgate::cluster::{Cluster, Decision, Error, User};
@@ -15,6 +18,7 @@ use podgate::telemetry::{Metrics, chain};
 use podgate::testing::apiserver::ApiServer;
 use podgate::testing::{PATIENCE, soon, until};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 struct Rig {
@@ -388,6 +392,32 @@ async fn no_error_tells_a_token() {
     failed("a closed connection").await;
     rig.server.stop().await;
     failed("no server").await;
+}
+
+#[tokio::test]
+async fn what_is_sent_carries_podgates_credentials_alone_and_may_be_upgraded() {
+    let rig = Rig::with(settings()).await;
+    let connection = rig.server.connection(&rig.background).get();
+    let request = Request::post("/api/v1/namespaces/shop/pods/cart-0/proxy/?a=b")
+        .header("authorization", "Bearer the-clients")
+        .header("host", "podgate.test")
+        .header("connection", "Upgrade")
+        .header("upgrade", "echo")
+        .version(Version::HTTP_2)
+        .body(Full::default().map_err(|never| match never {}).boxed_unsync())
+        .unwrap();
+    let mut response = connection.send(request).await.unwrap();
+    assert_eq!(response.status(), 101);
+    let asked = rig.server.asked().remove(0);
+    assert_eq!(asked.path, "/api/v1/namespaces/shop/pods/cart-0/proxy/?a=b");
+    let sent: Vec<_> = asked.headers.get_all("authorization").iter().collect();
+    assert_eq!(sent, ["Bearer podgates-own"]);
+    assert_eq!(asked.headers["host"], rig.server.addr.to_string());
+    let mut io = TokioIo::new(soon("the upgrade", hyper::upgrade::on(&mut response)).await.unwrap());
+    io.write_all(b"hello").await.unwrap();
+    let mut echoed = [0; 5];
+    soon("the echo", io.read_exact(&mut echoed)).await.unwrap();
+    assert_eq!(&echoed, b"hello");
 }
 
 /// `PODGATE_KUBECONFIG=... cargo test --test suite cluster::a_real -- --ignored`, as podgate's own identity.

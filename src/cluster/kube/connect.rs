@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::kube::Config;
-use ::kube::client::ConfigExt;
+use ::kube::client::{AuthError, ConfigExt};
 use ::kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use futures_util::FutureExt;
 use http::{HeaderValue, Request, Response, Version, header};
@@ -124,7 +124,7 @@ pub enum Error {
     Impersonates,
     /// A key, certificate, token file or credential plugin is of no use.
     #[error("set up the identity towards the API server")]
-    Identity(#[source] Box<::kube::Error>),
+    Identity(#[source] BoxError),
 }
 
 /// Runs what hyper runs beside a request (connecting, a connection's own reads and writes) as tasks of a drain, and ends
@@ -219,7 +219,7 @@ impl Connection {
             *response.headers_mut() = request.into_parts().0.headers;
             Ok::<_, BoxError>(response)
         });
-        let auth = config.auth_layer().map_err(|error| Error::Identity(Box::new(error)))?;
+        let auth = config.auth_layer().map_err(|error| Error::Identity(unquoted(error.into())))?;
         let authorize = ServiceBuilder::new().option_layer(auth).service(shown);
         Ok(Self {
             client: BoxCloneSyncService::new(client),
@@ -260,7 +260,8 @@ impl Connection {
     pub async fn credentials(&self) -> Result<Option<HeaderValue>, cluster::Error> {
         let act = "get podgate's own credentials";
         let shown = self.authorize.clone().oneshot(Request::default()).boxed().await;
-        let shown = shown.map_err(|source| cluster::Error::Unanswered { act: act.into(), source })?;
+        let shown =
+            shown.map_err(|error| cluster::Error::Unanswered { act: act.into(), source: unquoted(error) })?;
         Ok(shown.into_parts().0.headers.remove(header::AUTHORIZATION))
     }
 
@@ -292,7 +293,7 @@ impl Server {
             // kube asks for the process's own. Another thread may have been faster, with the same one.
             let _ = aws_lc_rs::default_provider().install_default();
         }
-        let tls = config.rustls_client_config().map_err(|error| Error::Identity(Box::new(error)))?;
+        let tls = config.rustls_client_config().map_err(|error| Error::Identity(unquoted(error.into())))?;
         Ok(Self {
             host,
             port: url.port_u16().unwrap_or(443),
@@ -334,6 +335,24 @@ fn tcp() -> HttpConnector {
     #[cfg(target_os = "linux")]
     tcp.set_tcp_user_timeout(Some(KEEPALIVE));
     tcp
+}
+
+/// An error about credentials that says nothing of what they are: kube quotes what a credential plugin wrote.
+fn unquoted(error: BoxError) -> BoxError {
+    let inner = match error.downcast_ref::<::kube::Error>() {
+        Some(::kube::Error::Auth(inner)) => Some(inner),
+        _ => error.downcast_ref::<AuthError>(),
+    };
+    match inner {
+        Some(AuthError::AuthExecRun { out, .. }) => {
+            format!("the credential plugin ended with {}", out.status)
+        }
+        Some(AuthError::AuthExecParse(_) | AuthError::ParseTokenKey(_)) => {
+            "the credential plugin wrote something else than credentials".to_owned()
+        }
+        _ => return error,
+    }
+    .into()
 }
 
 /// Whether the fault is in what was said rather than in the way: an answer that is no HTTP, a request body that failed.
@@ -408,6 +427,17 @@ mod tests {
         let error = source.config().unwrap_err();
         assert!(matches!(error, Error::Malformed { line: 6, .. }), "{error:?}");
         assert!(!format!("{} {error:?}", chain(&error)).contains("sesame"));
+    }
+
+    #[test]
+    fn what_a_credential_plugin_wrote_is_not_told() {
+        for script in ["echo sesame; echo sesame >&2; exit 3", "echo sesame"] {
+            let api = "apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never";
+            let plugin = format!("exec: {{{api}, command: sh, args: ['-c', '{script}']}}");
+            let error = connect("server: 'https://10.0.0.1'", &plugin).map(drop).unwrap_err();
+            let told = format!("{} {error:?}", chain(&error));
+            assert!(!told.contains("sesame") && told.contains("credential plugin"), "{told}");
+        }
     }
 
     #[test]

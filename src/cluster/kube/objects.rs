@@ -188,7 +188,11 @@ impl Kind for Pod {
 impl From<Object> for Pod {
     fn from(Object { metadata, spec, .. }: Object) -> Self {
         let names = |containers: Option<Vec<Container>>| {
-            containers.into_iter().flatten().map(|container| container.name).collect()
+            let names = containers.into_iter().flatten().map(|container| container.name);
+            let mut names: Vec<_> = names.collect();
+            // There are very many pods.
+            names.shrink_to_fit();
+            names
         };
         Self {
             uid: metadata.uid,
