@@ -160,6 +160,8 @@ struct Document {
 // === impl Pace ===
 
 impl Default for Pace {
+    /// Issuers announce a new key days before they use it and withdraw an old one as late, so ten minutes are soon; and
+    /// ten seconds are the longest that a token of an unannounced one is refused.
     fn default() -> Self {
         Self { refresh: Duration::from_secs(600), retry: Duration::from_secs(10) }
     }
@@ -188,7 +190,7 @@ impl Keys {
             }
         };
         let fetched = self.fetch().await;
-        known.map_or(fetched, Ok)
+        fetched.or_else(|error| known.ok_or(error))
     }
 
     /// Keys that came after these; `None` when it is too soon to ask again. May be dropped.
