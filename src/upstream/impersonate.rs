@@ -51,7 +51,7 @@ pub enum Error {
     /// It would not arrive as it is, or not at all.
     #[error("{0} cannot be told to the API server: no header has such a value")]
     Value(String),
-    /// The name of its header would be too long.
+    /// The name of its header would be too long, or name nothing.
     #[error("an extra key of the user cannot be told to the API server: no header has such a name")]
     Key,
 }
@@ -73,6 +73,9 @@ pub(super) fn headers(user: &User) -> Result<Vec<(HeaderName, HeaderValue)>, Err
         headers.push((GROUP, value(group, || format!("group {}", go_quote(group.as_bytes())))?));
     }
     for (key, values) in extra {
+        if key.is_empty() {
+            return Err(Error::Key);
+        }
         let escaped = format!("{EXTRA}{}", percent_encode(key.as_bytes(), KEY));
         let header = HeaderName::try_from(escaped).map_err(|_| Error::Key)?;
         for text in values {
@@ -147,7 +150,9 @@ mod tests {
                 "a value of the extra key \"token\" cannot be told to the API server: no header has such a value"
             );
         }
-        assert_eq!(headers(&with_extra(&"k".repeat(1 << 16), "v")), Err(Error::Key));
+        for key in ["", &"k".repeat(1 << 16)] {
+            assert_eq!(headers(&with_extra(key, "v")), Err(Error::Key));
+        }
         assert_eq!(
             headers(&user("ana\n")).unwrap_err().to_string(),
             "user \"ana\\n\" cannot be told to the API server: no header has such a value"

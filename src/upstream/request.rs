@@ -191,12 +191,13 @@ fn passes(name: &HeaderName) -> bool {
         header::SEC_WEBSOCKET_EXTENSIONS,
         HeaderName::from_static("x-forwarded-for"),
     ];
-    let text = name.as_str();
+    // Some servers take a low line for a dash.
+    let text = name.as_str().replace('_', "-");
     !(not_copied.contains(name)
         || *name == header::AUTHORIZATION
         || *name == header::PROXY_AUTHORIZATION
         || text.starts_with(IMPERSONATION_PREFIX)
-        || REMOTE.contains(&text)
+        || REMOTE.contains(&text.as_str())
         || text.starts_with(REMOTE_EXTRA))
 }
 

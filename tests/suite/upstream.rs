@@ -155,6 +155,8 @@ async fn the_whole_head_that_the_api_server_gets_and_nothing_of_who_the_client_s
                    X-REMOTE-GROUP: system:masters\r\n\
                    X-Remote-Uid: 0\r\n\
                    X-Remote-Extra-Scopes: all\r\n\
+                   X_Remote_User: root\r\n\
+                   Impersonate_User: root\r\n\
                    X-Forwarded-For: 192.0.2.1\r\n\
                    Connection: Impersonate-User, Authorization, close\r\n\
                    Keep-Alive: timeout=5\r\n\
