@@ -6,6 +6,7 @@
 //! Source: Kubernetes API reference, Pod v1 core, Node v1 core, SubjectAccessReview authorization.k8s.io/v1,
 //! TokenReview authentication.k8s.io/v1.
 
+pub mod impersonate;
 pub mod kube;
 
 use std::collections::BTreeMap;

@@ -10,7 +10,6 @@
 
 mod apiserver;
 mod carriage;
-mod impersonate;
 mod request;
 
 use std::io;
@@ -31,7 +30,7 @@ use tracing::debug;
 pub use apiserver::{ApiServer, Server};
 pub use carriage::{Carriage, Switched};
 
-use crate::cluster;
+use crate::cluster::{self, impersonate};
 use crate::config::Translate;
 use crate::listen;
 use crate::locate::{FarSide, HostPort, Place, Towards};
@@ -371,7 +370,7 @@ impl Error {
                 return Refusal::Unavailable(format!("the API server cannot be reached: {source}"));
             }
             Self::Credentials(source) => return source.refusal(),
-            Self::Impersonate(_) => return Refusal::BadRequest(self.to_string()),
+            Self::Impersonate(error) => return error.refusal(),
             Self::ConnectLate(_)
             | Self::Connect { .. }
             | Self::BadHost(_)

@@ -12,7 +12,8 @@ use bytes::BytesMut;
 use http::{HeaderName, HeaderValue, Method, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
-use super::{Carriage, ClientHead, Server, impersonate};
+use super::{Carriage, ClientHead, Server};
+use crate::cluster::impersonate;
 use crate::locate::{HostPort, Place};
 use crate::request::{Exec, IMPERSONATION_PREFIX, Subresource};
 use crate::wire::http1::canonical;

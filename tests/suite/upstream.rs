@@ -223,13 +223,13 @@ async fn the_api_server_is_told_of_the_caller_that_podgate_has_checked() {
 }
 
 #[tokio::test]
-async fn a_caller_that_no_header_can_name_is_400_and_the_api_server_hears_nothing() {
+async fn a_caller_that_no_header_can_name_is_403_and_the_api_server_hears_nothing() {
     let rig = api_server_says(SWITCHING).await;
     let mut client = rig.gateway.connect_with(&rig.gateway.pki.client("ana ", &[])).await;
     send(&mut client, &exec_request("command=id", "")).await;
     let answer = Answer::read(&mut client).await.expect("an answer");
-    let text = "user \"ana \" cannot be told to the API server: no header has such a value";
-    assert_eq!((answer.code(), answer.body), (400, status(400, "BadRequest", text, "")));
+    let text = "forbidden: user \"ana \" cannot be told to the API server: no header has such a value";
+    assert_eq!((answer.code(), answer.body), (403, status(403, "Forbidden", text, "{}")));
     assert_eq!(rig.far.accepted(), 0);
     drop(client);
     rig.stop().await;

@@ -22,7 +22,7 @@ use hyper::upgrade::OnUpgrade;
 use tracing::{Instrument, error, info};
 
 use super::connect::Connection;
-use crate::cluster::{self, Body, User};
+use crate::cluster::{self, Body, User, impersonate};
 use crate::drain::Drain;
 use crate::listen::Via;
 use crate::request::{Ask, Upgrade};
@@ -60,8 +60,8 @@ pub struct Forward {
 /// Why a request was not sent on, or its answer not passed on.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("the {what} cannot be passed on to the API server: {why}")]
-    Identity { what: &'static str, why: &'static str },
+    #[error(transparent)]
+    Identity(#[from] impersonate::Error),
     #[error("too many header lines to pass on")]
     TooManyHeaders,
     #[error("a session asked for by a path that is not its own")]
@@ -223,9 +223,7 @@ fn leads_to_http(headers: &HeaderMap) -> bool {
 impl Error {
     fn refusal(&self) -> Refusal {
         match self {
-            Self::Identity { .. } => {
-                Refusal::Forbidden { message: self.to_string(), about: About::default() }
-            }
+            Self::Identity(error) => error.refusal(),
             Self::HiddenSession | Self::NoPath => Refusal::NoSuchPath,
             Self::KubeletSession { node } => Refusal::Forbidden {
                 message: format!(

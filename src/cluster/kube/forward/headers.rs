@@ -5,20 +5,14 @@
 //! away.
 //! Source: `protocol.md` 4.2, 4.6, 8.3; RFC 9110 section 7.6.1; client-go `transport/round_trippers.go`.
 
-use std::fmt::Write;
 use std::net::SocketAddr;
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::Error;
-use crate::cluster::User;
+use crate::cluster::{User, impersonate};
 use crate::request::IMPERSONATION_PREFIX;
-
-const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
-const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-const IMPERSONATE_UID: HeaderName = HeaderName::from_static("impersonate-uid");
-const IMPERSONATE_EXTRA: &str = "impersonate-extra-";
 
 /// How the headers of an authenticating front proxy begin.
 const REMOTE_PREFIX: &str = "x-remote-";
@@ -74,7 +68,9 @@ pub(super) fn outgoing(
             add(&mut out, header::UPGRADE, protocol.clone())?;
         }
     }
-    impersonate(&mut out, user)?;
+    for (name, value) in impersonate::headers(user)? {
+        add(&mut out, name, value)?;
+    }
     Ok(out)
 }
 
@@ -109,57 +105,6 @@ fn passes(name: &HeaderName) -> bool {
         || *name == header::EXPECT
         || text.starts_with(IMPERSONATION_PREFIX)
         || text.starts_with(REMOTE_PREFIX))
-}
-
-fn impersonate(out: &mut HeaderMap, user: &User) -> Result<(), Error> {
-    if user.name.is_empty() {
-        return Err(Error::Identity { what: "user name", why: "it is empty" });
-    }
-    add(out, IMPERSONATE_USER, value("user name", &user.name)?)?;
-    if !user.uid.is_empty() {
-        add(out, IMPERSONATE_UID, value("uid", &user.uid)?)?;
-    }
-    for group in &user.groups {
-        add(out, IMPERSONATE_GROUP, value("name of a group", group)?)?;
-    }
-    for (key, values) in &user.extra {
-        let what = "key of an extra attribute";
-        if key.is_empty() {
-            return Err(Error::Identity { what, why: "it is empty" });
-        }
-        let name = HeaderName::try_from(format!("{IMPERSONATE_EXTRA}{}", escaped(key)))
-            .map_err(|_| Error::Identity { what, why: "it is too long" })?;
-        for text in values {
-            add(out, name.clone(), value("value of an extra attribute", text)?)?;
-        }
-    }
-    Ok(())
-}
-
-/// A header value that arrives as it is: readers take blanks off both ends, and what is altered is somebody
-/// else.
-fn value(what: &'static str, text: &str) -> Result<HeaderValue, Error> {
-    if text.trim() != text {
-        return Err(Error::Identity { what, why: "it begins or ends with a blank" });
-    }
-    HeaderValue::from_bytes(text.as_bytes())
-        .map_err(|_| Error::Identity { what, why: "it holds control characters" })
-}
-
-/// A key as client-go writes it into a header's name, capitals escaped as well: names of headers are read in
-/// lower case, and then unescaped.
-fn escaped(key: &str) -> String {
-    let mut out = String::with_capacity(key.len());
-    for byte in key.bytes() {
-        // RFC 9110 section 5.6.2, without the sign of an escape.
-        if byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$&'*+-.^_`|~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            // A string takes everything.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 fn add(out: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Result<(), Error> {

@@ -145,10 +145,9 @@ fn an_identity_is_told_whole() {
 #[test]
 fn an_identity_that_would_arrive_altered_is_refused() {
     let named = |name: &str| User { name: name.into(), ..User::default() };
-    let mut users =
-        ["", "a\nb", "a\r\nImpersonate-Group: system:masters", "a\0", "a\x7f", " a", "a\t", "\u{a0}a"]
-            .map(named)
-            .to_vec();
+    let mut users = ["", "a\nb", "a\r\nImpersonate-Group: system:masters", "a\0", "a\x7f", " a", "a\t"]
+        .map(named)
+        .to_vec();
     users.push(User { uid: "a\nb".into(), ..ana() });
     users.push(User { groups: vec!["ok".into(), "a\nb".into()], ..ana() });
     users.push(User { groups: vec!["dev ".into()], ..ana() });
@@ -158,9 +157,9 @@ fn an_identity_that_would_arrive_altered_is_refused() {
     users.push(User { extra: BTreeMap::from([("k".repeat(70_000), vec!["v".into()])]), ..ana() });
     for user in users {
         let refused = sent(&user, &[], false).unwrap_err();
-        assert!(matches!(refused, Error::Identity { .. }), "{user:?}: {refused:?}");
+        assert!(matches!(refused, Error::Identity(_)), "{user:?}: {refused:?}");
         let text = refused.refusal().message();
-        assert!(text.starts_with("the ") && !text.contains('\n'), "{text}");
+        assert!(text.starts_with("forbidden: ") && !text.contains('\n'), "{text}");
     }
     let extra = (0..40_000).map(|key| (key.to_string(), vec!["v".into()])).collect();
     let crowd = User { extra, ..ana() };

@@ -9,8 +9,8 @@
 use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
-use crate::cluster::User;
-use crate::status::go_quote;
+use super::User;
+use crate::status::{About, Refusal, go_quote};
 
 const USER: HeaderName = HeaderName::from_static("impersonate-user");
 const GROUP: HeaderName = HeaderName::from_static("impersonate-group");
@@ -56,11 +56,20 @@ pub enum Error {
     Key,
 }
 
+// === impl Error ===
+
+impl Error {
+    /// What the client is told.
+    pub fn refusal(&self) -> Refusal {
+        Refusal::Forbidden { message: format!("forbidden: {self}"), about: About::default() }
+    }
+}
+
 /// The headers that make a request this user's.
 ///
 /// # Errors
 /// When there are none that would be read as the same user.
-pub(super) fn headers(user: &User) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
+pub fn headers(user: &User) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
     let User { name, uid, groups, extra } = user;
     if name.is_empty() {
         return Err(Error::NoName);
