@@ -1,9 +1,10 @@
 //! Kube: a real Kubernetes, asked through its API server.
 //!
-//! In the flow: where the embedded cluster of dev mode would be, behind the same trait. Rights and tokens are reviewed by
-//! the API server ([`reviews`]), pods and nodes come from watches and are looked at again before use ([`objects`]), what is
-//! no session is sent on. Each kind of question stands behind a [`breaker`], so that an API server that is down or hangs
-//! is felt at once and nothing piles up; when it is back, so is podgate.
+//! In the flow: where the embedded cluster of dev mode would be, behind the same trait. Rights and tokens are
+//! reviewed by the API server ([`reviews`]), pods and nodes come from watches and are looked at again before
+//! use ([`objects`]), what is no session is sent on. Each kind of question stands behind a [`breaker`], so
+//! that an API server that is down or hangs is felt at once and nothing piles up; when it is back, so is
+//! podgate.
 //! Invariant: each call uses the connection there is at that moment, so that new credentials need no restart.
 
 mod ask;
@@ -42,7 +43,8 @@ pub struct Settings {
     pub allowed_for: Duration,
     /// How long a no holds; zero asks every time.
     pub denied_for: Duration,
-    /// Reviews of rights, reviews of tokens and reads that wait for an answer at once, each; more fail at once.
+    /// Reviews of rights, reviews of tokens and reads that wait for an answer at once, each; more fail at
+    /// once.
     pub max_waiting: usize,
     /// Whether pods and nodes are watched. Without it each of them is read in full when it is needed.
     pub watch: bool,
@@ -86,7 +88,8 @@ impl KubeCluster {
         })
     }
 
-    /// Whether the watches have seen every pod and node once. Sessions do not have to wait for that, but are cheaper then.
+    /// Whether the watches have seen every pod and node once. Sessions do not have to wait for that, but are
+    /// cheaper then.
     pub fn synced(&self) -> bool {
         self.objects.synced()
     }

@@ -1,9 +1,10 @@
-//! An API server that does what a test tells it to: TLS on loopback, pods and nodes to get, list and watch, reviews of
-//! rights and of tokens, an echo behind every upgrade; and every way to be of no use.
+//! An API server that does what a test tells it to: TLS on loopback, pods and nodes to get, list and watch,
+//! reviews of rights and of tokens, an echo behind every upgrade; and every way to be of no use.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::CertifiedKey;
+use rcgen::{Certificate, CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -34,7 +35,7 @@ type Judge = Box<dyn Fn(&Value) -> Value + Send + Sync>;
 pub struct ApiServer {
     /// Where it listens, also when it does not.
     pub addr: SocketAddr,
-    root: Vec<u8>,
+    root: Certificate,
     tls: TlsAcceptor,
     shared: Arc<Shared>,
     running: Mutex<Drain>,
@@ -114,27 +115,42 @@ impl ApiServer {
             asked: Vec::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(0) });
-        let server = Self {
-            addr,
-            root: cert.der().to_vec(),
-            tls: TlsAcceptor::from(tls),
-            shared,
-            running: Mutex::new(Drain::new()),
-        };
+        let server =
+            Self { addr, root: cert, tls: TlsAcceptor::from(tls), shared, running: Mutex::new(Drain::new()) };
         server.serve(listener);
         server
     }
 
-    /// How podgate gets there, as the user of a bearer token `podgates-own`. Its tasks belong to `background`.
+    /// How podgate gets there, as the user of a bearer token `podgates-own`. Its tasks belong to
+    /// `background`.
     ///
     /// # Panics
     /// When that cannot be set up.
     pub fn connection(&self, background: &Drain) -> Live<Connection> {
         let mut config =
             ::kube::Config::new(format!("https://{}", self.addr).parse().expect("an address is a URI"));
-        config.root_cert = Some(vec![self.root.clone()]);
+        config.root_cert = Some(vec![self.root.der().to_vec()]);
         config.auth_info.token = Some("podgates-own".to_owned().into());
         Live::fixed(Connection::new(&config, background).expect("a way to the API server"))
+    }
+
+    /// Writes a kubeconfig, whose user has this token, and the CA file it names; where the kubeconfig is.
+    ///
+    /// # Panics
+    /// When the folder cannot be written to.
+    pub fn write_kubeconfig(&self, folder: &Path, token: &str) -> PathBuf {
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://{}", self.addr), "certificate-authority": "ca.crt",
+            }}],
+            "users": [{"name": "test", "user": {"token": token}}],
+        });
+        let path = folder.join("kubeconfig");
+        std::fs::write(folder.join("ca.crt"), self.root.pem()).expect("write the CA");
+        std::fs::write(&path, config.to_string()).expect("write the kubeconfig");
+        path
     }
 
     /// Makes a pod `namespace/name`, or a new version of it: a new pod when `uid` is another.
@@ -379,7 +395,8 @@ impl Shared {
         let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if accept.starts_with("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1") {
             let metadata = object["metadata"].take();
-            object = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
+            let (kind, version) = ("PartialObjectMetadata", "meta.k8s.io/v1");
+            object = json!({"kind": kind, "apiVersion": version, "metadata": metadata});
         }
         answered(StatusCode::OK, &object)
     }

@@ -12,7 +12,7 @@ use podgate::cluster::kube::connect::{Connection, Source};
 use podgate::cluster::kube::{KubeCluster, Settings, forward};
 use podgate::cluster::{Cluster, Decision, Error, User};
 use podgate::drain::{Drain, Drained};
-use podgate::reload::Live;
+use podgate::reload::{Live, Reloader};
 use podgate::request::{Attributes, Resource};
 use podgate::telemetry::{Metrics, chain};
 use podgate::testing::apiserver::ApiServer;
@@ -418,6 +418,28 @@ async fn what_is_sent_carries_podgates_credentials_alone_and_may_be_upgraded() {
     let mut echoed = [0; 5];
     soon("the echo", io.read_exact(&mut echoed)).await.unwrap();
     assert_eq!(&echoed, b"hello");
+}
+
+#[tokio::test]
+async fn new_credentials_are_used_without_a_restart() {
+    let server = ApiServer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = server.write_kubeconfig(folder.path(), "first");
+    let (background, metrics) = (Drain::new(), Metrics::new());
+    let source = Source::Kubeconfig { path, context: None };
+    let reloader = Reloader::new(Duration::from_millis(5), background.clone(), metrics.clone());
+    let (files, drain) = (source.files(), background.clone());
+    let build = move || Connection::new(&source.config()?, &drain);
+    let mut connection = reloader.load("apiserver", files, build).await.unwrap();
+    let cluster = KubeCluster::start(connection.clone(), &settings(), &background, &metrics);
+    cluster.review(&called("ana"), &exec("cart-0")).await.unwrap();
+    server.write_kubeconfig(folder.path(), "second");
+    soon("the new kubeconfig is seen", connection.replaced()).await;
+    cluster.review(&called("ana"), &exec("cart-0")).await.unwrap();
+    let asked = server.asked();
+    let shown: Vec<_> = asked.iter().map(|asked| &asked.headers["authorization"]).collect();
+    assert_eq!(shown, ["Bearer first", "Bearer second"]);
+    background.finish(Duration::ZERO).await;
 }
 
 /// `PODGATE_KUBECONFIG=... cargo test --test suite cluster::a_real -- --ignored`, as podgate's own identity.

@@ -17,7 +17,8 @@ use crate::reload::Live;
 /// JSON, the only format podgate reads.
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// An answer's bytes at most. An object is 1.5 MiB in etcd at most, as protobuf; as JSON it is a few times that.
+/// An answer's bytes at most. An object is 1.5 MiB in etcd at most, as protobuf; as JSON it is a few times
+/// that.
 const MAX_ANSWER: usize = 8 * 1024 * 1024;
 
 /// Bytes of an API server's message at most, in an error of podgate's.

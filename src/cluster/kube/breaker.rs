@@ -1,9 +1,10 @@
 //! Breaker: keeps what podgate asks from piling up before an API server that does not answer.
 //!
-//! Every kind of question has a breaker of its own, so that tokens, which anybody may send, take no place of those who are
-//! known already. It bounds how many wait at once and for how long; after a few failures in a row it answers itself, at
-//! once, lets one question through now and then, and stands aside as soon as any is answered. What an API server says,
-//! whatever it is, is no failure: only that it says nothing. Nothing here runs by itself.
+//! Every kind of question has a breaker of its own, so that tokens, which anybody may send, take no place of
+//! those who are known already. It bounds how many wait at once and for how long; after a few failures in a
+//! row it answers itself, at once, lets one question through now and then, and stands aside as soon as any is
+//! answered. What an API server says, whatever it is, is no failure: only that it says nothing. Nothing here
+//! runs by itself.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,11 +14,12 @@ use tokio::time::{Instant, timeout};
 
 use crate::cluster::Error;
 
-/// Failures in a row after which nothing is asked for a while. One may be a connection that ended under its request; five
-/// without a single answer in between are none.
+/// Failures in a row after which nothing is asked for a while. One may be a connection that ended under its
+/// request; five without a single answer in between are none.
 const FAILURES: u32 = 5;
 
-/// For how long then. Clients hear at once that there is no answer, and that there is one again a second late at most.
+/// For how long then. Clients hear at once that there is no answer, and that there is one again a second late
+/// at most.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Stands before one kind of question.

@@ -1,10 +1,11 @@
 //! Connect: the way to an API server, with podgate's own identity.
 //!
-//! A [`Source`] says where the way is described; what kube makes of it becomes a [`Connection`]: pooled, verified TLS,
-//! HTTP/1.1, because nothing else can be upgraded. Everything podgate asks an API server goes through
-//! [`Connection::send`], not through kube's own client: that one holds whole answers in memory and writes those it
-//! cannot read to the log, and pods and token reviews hold secrets. Invariants: whatever identity a request names in
-//! `Authorization` is replaced by podgate's; the server's certificate is always verified.
+//! A [`Source`] says where the way is described; what kube makes of it becomes a [`Connection`]: pooled,
+//! verified TLS, HTTP/1.1, because nothing else can be upgraded. Everything podgate asks an API server goes
+//! through [`Connection::send`], not through kube's own client: that one holds whole answers in memory and
+//! writes those it cannot read to the log, and pods and token reviews hold secrets. Invariants: whatever
+//! identity a request names in `Authorization` is replaced by podgate's; the server's certificate is always
+//! verified.
 //! Source: client-go `tools/clientcmd`, `rest/config.go`; kube `client::ConfigExt`.
 
 use std::path::PathBuf;
@@ -42,7 +43,8 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// (`protocol.md` 8.5), so that a request hardly ever meets a connection that is being closed.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Unused connections at most: as many as requests usually overlap; more are opened when needed and closed after use.
+/// Unused connections at most: as many as requests usually overlap; more are opened when needed and closed
+/// after use.
 const MAX_IDLE: usize = 64;
 
 /// Where the way to the API server is described.
@@ -112,9 +114,7 @@ pub enum Error {
     #[error("{0:?} is no name of a server")]
     BadName(String),
     /// A proxy stands between, which podgate does not know how to use.
-    #[error(
-        "the API server is behind a proxy (proxy-url of the kubeconfig, or HTTPS_PROXY), which is not supported"
-    )]
+    #[error("no proxy is supported, and one is set: proxy-url in the kubeconfig, or HTTPS_PROXY")]
     Proxy,
     /// The kubeconfig says not to verify.
     #[error("insecure-skip-tls-verify is set, but podgate always verifies the API server's certificate")]
@@ -127,8 +127,9 @@ pub enum Error {
     Identity(#[source] BoxError),
 }
 
-/// Runs what hyper runs beside a request (connecting, a connection's own reads and writes) as tasks of a drain, and ends
-/// them at its second step: an unused connection would hold the first one for as long as it is kept.
+/// Runs what hyper runs beside a request (connecting, a connection's own reads and writes) as tasks of a
+/// drain, and ends them at its second step: an unused connection would hold the first one for as long as it
+/// is kept.
 #[derive(Debug, Clone)]
 struct Background(Drain);
 
@@ -156,8 +157,8 @@ impl Source {
         read.unwrap_or(Err(KubeconfigError::FindPath)).map_err(failed)
     }
 
-    /// The files to look after, so that a changed one makes a new [`Connection`]. Token files and the CA of a pod are not
-    /// among them: kube reads those again each minute.
+    /// The files to look after, so that a changed one makes a new [`Connection`]. Token files and the CA of a
+    /// pod are not among them: kube reads those again each minute.
     pub fn files(&self) -> Vec<PathBuf> {
         let Self::Kubeconfig { path, .. } = self else { return Vec::new() };
         let mut files = vec![path.clone()];
@@ -228,9 +229,9 @@ impl Connection {
         })
     }
 
-    /// Sends a request whose URI is a path with its query; the server and podgate's credentials are added, and both
-    /// bodies are streamed. The answer's extensions are hyper's own, so that an upgrade can be had from it. It has no
-    /// deadline but for connecting. When dropped, the request may have been sent.
+    /// Sends a request whose URI is a path with its query; the server and podgate's credentials are added,
+    /// and both bodies are streamed. The answer's extensions are hyper's own, so that an upgrade can be had
+    /// from it. It has no deadline but for connecting. When dropped, the request may have been sent.
     ///
     /// # Errors
     /// [`cluster::Error::Unreachable`] when there is no connection or it ends too early, else
@@ -245,7 +246,8 @@ impl Connection {
             headers.insert(header::AUTHORIZATION, credentials);
         }
         *request.version_mut() = Version::HTTP_11;
-        // Boxed, because the compiler cannot show of what is inside that it is `Send` for callers that borrow.
+        // Boxed, because the compiler cannot show of what is inside that it is `Send` for callers that
+        // borrow.
         match self.client.clone().oneshot(request).boxed().await {
             Ok(response) => Ok(response.map(|body| body.map_err(Into::into).boxed_unsync())),
             Err(source) if is_reachable(&*source) => Err(cluster::Error::Unanswered { act, source }),
@@ -253,7 +255,8 @@ impl Connection {
         }
     }
 
-    /// podgate's own `Authorization` header, if it has one; a certificate may be all it shows. Marked as sensitive.
+    /// podgate's own `Authorization` header, if it has one; a certificate may be all it shows. Marked as
+    /// sensitive.
     ///
     /// # Errors
     /// [`cluster::Error::Unanswered`] when a credential plugin fails.
@@ -355,7 +358,8 @@ fn unquoted(error: BoxError) -> BoxError {
     .into()
 }
 
-/// Whether the fault is in what was said rather than in the way: an answer that is no HTTP, a request body that failed.
+/// Whether the fault is in what was said rather than in the way: an answer that is no HTTP, a request body
+/// that failed.
 fn is_reachable(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {

@@ -1,11 +1,12 @@
 //! Objects: pods and nodes, kept from watches, and never believed without a look.
 //!
-//! What the watches know is a hint: [`Objects::pod`] and [`Objects::node`] ask the API server for the object's metadata,
-//! which is small, and use what is known if uid and resourceVersion are still the same; otherwise they read the object.
-//! So a pod made just now is there, and one that was deleted and made again is never the old one, whatever the watches
-//! do: late, stuck, broken or off. Invariants: what is returned was true at some moment after the call began; of two
-//! versions the store keeps the newer.
-//! Source: Kubernetes API concepts, "Efficient detection of changes", "Resource versions"; client-go `tools/cache`.
+//! What the watches know is a hint: [`Objects::pod`] and [`Objects::node`] ask the API server for the
+//! object's metadata, which is small, and use what is known if uid and resourceVersion are still the same;
+//! otherwise they read the object. So a pod made just now is there, and one that was deleted and made again
+//! is never the old one, whatever the watches do: late, stuck, broken or off. Invariants: what is returned
+//! was true at some moment after the call began; of two versions the store keeps the newer.
+//! Source: Kubernetes API concepts, "Efficient detection of changes", "Resource versions"; client-go
+//! `tools/cache`.
 
 mod store;
 mod watch;

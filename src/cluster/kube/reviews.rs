@@ -1,11 +1,11 @@
 //! Reviews: may they, and whose token is this, asked of the cluster itself.
 //!
-//! Answers about rights are remembered for a short time, by exactly what was asked: the bytes of the review are the key.
-//! However many ask the same at once, the API server is asked once. Errors are not remembered; they are no decision, and
-//! fail closed. Whose a token is, is remembered by `authn`, not here. Invariant: no token is in an error or a log line,
-//! nor an API server's message that may repeat one.
-//! Source: apiserver `plugin/pkg/authorizer/webhook/webhook.go`, `plugin/pkg/authenticator/token/webhook/webhook.go`,
-//! `pkg/endpoints/filters/authorization.go`.
+//! Answers about rights are remembered for a short time, by exactly what was asked: the bytes of the review
+//! are the key. However many ask the same at once, the API server is asked once. Errors are not remembered;
+//! they are no decision, and fail closed. Whose a token is, is remembered by `authn`, not here. Invariant: no
+//! token is in an error or a log line, nor an API server's message that may repeat one.
+//! Source: apiserver `plugin/pkg/authorizer/webhook/webhook.go`,
+//! `plugin/pkg/authenticator/token/webhook/webhook.go`, `pkg/endpoints/filters/authorization.go`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +35,9 @@ const ACCESS_REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews
 
 const TOKEN_REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
-/// Bytes of remembered reviews at most, questions with their answers: some 20,000 usual ones. Callers choose how long a
-/// name or a group is, so that counting reviews would bound nothing; the least recently used make room.
+/// Bytes of remembered reviews at most, questions with their answers: some 20,000 usual ones. Callers choose
+/// how long a name or a group is, so that counting reviews would bound nothing; the least recently used make
+/// room.
 const MAX_REMEMBERED: u64 = 16 * 1024 * 1024;
 
 /// What one remembered review takes beside its bytes.

@@ -1,8 +1,9 @@
 //! Store: the newest known version of every object of a kind, as slim as it is used.
 //!
-//! Fed by a watch, and by reads that saw something newer. resourceVersions are compared as numbers, across uids too: they
-//! are one revision counter of the API server's storage. An object whose version is none is not kept. Whatever the store
-//! holds is looked at again before use, so that the order in which it is fed decides about speed alone.
+//! Fed by a watch, and by reads that saw something newer. resourceVersions are compared as numbers, across
+//! uids too: they are one revision counter of the API server's storage. An object whose version is none is
+//! not kept. Whatever the store holds is looked at again before use, so that the order in which it is fed
+//! decides about speed alone.
 //! Source: Kubernetes API concepts, "Resource version comparison"; etcd `ModRevision`.
 
 use std::collections::HashMap;
@@ -10,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Metadata;
 
-/// Objects of a kind at most: several times the largest cluster Kubernetes is tested with (150,000 pods). Beyond it what
-/// is new is not kept, and is read each time.
+/// Objects of a kind at most: several times the largest cluster Kubernetes is tested with (150,000 pods).
+/// Beyond it what is new is not kept, and is read each time.
 const MAX_OBJECTS: usize = 500_000;
 
 /// Objects by `namespace/name`, or by name.
@@ -59,7 +60,8 @@ impl<K> Store<K> {
         self.kept().put(key, version, value);
     }
 
-    /// A read saw this. What no list ever showed is not kept for a read alone: nothing would say that it is gone.
+    /// A read saw this. What no list ever showed is not kept for a read alone: nothing would say that it is
+    /// gone.
     pub(super) fn remember(&self, key: &str, version: Version, value: Arc<K>) {
         let mut kept = self.kept();
         if kept.listed {

@@ -1,10 +1,11 @@
 //! Watch: keeps a store up to date, for as long as the process runs.
 //!
-//! A list in pages, then a watch from its version on, which the API server ends every few minutes and which goes on from
-//! the last version seen; when that is too old (410) or anything else is odd, a list again. Every wait has a deadline, the
-//! largest event and page are bounded, and between two tries there is a pause that grows while they fail.
-//! It does not use kube's watcher: that has kube's client read the lists, which holds a page twice in memory and writes
-//! one it cannot read to the log, secrets in it included.
+//! A list in pages, then a watch from its version on, which the API server ends every few minutes and which
+//! goes on from the last version seen; when that is too old (410) or anything else is odd, a list again.
+//! Every wait has a deadline, the largest event and page are bounded, and between two tries there is a pause
+//! that grows while they fail.
+//! It does not use kube's watcher: that has kube's client read the lists, which holds a page twice in memory
+//! and writes one it cannot read to the log, secrets in it included.
 //! Source: Kubernetes API concepts, "Efficient detection of changes"; client-go `tools/cache/reflector.go`.
 
 use std::sync::Arc;
@@ -32,16 +33,17 @@ use crate::telemetry::{Metrics, chain};
 /// Objects of a page: client-go's. A page is some megabytes, and gone before the next is asked for.
 const PAGE: u32 = 500;
 
-/// Bytes of a page, and of an event, at most: pods of 128 KiB each, and as `ask` has it. Larger ones are errors rather
-/// than a full memory.
+/// Bytes of a page, and of an event, at most: pods of 128 KiB each, and as `ask` has it. Larger ones are
+/// errors rather than a full memory.
 const MAX_PAGE: usize = 64 * 1024 * 1024;
 const MAX_EVENT: usize = 8 * 1024 * 1024;
 
 /// For a whole page, or for the head of a watch's answer. An API server gives up on a list after 60 s itself.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// After this long the API server ends a watch, in seconds: soon enough that a connection which is dead without saying so
-/// is replaced, and that new credentials are used, and within the API server's own 5 to 10 minutes.
+/// After this long the API server ends a watch, in seconds: soon enough that a connection which is dead
+/// without saying so is replaced, and that new credentials are used, and within the API server's own 5 to 10
+/// minutes.
 const WATCH_SECONDS: u64 = 290;
 
 /// Silence on a watch after which it is taken for dead: its end is overdue.
@@ -142,8 +144,9 @@ impl<K: Kind> Watch<K> {
         };
         let act = format!("watch {}", K::PLURAL);
         let path = format!(
-            "/api/v1/{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={}",
+            "/api/v1/{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={}&resourceVersion={}",
             K::PLURAL,
+            WATCH_SECONDS,
             utf8_percent_encode(&since, SEGMENT)
         );
         let (code, mut body) = match self.ask(path).await {
@@ -285,8 +288,10 @@ mod tests {
                 let env: Vec<_> =
                     (0..20).map(|n| json!({"name": format!("VARIABLE_{n}"), "value": "value"})).collect();
                 let limits = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "100m"}});
-                json!({"name": name, "image": "registry.example.com/shop/cart:v1", "env": env, "resources": limits})
+                let image = "registry.example.com/shop/cart:v1";
+                json!({"name": name, "image": image, "env": env, "resources": limits})
             };
+            let node = format!("ip-10-0-{}-{}.eu-central-1.compute.internal", number % 20, number % 250);
             let managed = json!({"f:spec": {"f:containers": {"f:env": {}, "f:image": {}, "f:name": {}}}});
             json!({
                 "metadata": {
@@ -299,7 +304,7 @@ mod tests {
                     "managedFields": [{"manager": "kubelet", "fieldsV1": managed}],
                 },
                 "spec": {
-                    "nodeName": format!("ip-10-0-{}-{}.eu-central-1.compute.internal", number % 20, number % 250),
+                    "nodeName": node,
                     "initContainers": [container("init-config")],
                     "containers": [container("cart"), container("istio-proxy")],
                 },
