@@ -451,13 +451,30 @@ async fn a_real_api_server_answers_as_expected() {
     let (background, metrics) = (Drain::new(), Metrics::new());
     let connection = Live::fixed(Connection::new(&config, &background).unwrap());
     let settings = Settings { watch: true, ..settings() };
-    let cluster = KubeCluster::start(connection, &settings, &background, &background, &metrics);
+    let cluster = KubeCluster::start(connection.clone(), &settings, &background, &background, &metrics);
     until("the watches have seen everything", || cluster.synced()).await;
     let known = |resource| metrics.watch_objects.with_label_values(&[resource]).get();
     println!("{} pods, {} nodes", known("pods"), known("nodes"));
     assert!(known("nodes") > 0);
     assert!(cluster.pod("default", "no-such-pod").await.unwrap().is_none());
     assert!(cluster.node("no-such-node").await.unwrap().is_none());
+    for resource in ["nodes", "pods"] {
+        let request = Request::get(format!("/api/v1/{resource}?limit=1"));
+        let request = request.body(Full::default().map_err(|never| match never {}).boxed_unsync()).unwrap();
+        let list = connection.get().send(request).await.unwrap().into_body().collect().await.unwrap();
+        let list: serde_json::Value = serde_json::from_slice(&list.to_bytes()).unwrap();
+        let metadata = &list["items"][0]["metadata"];
+        let name = metadata["name"].as_str().expect("there is one");
+        if resource == "pods" {
+            let namespace = metadata["namespace"].as_str().unwrap();
+            let pod = cluster.pod(namespace, name).await.unwrap().expect("there is one");
+            assert_eq!(metadata["uid"], pod.uid);
+            assert!(!pod.containers.is_empty());
+        } else {
+            let node = cluster.node(name).await.unwrap().expect("there is one");
+            assert!(!node.addresses.is_empty() && node.kubelet_port > 0);
+        }
+    }
     let root = User { groups: vec!["system:masters".into()], ..called("root") };
     assert!(cluster.review(&root, &exec("cart-0")).await.unwrap().allowed);
     assert!(!cluster.review(&called("nobody"), &exec("cart-0")).await.unwrap().allowed);
