@@ -351,3 +351,62 @@ impl std::fmt::Debug for Key {
 pub(super) fn supports(algorithm: Algorithm) -> bool {
     RSA.contains(&algorithm) || matches!(algorithm, Algorithm::ES256 | Algorithm::ES384)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing but the clock moves here: an issuer that accepts and then says nothing is the whole point.
+    #[tokio::test(start_paused = true)]
+    async fn an_issuer_that_hangs_is_given_up_and_left_alone_for_a_while() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}", silent.local_addr().unwrap());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let pace = Pace::default();
+        let keys = Keys::new(&url, url.parse().unwrap(), tls, pace);
+        let ask = async || {
+            let began = Instant::now();
+            assert!(matches!(keys.present().await, Err(Error::Late(_))));
+            began.elapsed() >= DEADLINE
+        };
+        assert!(ask().await, "it was waited for");
+        assert!(!ask().await, "it was not asked");
+        tokio::time::advance(pace.retry).await;
+        assert!(ask().await, "it was asked again");
+    }
+
+    #[test]
+    fn what_is_no_public_key_for_signatures_is_passed_over() {
+        let (x, y) =
+            ("f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0");
+        let of = |key: serde_json::Value| Key::of(key).map(|key| key.algorithms);
+        let ec = |more: serde_json::Value| {
+            let mut key = serde_json::json!({"kty": "EC", "crv": "P-256", "x": x, "y": y});
+            key.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            of(key)
+        };
+        assert_eq!(ec(serde_json::json!({})), Some(vec![Algorithm::ES256]));
+        assert_eq!(
+            ec(serde_json::json!({"alg": "ES256", "use": "sig", "kid": "a"})),
+            Some(vec![Algorithm::ES256])
+        );
+        assert_eq!(ec(serde_json::json!({"alg": "RS256"})), Some(vec![]));
+        for more in [
+            serde_json::json!({"use": "enc"}),
+            serde_json::json!({"crv": "P-521"}),
+            serde_json::json!({"crv": "secp256k1"}),
+            serde_json::json!({"kty": "oct", "k": "c2VjcmV0"}),
+            serde_json::json!({"x": 7}),
+        ] {
+            assert_eq!(ec(more.clone()), None, "{more}");
+        }
+        let rsa = serde_json::json!({"kty": "RSA", "n": "AQAB", "e": "AQAB"});
+        assert_eq!(of(rsa), Some(RSA.to_vec()));
+        for none in [serde_json::json!(null), serde_json::json!("key"), serde_json::json!({"kty": "new"})] {
+            assert_eq!(of(none), None);
+        }
+    }
+}
