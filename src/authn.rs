@@ -2,9 +2,10 @@
 //!
 //! In the flow: the first stage. Methods are tried in the API server's order; the first that knows the caller
 //! wins, and one that failed is only fatal when no other succeeds. A credential that is wrong is never
-//! downgraded to anonymous. The client learns nothing but `Unauthorized`, unless nobody could be asked; the log has
-//! the cause. What a caller was known by stays with the [`Caller`], so that a session can ask again.
-//! Source: `protocol.md` 8.2 (apiserver `pkg/authentication/request/{union,headerrequest,x509,bearertoken,anonymous}`,
+//! downgraded to anonymous. The client learns nothing but `Unauthorized`, unless nobody could be asked; the
+//! log has the cause. What a caller was known by stays with the [`Caller`], so that a session can ask again.
+//! Source: `protocol.md` 8.2 (apiserver
+//! `pkg/authentication/request/{union,headerrequest,x509,bearertoken,anonymous}`,
 //! `pkg/authentication/group`).
 
 mod flight;
@@ -41,7 +42,8 @@ pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// The anonymous user.
 pub const ANONYMOUS: &str = "system:anonymous";
 
-/// A user whose identity was proven. Only this room, and `authz` for an impersonation it has checked, make one.
+/// A user whose identity was proven. Only this room, and `authz` for an impersonation it has checked, make
+/// one.
 #[derive(Debug, Clone)]
 pub struct Caller {
     user: User,
@@ -144,8 +146,8 @@ impl Caller {
         self.impersonator.as_deref()
     }
 
-    /// Whether a browser would say so for any page: by a client certificate, by the cookie of a front proxy, or by
-    /// saying nothing.
+    /// Whether a browser would say so for any page: by a client certificate, by the cookie of a front proxy,
+    /// or by saying nothing.
     pub fn is_ambient(&self) -> bool {
         match self.proof {
             Proof::FrontProxy(_) | Proof::Certificate(_) | Proof::Nothing => true,
@@ -250,8 +252,8 @@ impl Authn {
         }
     }
 
-    /// Whether what this caller was known by, or its impersonator, still proves the same: for as long as a session
-    /// lives. Nothing remembered is trusted. May be dropped: nothing is lost.
+    /// Whether what this caller was known by, or its impersonator, still proves the same: for as long as a
+    /// session lives. Nothing remembered is trusted. May be dropped: nothing is lost.
     ///
     /// # Errors
     /// When it does not, or ([`Error::is_transient`]) when nobody can say so now.
@@ -319,7 +321,8 @@ impl Authn {
     }
 }
 
-/// Of several failures the last is told, unless one could not be asked about: the caller may be known after all.
+/// Of several failures the last is told, unless one could not be asked about: the caller may be known after
+/// all.
 fn note(failed: &mut Option<Error>, error: Error) {
     if !failed.as_ref().is_some_and(Error::is_transient) {
         *failed = Some(error);

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 
-/// Questions under way. Whoever waits drives the question on; it is given up when the last of them is gone. There are
-/// no more of them than requests under way.
+/// Questions under way. Whoever waits drives the question on; it is given up when the last of them is gone.
+/// There are no more of them than requests under way.
 pub(super) struct Flights<K, V>(Mutex<HashMap<K, Flight<V>>>);
 
 type Flight<V> = WeakShared<BoxFuture<'static, V>>;
@@ -29,7 +29,8 @@ impl<K, V> Default for Flights<K, V> {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
-    /// The answer to the question `key`: of the one under way, or else of the one that `ask` begins. May be dropped.
+    /// The answer to the question `key`: of the one under way, or else of the one that `ask` begins. May be
+    /// dropped.
     pub(super) async fn join(&self, key: &K, ask: impl FnOnce() -> BoxFuture<'static, V>) -> V {
         let flight = {
             let mut flights = self.lock();

@@ -1,7 +1,7 @@
 //! Front proxy: a proxy that has authenticated the caller itself and says by headers who it is.
 //!
-//! Invariant: the headers are believed on a connection whose client certificate leads to the front proxies' own CA and
-//! names an allowed one of them, and nowhere else.
+//! Invariant: the headers are believed on a connection whose client certificate leads to the front proxies'
+//! own CA and names an allowed one of them, and nowhere else.
 //! Source: apiserver `pkg/authentication/request/headerrequest`.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,8 @@ use crate::tls::{self, ClientVerifier};
 /// Who is believed as a front proxy, and by which headers it says whom it speaks for.
 #[derive(Debug, Clone)]
 pub struct FrontProxy {
-    /// Judges the certificates of front proxies. Not the CA of ordinary clients: each of its holders could be anybody.
+    /// Judges the certificates of front proxies. Not the CA of ordinary clients: each of its holders could be
+    /// anybody.
     pub authorities: Live<ClientVerifier>,
     /// Common names of front proxies; when empty, any certificate of the CA is one's.
     pub allowed_names: Vec<String>,
@@ -116,8 +117,8 @@ fn strip<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     head.eq_ignore_ascii_case(prefix).then_some(key)
 }
 
-/// The key of an attribute, lower-case until it is decoded. One that cannot be decoded is taken as it is, as upstream
-/// does: no attribute is lost for its spelling.
+/// The key of an attribute, lower-case until it is decoded. One that cannot be decoded is taken as it is, as
+/// upstream does: no attribute is lost for its spelling.
 fn unescape(key: &str) -> String {
     let whole = |part: &str| {
         let mut digits = part.bytes().take(2);

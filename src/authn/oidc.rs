@@ -1,9 +1,10 @@
 //! Oidc: ID tokens of OpenID Connect issuers, checked here.
 //!
-//! A token belongs to the issuer it names, before anything of it is believed; one of no configured issuer is left to
-//! others. Invariant: nothing of a token is used before its signature was verified by a key of that issuer, with an
-//! algorithm of that key.
-//! Source: apiserver `plugin/pkg/authenticator/token/oidc`, OpenID Connect Core 1.0 section 3.1.3.7, RFC 8725.
+//! A token belongs to the issuer it names, before anything of it is believed; one of no configured issuer is
+//! left to others. Invariant: nothing of a token is used before its signature was verified by a key of that
+//! issuer, with an algorithm of that key.
+//! Source: apiserver `plugin/pkg/authenticator/token/oidc`, OpenID Connect Core 1.0 section 3.1.3.7, RFC
+//! 8725.
 
 pub mod config;
 pub mod expression;

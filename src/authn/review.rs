@@ -1,7 +1,7 @@
 //! Review: bearer tokens that the cluster knows, remembered for a short while.
 //!
-//! Invariant: only answers are remembered, never that there was none. A token is kept as its HMAC with a key of this
-//! process: neither memory nor the time of a look-up says anything about it.
+//! Invariant: only answers are remembered, never that there was none. A token is kept as its HMAC with a key
+//! of this process: neither memory nor the time of a look-up says anything about it.
 //! Source: apiserver `pkg/authentication/token/cache`.
 
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::flight::Flights;
 use crate::cluster::{self, Cluster, User};
 
-/// Answers remembered at once; more push out what is asked for least. An answer is a few hundred bytes, so this is some
-/// megabytes, and ten thousand callers within seconds is more than one replica serves.
+/// Answers remembered at once; more push out what is asked for least. An answer is a few hundred bytes, so
+/// this is some megabytes, and ten thousand callers within seconds is more than one replica serves.
 const REMEMBERED: u64 = 10_000;
 
 /// How the cluster is asked whose a token is: by TokenReview.

@@ -7,8 +7,8 @@ use aws_lc_rs::digest;
 
 use crate::cluster::User;
 
-/// kube-apiserver's static token file, read once. Tokens are kept and looked up by their SHA-256: no copy of a
-/// token stays in memory, and a look-up's duration says nothing about how much of a guess was right.
+/// kube-apiserver's static token file, read once. Tokens are kept and looked up by their SHA-256: no copy of
+/// a token stays in memory, and a look-up's duration says nothing about how much of a guess was right.
 #[derive(Default)]
 pub struct Tokens(HashMap<[u8; 32], User>);
 

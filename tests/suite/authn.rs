@@ -129,7 +129,8 @@ impl Issuer {
     fn entry(&self, more: &str) -> String {
         let ca = self.ca.trim().replace('\n', "\n      ");
         format!(
-            "- issuer:\n    url: {}\n    audiences: [podgate]\n    certificateAuthority: |\n      {ca}\n{more}",
+            "- issuer:\n    url: {}\n    audiences: [podgate]\n    certificateAuthority: |\n      \
+             {ca}\n{more}",
             self.url
         )
     }
@@ -193,7 +194,11 @@ impl SigningKey {
     }
 }
 
-const PLAIN: &str = "  claimMappings:\n    username: {claim: sub, prefix: 'oidc:'}\n    groups: {claim: groups, prefix: 'g:'}\n";
+const PLAIN: &str = "  \
+  claimMappings:
+    username: {claim: sub, prefix: 'oidc:'}
+    groups: {claim: groups, prefix: 'g:'}
+";
 
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
@@ -222,7 +227,8 @@ impl Door {
         Self::open(methods, &Arc::new(Pki::new()), &FakeCluster::new()).await
     }
 
-    /// What these headers get from `/whoami`, on a connection with this certificate or none: the user, or the code.
+    /// What these headers get from `/whoami`, on a connection with this certificate or none: the user, or the
+    /// code.
     async fn whoami(&self, identity: Option<&Identity>, headers: &str) -> String {
         let mut io = match identity {
             Some(identity) => self.0.connect_with(identity).await,
@@ -366,8 +372,9 @@ async fn rules_and_expressions_of_the_file_hold() {
     let door = Door::trusting(&issuer, more, Pace::default()).await;
     let ask = async |name: &str, value: Value| {
         let mut claims = json!({
-            "iss": issuer.url, "aud": "podgate", "sub": "7", "iat": now(), "exp": now() + 600, "hd": "example.com",
-            "email": "ana@example.com", "email_verified": true, "roles": ["a", "b"], "team": "blue",
+            "iss": issuer.url, "aud": "podgate", "sub": "7", "iat": now(), "exp": now() + 600,
+            "hd": "example.com", "email": "ana@example.com", "email_verified": true,
+            "roles": ["a", "b"], "team": "blue",
         });
         claims[name] = value;
         door.bearer(&key.sign(&claims)).await

@@ -1,8 +1,8 @@
 //! Config: kube-apiserver's `AuthenticationConfiguration` file, read whole and checked whole.
 //!
-//! The file is upstream's, so that the one of the API server can be used as it is: its versions, its keys, its rules.
-//! What it can say and podgate cannot do is an error, not passed over; only `egressSelectorType`, which is about the
-//! API server's own network, means nothing here.
+//! The file is upstream's, so that the one of the API server can be used as it is: its versions, its keys,
+//! its rules. What it can say and podgate cannot do is an error, not passed over; only `egressSelectorType`,
+//! which is about the API server's own network, means nothing here.
 //! Source: apiserver `pkg/apis/apiserver/v1`, `pkg/apis/apiserver/validation`.
 
 use std::collections::HashSet;
@@ -376,8 +376,8 @@ fn mapping(
         return wrong(
             format!("{at_mappings}.username.expression"),
             "claims.email_verified must be used in claimMappings.username.expression or \
-             claimMappings.extra[*].valueExpression or claimValidationRules[*].expression when claims.email is used \
-             in claimMappings.username.expression",
+             claimMappings.extra[*].valueExpression or claimValidationRules[*].expression when \
+             claims.email is used in claimMappings.username.expression",
         );
     }
 

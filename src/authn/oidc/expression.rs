@@ -1,7 +1,7 @@
 //! Expression: CEL over the claims of a token, or over the user made of them.
 //!
-//! Compiled when the file is read, evaluated for every token. Invariant: no result but one of the type asked for is
-//! used, and whatever cannot be evaluated is a failure: an expression that is wrong lets nobody in.
+//! Compiled when the file is read, evaluated for every token. Invariant: no result but one of the type asked
+//! for is used, and whatever cannot be evaluated is a failure: an expression that is wrong lets nobody in.
 //! Source: apiserver `pkg/authentication/cel`.
 
 use std::collections::HashMap;
@@ -13,18 +13,21 @@ use cel::{Context, Env, ExecutionError, Value, extensions};
 /// Bytes of an expression: more is a program, which belongs elsewhere.
 const MAX_LENGTH: usize = 10 * 1024;
 
-/// Brackets within each other, for the parser, whose recursion takes some 200 KiB of stack for each in a debug build.
+/// Brackets within each other, for the parser, whose recursion takes some 200 KiB of stack for each in a
+/// debug build.
 const MAX_BRACKETS: u16 = 32;
 
-/// Bytes of stack to parse with: [`MAX_BRACKETS`] need a third of it, and so does leaving the longest chain of the kind
-/// `a.b.c`, which nests without brackets. Threads of the runtime have less than either.
+/// Bytes of stack to parse with: [`MAX_BRACKETS`] need a third of it, and so does leaving the longest chain
+/// of the kind `a.b.c`, which nests without brackets. Threads of the runtime have less than either.
 const STACK: usize = 32 * 1024 * 1024;
 
-/// How deep an expression may nest. Evaluation recurses and takes some 50 KiB of stack a level in a debug build, of the
-/// 2 MiB that a worker of the runtime has. Chains of `&&` and `||` are balanced by the parser and count little.
+/// How deep an expression may nest. Evaluation recurses and takes some 50 KiB of stack a level in a debug
+/// build, of the 2 MiB that a worker of the runtime has. Chains of `&&` and `||` are balanced by the parser
+/// and count little.
 const MAX_DEPTH: usize = 24;
 
-/// Loops within each other. A token has at most some thousand items, and each further loop multiplies by that.
+/// Loops within each other. A token has at most some thousand items, and each further loop multiplies by
+/// that.
 const MAX_LOOPS: usize = 2;
 
 /// Names that are no variables: CEL's types, and the first part of functions.

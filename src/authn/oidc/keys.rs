@@ -1,8 +1,8 @@
 //! Keys: those with which an issuer signs, found through its discovery document and kept until they change.
 //!
-//! Nothing runs in the background: keys are fetched when a token needs them, once however many tokens wait. Invariant:
-//! only HTTPS, verified by the issuer's CA; no redirect; nothing of any size; and a token with a made-up key cannot make
-//! podgate ask more often than its pace.
+//! Nothing runs in the background: keys are fetched when a token needs them, once however many tokens wait.
+//! Invariant: only HTTPS, verified by the issuer's CA; no redirect; nothing of any size; and a token with a
+//! made-up key cannot make podgate ask more often than its pace.
 //! Source: OpenID Connect Discovery 1.0 section 4, RFC 7517.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -160,8 +160,8 @@ struct Document {
 // === impl Pace ===
 
 impl Default for Pace {
-    /// Issuers announce a new key days before they use it and withdraw an old one as late, so ten minutes are soon; and
-    /// ten seconds are the longest that a token of an unannounced one is refused.
+    /// Issuers announce a new key days before they use it and withdraw an old one as late, so ten minutes are
+    /// soon; and ten seconds are the longest that a token of an unannounced one is refused.
     fn default() -> Self {
         Self { refresh: Duration::from_secs(600), retry: Duration::from_secs(10) }
     }
@@ -316,7 +316,8 @@ impl KeySet {
 // === impl Key ===
 
 impl Key {
-    /// `None` for what is no public key to verify signatures with, such as a secret of HMAC: such would be known to all.
+    /// `None` for what is no public key to verify signatures with, such as a secret of HMAC: such would be
+    /// known to all.
     fn of(json: serde_json::Value) -> Option<Self> {
         let jwk: Jwk = serde_json::from_value(json).ok()?;
         if jwk.common.public_key_use.as_ref().is_some_and(|of| *of != PublicKeyUse::Signature) {

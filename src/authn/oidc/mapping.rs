@@ -1,7 +1,7 @@
 //! Mapping: from the claims of a verified token to a user, or to the rule that they break.
 //!
-//! Source: apiserver `plugin/pkg/authenticator/token/oidc`, Kubernetes documentation "Authenticating", section
-//! "Using Authentication Configuration".
+//! Source: apiserver `plugin/pkg/authenticator/token/oidc`, Kubernetes documentation "Authenticating",
+//! section "Using Authentication Configuration".
 
 use std::collections::BTreeMap;
 
@@ -267,7 +267,11 @@ mod tests {
             ],
             ..Mapping::default()
         };
-        let claims = |sub: &str, hd: &str, level: i32, group: &str| json!({"sub": sub, "hd": hd, "level": level, "groups": [group], "team": ["x"]});
+        let claims = |sub: &str, hd: &str, level: i32, group: &str| {
+            json!({
+                "sub": sub, "hd": hd, "level": level, "groups": [group], "team": ["x"],
+            })
+        };
         let ana = user(&mapping, claims("ana", "example.com", 3, "dev")).unwrap();
         assert_eq!((ana.name.as_str(), ana.groups), ("u:ana", vec!["dev".to_owned()]));
         assert_eq!(ana.extra, BTreeMap::from([("example.com/team".to_owned(), vec!["x".to_owned()])]));
