@@ -8,7 +8,6 @@
 //! `pkg/authentication/request/{union,headerrequest,x509,bearertoken,anonymous}`,
 //! `pkg/authentication/group`).
 
-mod flight;
 pub mod front_proxy;
 pub mod oidc;
 pub mod review;

@@ -6,6 +6,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod drain;
+mod flight;
 pub mod reload;
 pub mod status;
 pub mod telemetry;

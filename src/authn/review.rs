@@ -13,8 +13,8 @@ use futures_util::FutureExt;
 use moka::future::Cache;
 use tokio::time::Instant;
 
-use super::flight::Flights;
 use crate::cluster::{self, Cluster, User};
+use crate::flight::Flights;
 
 /// Answers remembered at once; more push out what is asked for least. An answer is a few hundred bytes, so
 /// this is some megabytes, and ten thousand callers within seconds is more than one replica serves.

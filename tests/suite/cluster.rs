@@ -431,7 +431,7 @@ async fn new_credentials_are_used_without_a_restart() {
     let (files, drain) = (source.files(), background.clone());
     let build = move || Connection::new(&source.config()?, &drain);
     let mut connection = reloader.load("apiserver", files, build).await.unwrap();
-    let cluster = KubeCluster::start(connection.clone(), &settings(), &background, &metrics);
+    let cluster = KubeCluster::start(connection.clone(), &settings(), &background, &background, &metrics);
     cluster.review(&called("ana"), &exec("cart-0")).await.unwrap();
     server.write_kubeconfig(folder.path(), "second");
     soon("the new kubeconfig is seen", connection.replaced()).await;

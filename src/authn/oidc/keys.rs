@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use crate::authn::flight::Flights;
+use crate::flight::Flights;
 use crate::telemetry::chain;
 
 /// For both documents, from the first name looked up to the last byte. A caller waits for it, so it is short.

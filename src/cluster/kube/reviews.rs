@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::StatusCode;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::authorization::v1::{
@@ -23,6 +24,7 @@ use tracing::debug;
 
 use super::ask::{Asker, Refused, read, unanswered};
 use crate::cluster::{Decision, Error, User};
+use crate::flight::Flights;
 use crate::request::Attributes;
 
 /// What reviews of rights are told about in errors.
@@ -51,11 +53,11 @@ pub(super) struct Times {
 }
 
 /// Asks for reviews of rights.
-#[derive(Debug)]
 pub(super) struct Rights {
-    asker: Asker,
+    asker: Arc<Asker>,
     /// Absent when no answer holds for any time.
     answers: Option<Cache<Bytes, Decision>>,
+    flights: Flights<Bytes, Result<Decision, Shared>>,
 }
 
 /// Asks for reviews of tokens.
@@ -83,24 +85,34 @@ impl Rights {
                 .expire_after(times)
                 .build()
         });
-        Self { asker, answers }
+        Self { asker: Arc::new(asker), answers, flights: Flights::default() }
     }
 
     /// The cluster's answer. Dropping the future does not disturb others who ask the same.
     pub(super) async fn review(&self, user: &User, attributes: &Attributes) -> Result<Decision, Error> {
         let body = json(REVIEW, &access_review(user, attributes))?;
-        let Some(answers) = &self.answers else { return self.ask(body).await };
-        let asked = answers.try_get_with(body.clone(), async { self.ask(body).await.map_err(Shared::from) });
-        asked.await.map_err(|shared| Shared::clone(&shared).into())
+        let Some(answers) = &self.answers else { return ask(&self.asker, body).await };
+        if let Some(answer) = answers.get(&body).await {
+            return Ok(answer);
+        }
+        let (asker, answers, asked) = (self.asker.clone(), answers.clone(), body.clone());
+        let fly = || {
+            let answered = async move {
+                let decision = ask(&asker, asked.clone()).await?;
+                answers.insert(asked, decision.clone()).await;
+                Ok(decision)
+            };
+            answered.boxed()
+        };
+        self.flights.join(&body, fly).await.map_err(Error::from)
     }
+}
 
-    async fn ask(&self, body: Bytes) -> Result<Decision, Error> {
-        let answer = self.asker.post(REVIEW, ACCESS_REVIEWS, body).await?;
-        let review: SubjectAccessReview =
-            read(REVIEW, &created(answer).map_err(|no| unanswered(REVIEW, no))?)?;
-        let Some(status) = review.status else { return Err(unanswered(REVIEW, "the answer has no status")) };
-        decision(status)
-    }
+async fn ask(asker: &Asker, body: Bytes) -> Result<Decision, Error> {
+    let answer = asker.post(REVIEW, ACCESS_REVIEWS, body).await?;
+    let review: SubjectAccessReview = read(REVIEW, &created(answer).map_err(|no| unanswered(REVIEW, no))?)?;
+    let Some(status) = review.status else { return Err(unanswered(REVIEW, "the answer has no status")) };
+    decision(status)
 }
 
 /// As the API server acts on its own authorizers: an error beside anything but a yes is no decision.

@@ -1,4 +1,7 @@
 //! Flight: the same question is asked once, however many want the answer.
+//!
+//! moka's own coalescing is not used: it panics once two hundred in a row who waited for the same have gone away, which
+//! peers can bring about.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,7 +12,7 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 /// Questions under way. Whoever waits drives the question on; it is given up when the last of them is gone.
 /// There are no more of them than requests under way.
-pub(super) struct Flights<K, V>(Mutex<HashMap<K, Flight<V>>>);
+pub(crate) struct Flights<K, V>(Mutex<HashMap<K, Flight<V>>>);
 
 type Flight<V> = WeakShared<BoxFuture<'static, V>>;
 
@@ -31,7 +34,7 @@ impl<K, V> Default for Flights<K, V> {
 impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
     /// The answer to the question `key`: of the one under way, or else of the one that `ask` begins. May be
     /// dropped.
-    pub(super) async fn join(&self, key: &K, ask: impl FnOnce() -> BoxFuture<'static, V>) -> V {
+    pub(crate) async fn join(&self, key: &K, ask: impl FnOnce() -> BoxFuture<'static, V>) -> V {
         let flight = {
             let mut flights = self.lock();
             // One that has landed is no longer asked: its answer may be older than this question.
