@@ -15,7 +15,8 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
 use crate::clients::Client;
-use crate::podgate::{Node, Podgate};
+use crate::objects;
+use crate::place::Place;
 
 /// Bytes through stdin and back: more than all the buffers on the way hold.
 const MEGABYTES: usize = 3 * 1024 * 1024;
@@ -25,6 +26,9 @@ const BODY: usize = 300_000;
 
 /// Connections through one port-forward at once.
 const CONNECTIONS: usize = 5;
+
+/// A port on which nobody listens: TCPMUX, which nobody has run for decades (RFC 7805).
+const UNUSED_PORT: u16 = 1;
 
 /// How long the end of a forwarded connection may take to come through.
 const END_PATIENCE: Duration = Duration::from_secs(20);
@@ -46,31 +50,66 @@ pub(crate) enum Check {
     Forward,
     /// A port on which nobody listens.
     RefusedPort,
+    /// A pod by name, in a table, and one that is not there.
+    Get,
+    /// Whether the caller may: yes, and no.
+    CanI,
+    /// What the API has.
+    Discovery,
+    /// A caller who may nothing.
+    Forbidden,
+    /// A caller known by a bearer token, and one whose token nobody knows.
+    Token,
+    /// Objects made, changed, and left as they are.
+    Apply,
+    /// Those objects removed, and waited for.
+    Delete,
+    /// An ephemeral container.
+    Debug,
+    /// A copy of a pod with another command.
+    DebugCopy,
+    /// `logs -f` and `get -w` of a pod until it ends, and parts of its log afterwards.
+    Follow,
     /// The container's own process, both ways, until it ends. The last one: the pod is over then.
     Attach,
 }
 
-/// One client at one node.
+/// One client at one place.
 pub(crate) struct Target<'a> {
     pub(crate) client: &'a Client,
-    pub(crate) node: &'a Node,
-    pod: String,
+    pub(crate) place: &'a Place,
+    /// The client's pod there.
+    pub(crate) pod: String,
     /// The client's home, and what it copies.
-    folder: PathBuf,
-    kubeconfig: PathBuf,
+    pub(crate) folder: PathBuf,
+    /// With the contexts `alice-token`, who may do what the checks do, and `mallory`, who may nothing; the current one is
+    /// of somebody with a certificate.
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) echo: Echo,
+    /// What the containers of pods are made from that a client applies.
+    pub(crate) image: String,
+}
+
+/// Where bodies are given back to who forwards a port.
+#[derive(Clone)]
+pub(crate) enum Echo {
+    /// In the check itself, whose ports are those of the pods too.
+    Here,
+    /// In another pod.
+    At { pod: String, port: u16 },
 }
 
 /// What a client's process said, and how it ended.
-struct Said {
-    code: Option<i32>,
-    out: Vec<u8>,
-    err: String,
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: String,
 }
 
 // === impl Check ===
 
 impl Check {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Streams,
         Self::Codes,
         Self::Stdin,
@@ -78,6 +117,16 @@ impl Check {
         Self::Cp,
         Self::Forward,
         Self::RefusedPort,
+        Self::Get,
+        Self::CanI,
+        Self::Discovery,
+        Self::Forbidden,
+        Self::Token,
+        Self::Apply,
+        Self::Delete,
+        Self::Debug,
+        Self::DebugCopy,
+        Self::Follow,
         Self::Attach,
     ];
 
@@ -91,7 +140,32 @@ impl Check {
             Self::Forward => "port-forward",
             Self::RefusedPort => "refused port",
             Self::Attach => "attach",
+            Self::Get => "get",
+            Self::Follow => "logs -f, get -w",
+            Self::CanI => "can-i",
+            Self::Discovery => "discovery",
+            Self::Forbidden => "forbidden",
+            Self::Token => "token",
+            Self::Apply => "apply",
+            Self::Delete => "delete",
+            Self::Debug => "debug",
+            Self::DebugCopy => "debug --copy-to",
         }
+    }
+
+    /// Whether it is about exec, attach or port-forward, which libraries have as well.
+    pub(crate) fn is_session(self) -> bool {
+        matches!(
+            self,
+            Self::Streams
+                | Self::Codes
+                | Self::Stdin
+                | Self::Tty
+                | Self::Cp
+                | Self::Forward
+                | Self::RefusedPort
+                | Self::Attach
+        )
     }
 
     pub(crate) async fn run(self, target: &Target<'_>) {
@@ -105,6 +179,16 @@ impl Check {
             Self::Forward => forward(target).await,
             Self::RefusedPort => refused_port(target).await,
             Self::Attach => attach(target).await,
+            Self::Get => objects::get(target).await,
+            Self::Follow => objects::follow(target).await,
+            Self::CanI => objects::can_i(target).await,
+            Self::Discovery => objects::discovery(target).await,
+            Self::Forbidden => objects::forbidden(target).await,
+            Self::Token => objects::token(target).await,
+            Self::Apply => objects::apply(target).await,
+            Self::Delete => objects::delete(target).await,
+            Self::Debug => objects::debug(target).await,
+            Self::DebugCopy => objects::debug_copy(target).await,
         }
     }
 }
@@ -128,7 +212,8 @@ async fn codes(target: &Target<'_>) {
     ends("kill -9 $$", 137).await;
     let said = target.run(&["exec", &target.pod, "--", "no-such-command"], b"").await;
     assert_ne!(said.code, Some(0), "a command that is not there");
-    assert!(said.err.contains("executable file not found in $PATH"), "{}", said.err);
+    // Runtimes differ in where they put the name.
+    assert!(said.err.contains("executable file") && said.err.contains("not found in $PATH"), "{}", said.err);
 }
 
 async fn stdin(target: &Target<'_>) {
@@ -198,16 +283,19 @@ async fn tar_through_exec(target: &Target<'_>) {
 }
 
 async fn forward(target: &Target<'_>) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let here = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (pod, port) = match &target.echo {
+        Echo::Here => (&target.pod, here.local_addr().unwrap().port()),
+        Echo::At { pod, port } => (pod, *port),
+    };
     let serve = async {
         let mut serving = JoinSet::new();
         loop {
-            let (connection, _) = listener.accept().await.unwrap();
+            let (connection, _) = here.accept().await.unwrap();
             serving.spawn(echo(connection));
         }
     };
-    let mut forwarded = Forward::start(target, port).await;
+    let mut forwarded = Forward::start(target, pod, port).await;
     let exchange = join_all((0..CONNECTIONS).map(|number| exchange(forwarded.local, number)));
     tokio::select! {
         _ = exchange => {}
@@ -218,9 +306,7 @@ async fn forward(target: &Target<'_>) {
 }
 
 async fn refused_port(target: &Target<'_>) {
-    // Nobody listens on a port that was free a moment ago.
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
-    let mut forwarded = Forward::start(target, port).await;
+    let mut forwarded = Forward::start(target, &target.pod, UNUSED_PORT).await;
     let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, forwarded.local)).await.unwrap();
     connection.write_all(b"anybody?").await.unwrap();
     let told = async {
@@ -258,13 +344,7 @@ async fn attach(target: &Target<'_>) {
 
 // === impl Target ===
 
-impl<'a> Target<'a> {
-    pub(crate) fn new(client: &'a Client, node: &'a Node, podgate: &Podgate) -> Self {
-        let pod = client.pod(node);
-        let folder = podgate.scratch(&pod);
-        Self { client, node, pod, folder, kubeconfig: podgate.kubeconfig() }
-    }
-
+impl Target<'_> {
     fn argv(&self, args: &[&str]) -> Vec<OsString> {
         self.client.argv().iter().cloned().chain(args.iter().map(OsString::from)).collect()
     }
@@ -281,7 +361,7 @@ impl<'a> Target<'a> {
         ]
     }
 
-    fn spawn(&self, args: &[&str]) -> Child {
+    pub(crate) fn spawn(&self, args: &[&str]) -> Child {
         let argv = self.argv(args);
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).env_clear().envs(self.env()).current_dir(&self.folder);
@@ -289,7 +369,7 @@ impl<'a> Target<'a> {
     }
 
     /// Runs the client to its end.
-    async fn run(&self, args: &[&str], input: &[u8]) -> Said {
+    pub(crate) async fn run(&self, args: &[&str], input: &[u8]) -> Said {
         feed(self.spawn(args), input).await
     }
 
@@ -300,12 +380,12 @@ impl<'a> Target<'a> {
     }
 }
 
-fn piped(command: &mut Command) -> Child {
+pub(crate) fn piped(command: &mut Command) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
 }
 
-async fn feed(mut child: Child, input: &[u8]) -> Said {
+pub(crate) async fn feed(mut child: Child, input: &[u8]) -> Said {
     let mut stdin = child.stdin.take().unwrap();
     let write = async move {
         // Who ends without having read its input says why.
@@ -323,7 +403,7 @@ async fn tar(args: &[&str], input: &[u8]) -> Vec<u8> {
     said.out
 }
 
-async fn read_until(from: &mut (impl AsyncRead + Unpin), seen: &mut Vec<u8>, text: &str) {
+pub(crate) async fn read_until(from: &mut (impl AsyncRead + Unpin), seen: &mut Vec<u8>, text: &str) {
     while !String::from_utf8_lossy(seen).contains(text) {
         let read = from.read_buf(seen).await.unwrap();
         assert_ne!(read, 0, "{text:?} is not in {:?}", String::from_utf8_lossy(seen));
@@ -339,8 +419,8 @@ struct Forward {
 }
 
 impl Forward {
-    async fn start(target: &Target<'_>, port: u16) -> Self {
-        let mut client = target.spawn(&["port-forward", &target.pod, &format!(":{port}")]);
+    async fn start(target: &Target<'_>, pod: &str, port: u16) -> Self {
+        let mut client = target.spawn(&["port-forward", pod, &format!(":{port}")]);
         let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
         let Some(line) = lines.next_line().await.unwrap() else {
             panic!("no line: {}", feed(client, b"").await.err);

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use tokio::process::Command;
 
 use crate::checks::Check;
-use crate::podgate::{Node, Speaks};
+use crate::place::{Api, Place, Speaks};
 
 /// The first argument that makes this binary the kube-rs client; no word of a cell, which may be first too.
 pub(crate) const KUBE_RS: &str = "--as-kube-rs";
 
 const LEGACY_FORWARD: &str = "the library forwards ports over plain WebSocket, which is passed on as it is, and this node speaks SPDY only";
 const NO_CLOSE: &str = "v4 cannot end the input without ending the session";
+const READ_ONLY: &str = "the embedded cluster holds its manifests, and nobody can change them";
+const NO_EPHEMERAL: &str = "ephemeral containers are off in API servers before 1.23";
+const OLD_EPHEMERAL: &str = "API servers since 1.22 take ephemeral containers in another form";
 
 /// A client, as a program with kubectl's command line.
 pub(crate) struct Client {
@@ -24,9 +27,8 @@ pub(crate) struct Client {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Up to 1.28, and the others' way out when WebSocket is refused.
-    SpdyKubectl,
-    Kubectl,
+    /// A kubectl, by its minor version.
+    Kubectl(u32),
     /// A library that offers v5 and v4.
     Library,
     /// A library that knows v4 only.
@@ -66,8 +68,7 @@ async fn kubectl(binary: &str) -> Client {
     let version: serde_json::Value = serde_json::from_str(&version).unwrap();
     let version = version["clientVersion"]["gitVersion"].as_str().unwrap().trim_start_matches('v');
     let minor: u32 = version.split('.').nth(1).unwrap().parse().unwrap();
-    let kind = if minor < 30 { Kind::SpdyKubectl } else { Kind::Kubectl };
-    Client { name: format!("kubectl {version}"), kind, argv: vec![binary.into()] }
+    Client { name: format!("kubectl {version}"), kind: Kind::Kubectl(minor), argv: vec![binary.into()] }
 }
 
 async fn said(program: &str, args: &[&str]) -> String {
@@ -87,14 +88,24 @@ fn locked(name: &str) -> &'static str {
 // === impl Client ===
 
 impl Client {
-    /// Why a check cannot pass at a node, by design and not by podgate's fault.
-    pub(crate) fn cannot(&self, node: &Node, check: Check) -> Option<&'static str> {
-        let spdy_only = node.speaks == Speaks::SpdyOnly;
-        match (self.kind, check) {
-            (Kind::V4Library, Check::Stdin) => Some(NO_CLOSE),
-            (Kind::Library | Kind::V4Library, Check::Forward | Check::RefusedPort) if spdy_only => {
+    /// Whether a check is about a client of its kind.
+    pub(crate) fn takes(&self, check: Check) -> bool {
+        self.is_kubectl() || check.is_session()
+    }
+
+    /// Why a check cannot pass at a place, by design and not by podgate's fault.
+    pub(crate) fn cannot(&self, place: &Place, check: Check) -> Option<&'static str> {
+        let spdy_only = place.speaks == Speaks::SpdyOnly;
+        match (self.kind, check, place.api) {
+            (Kind::V4Library, Check::Stdin, _) => Some(NO_CLOSE),
+            (Kind::Library | Kind::V4Library, Check::Forward | Check::RefusedPort, _) if spdy_only => {
                 Some(LEGACY_FORWARD)
             }
+            (_, Check::Apply | Check::Delete | Check::Debug | Check::DebugCopy, Api::Embedded) => {
+                Some(READ_ONLY)
+            }
+            (_, Check::Debug, Api::Real(..23)) => Some(NO_EPHEMERAL),
+            (Kind::Kubectl(..22), Check::Debug, _) => Some(OLD_EPHEMERAL),
             _ => None,
         }
     }
@@ -104,14 +115,14 @@ impl Client {
         &self.argv
     }
 
-    /// Its pod on a node.
-    pub(crate) fn pod(&self, node: &Node) -> String {
+    /// Its pod at a place.
+    pub(crate) fn pod(&self, place: &str) -> String {
         let name = self.name.to_lowercase().replace(|other: char| !other.is_ascii_alphanumeric(), "-");
-        format!("{}-at-{}", name.replace("--", "-"), node.name)
+        format!("{}-at-{place}", name.replace("--", "-"))
     }
 
     pub(crate) fn is_kubectl(&self) -> bool {
-        matches!(self.kind, Kind::SpdyKubectl | Kind::Kubectl)
+        matches!(self.kind, Kind::Kubectl(_))
     }
 
     /// Whether the end of its input can be told to the other side.
@@ -119,9 +130,9 @@ impl Client {
         self.kind != Kind::V4Library
     }
 
-    /// Whether it offers v5 for exec and attach.
+    /// Whether it offers v5 for exec and attach; kubectl does since 1.30, SPDY being its way out.
     pub(crate) fn offers_v5(&self) -> bool {
-        matches!(self.kind, Kind::Kubectl | Kind::Library)
+        matches!(self.kind, Kind::Kubectl(30..) | Kind::Library)
     }
 
     /// What it writes itself, after the command's own error output, when a command ends with this code.

@@ -2,7 +2,8 @@
 //!
 //! Each cell of the matrix is one check of one client at one node. The clients are programs with kubectl's command line:
 //! kubectl itself, and small ones around the libraries (`client.py`, `client.mjs`, `kube_rs.rs`), so that every check is
-//! written once. Podgate is the real binary, with pods of this matrix alone.
+//! written once. Podgate is the real binary: `podgate dev` with pods of this matrix alone, or, with
+//! `make e2e KUBECONFIG=FILE`, `podgate serve` before the cluster that this file leads to (`real.rs`).
 //!
 //! What a client cannot do by design stands in [`clients::Client::cannot`] with its reason. Such a cell is tried all the
 //! same: should it work one day, the reason is wrong, and the run fails as for a cell that should work and does not.
@@ -15,25 +16,20 @@
 mod checks;
 mod clients;
 mod kube_rs;
+mod objects;
+mod pki;
+mod place;
 mod podgate;
+mod real;
 mod report;
+mod run;
 
-use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::time::Duration;
 
-use futures_util::FutureExt;
-
-use checks::{Check, Target};
+use checks::{Echo, Target};
+use clients::Client;
 use podgate::{NODES, Podgate, Translate};
-use report::{Cell, Outcome, Report};
-
-/// How long a cell may take. A slow machine needs seconds; what hangs, hangs for ever.
-const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Where and why the last check panicked.
-static PANIC: Mutex<String> = Mutex::new(String::new());
+use run::Run;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -42,40 +38,34 @@ async fn main() -> ExitCode {
         // Not a return: a thread may still wait for input that nobody sends.
         std::process::exit(kube_rs::run(args).await);
     }
-    let only: Vec<_> = args.collect();
-    panic::set_hook(Box::new(|info| *PANIC.lock().unwrap() = info.to_string()));
+    let mut run = Run::new(args.collect());
     let clients = clients::all().await;
-    let mut report = Report::default();
-    for translate in [Translate::Always, Translate::WhenNeeded] {
-        let podgate = Podgate::start(translate, &clients).await;
-        for client in &clients {
-            for node in NODES.iter().filter(|node| translate.matters(client, node)) {
-                let target = Target::new(client, node, &podgate);
-                for check in Check::ALL {
-                    let cell = Cell::new(client, node, translate, check);
-                    if only.iter().all(|word| cell.to_string().contains(word)) {
-                        report.take(cell, outcome(check, &target).await);
-                    }
-                }
-            }
-        }
-        podgate.stop(report.failed()).await;
+    match std::env::var_os("PODGATE_E2E_KUBECONFIG") {
+        Some(kubeconfig) => real::run(kubeconfig.into(), &clients, &mut run).await,
+        None => embedded(&clients, &mut run).await,
     }
-    report.finish()
+    run.finish()
 }
 
-/// Runs one cell.
-async fn outcome(check: Check, target: &Target<'_>) -> Outcome {
-    let run = tokio::time::timeout(PATIENCE, check.run(target));
-    let failure = match AssertUnwindSafe(run).catch_unwind().await {
-        Ok(Ok(())) => None,
-        Ok(Err(_)) => Some(format!("not over after {PATIENCE:?}")),
-        Err(_) => Some(PANIC.lock().unwrap().clone()),
-    };
-    match (failure, target.client.cannot(target.node, check)) {
-        (None, None) => Outcome::Works,
-        (Some(_), Some(reason)) => Outcome::Cannot(reason),
-        (Some(failure), None) => Outcome::Fails(failure),
-        (None, Some(reason)) => Outcome::Fails(format!("it works, yet it is listed as impossible: {reason}")),
+/// All clients at the nodes of `podgate dev`.
+async fn embedded(clients: &[Client], run: &mut Run) {
+    for translate in [Translate::Always, Translate::WhenNeeded] {
+        let podgate = Podgate::dev(translate, clients).await;
+        for client in clients {
+            for node in NODES.iter().filter(|node| translate.matters(client, node)) {
+                let pod = client.pod(node.name);
+                let target = Target {
+                    client,
+                    place: &node.place(translate),
+                    folder: podgate.scratch(&pod),
+                    kubeconfig: podgate.kubeconfig(),
+                    echo: Echo::Here,
+                    image: "podgate.dev/main:1".to_owned(),
+                    pod,
+                };
+                run.checks(&target).await;
+            }
+        }
+        podgate.stop(run.failed()).await;
     }
 }

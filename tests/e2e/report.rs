@@ -4,20 +4,20 @@ use std::fmt;
 use std::process::ExitCode;
 
 use crate::checks::Check;
-use crate::clients::Client;
-use crate::podgate::{Node, Translate};
 
 /// One check of one client at one node.
 pub(crate) struct Cell {
     client: String,
-    node: String,
-    check: Check,
+    place: String,
+    check: String,
 }
 
 pub(crate) enum Outcome {
     Works,
     /// By design, for this reason.
     Cannot(&'static str),
+    /// Not as without podgate, in these words of `docs/differences.md`.
+    Differs(&'static str),
     /// It should work and does not, or the other way round.
     Fails(String),
 }
@@ -30,18 +30,14 @@ pub(crate) struct Report {
 // === impl Cell ===
 
 impl Cell {
-    pub(crate) fn new(client: &Client, node: &Node, translate: Translate, check: Check) -> Self {
-        let node = match translate {
-            Translate::Always => node.name.to_owned(),
-            Translate::WhenNeeded => format!("{}, whenNeeded", node.name),
-        };
-        Self { client: client.name.clone(), node, check }
+    pub(crate) fn new(client: &str, place: &str, check: &str) -> Self {
+        Self { client: client.to_owned(), place: place.to_owned(), check: check.to_owned() }
     }
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:30} {:16} {:13}", self.client, self.node, self.check.name())
+        write!(f, "{:24} {:16} {:18}", self.client, self.place, self.check)
     }
 }
 
@@ -53,6 +49,7 @@ impl Report {
         match &outcome {
             Outcome::Works => println!("{cell} works"),
             Outcome::Cannot(reason) => println!("{cell} cannot: {reason}"),
+            Outcome::Differs(words) => println!("{cell} differs: {words}"),
             Outcome::Fails(why) => println!("{cell} FAILS: {why}"),
         }
         self.cells.push((cell, outcome));
@@ -67,10 +64,11 @@ impl Report {
         println!("\n{}", self.table());
         let count = |wanted: fn(&Outcome) -> bool| self.cells.iter().filter(|(_, is)| wanted(is)).count();
         println!(
-            "{} cells: {} work, {} cannot by design, {} fail",
+            "{} cells: {} work, {} cannot by design, {} differ as documented, {} fail",
             self.cells.len(),
             count(|is| matches!(is, Outcome::Works)),
             count(|is| matches!(is, Outcome::Cannot(_))),
+            count(|is| matches!(is, Outcome::Differs(_))),
             count(|is| matches!(is, Outcome::Fails(_))),
         );
         match self.failed() || self.cells.is_empty() {
@@ -79,32 +77,42 @@ impl Report {
         }
     }
 
-    /// A row for each client at each node, in Markdown; the reasons below it.
+    /// A row for each client at each place, in Markdown; the reasons below it. Answers that were compared have their lines
+    /// alone.
     fn table(&self) -> String {
         let mut reasons: Vec<&str> = Vec::new();
-        let mut text = String::from("| client | node |");
-        for check in Check::ALL {
-            text += &format!(" {} |", check.name());
-        }
-        text += &format!("\n| --- | --- |{}", " --- |".repeat(Check::ALL.len()));
-        let mut row = ("", "");
-        for (cell, outcome) in &self.cells {
-            if row != (&cell.client, &cell.node) {
-                row = (&cell.client, &cell.node);
-                text += &format!("\n| {} | {} |", row.0, row.1);
+        let mut rows: Vec<(&str, &str)> = Vec::new();
+        let is_column = |cell: &Cell| Check::ALL.iter().any(|check| check.name() == cell.check);
+        for (cell, _) in self.cells.iter().filter(|(cell, _)| is_column(cell)) {
+            if !rows.contains(&(&cell.client, &cell.place)) {
+                rows.push((&cell.client, &cell.place));
             }
-            text += &match outcome {
-                Outcome::Works => " yes |".to_owned(),
-                Outcome::Fails(_) => " FAILS |".to_owned(),
-                Outcome::Cannot(reason) => {
-                    let known = reasons.iter().position(|known| known == reason);
-                    let number = known.unwrap_or_else(|| {
-                        reasons.push(reason);
-                        reasons.len() - 1
-                    });
-                    format!(" no ({}) |", number + 1)
-                }
-            };
+        }
+        let columns = Check::ALL.map(Check::name);
+        let mut text = format!(
+            "| client | node | {} |\n| --- | --- |{}",
+            columns.join(" | "),
+            " --- |".repeat(columns.len())
+        );
+        for row in rows {
+            text += &format!("\n| {} | {} |", row.0, row.1);
+            for column in columns {
+                let is_it =
+                    |cell: &Cell| (cell.client.as_str(), cell.place.as_str()) == row && cell.check == column;
+                text += &match self.cells.iter().find(|(cell, _)| is_it(cell)) {
+                    None => " - |".to_owned(),
+                    Some((_, Outcome::Works)) => " yes |".to_owned(),
+                    Some((_, Outcome::Fails(_))) => " FAILS |".to_owned(),
+                    Some((_, Outcome::Cannot(reason) | Outcome::Differs(reason))) => {
+                        let known = reasons.iter().position(|known| known == reason);
+                        let number = known.unwrap_or_else(|| {
+                            reasons.push(reason);
+                            reasons.len() - 1
+                        });
+                        format!(" no ({}) |", number + 1)
+                    }
+                };
+            }
         }
         text.push('\n');
         for (number, reason) in reasons.iter().enumerate() {
