@@ -13,8 +13,10 @@
 #![allow(missing_docs, reason = "a program of its own")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a check fails by panicking")]
 
+mod answers;
 mod checks;
 mod clients;
+mod http;
 mod kube_rs;
 mod objects;
 mod pki;
@@ -22,6 +24,7 @@ mod place;
 mod podgate;
 mod real;
 mod report;
+mod requests;
 mod run;
 
 use std::process::ExitCode;

@@ -1,5 +1,9 @@
 //! The checks of what is no session: objects read, watched, made and removed, logs, and who may do what.
 
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::checks::{Said, Target, feed, read_until};
 use crate::place::goer;
 
@@ -7,6 +11,9 @@ use crate::place::goer;
 fn applied(target: &Target<'_>) -> String {
     format!("{}-applied", target.pod)
 }
+
+/// How long a container that is added may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn get(target: &Target<'_>) {
     let name = ok(target, &["get", "pod", &target.pod, "-o", "jsonpath={.spec.containers[*].name}"]).await;
@@ -165,9 +172,25 @@ pub(crate) async fn debug_copy(target: &Target<'_>) {
 /// Waits for its input, so that nobody attaches too late.
 const HELLO: &str = "read -r line; echo \"got $line\"";
 
+/// The input stays open until the answer is there: runtimes let go of who has ended it.
 async fn says_hello(target: &Target<'_>, debug: &[&str]) {
-    let said = target.run(&[debug, &["sh", "-c", HELLO]].concat(), b"hello\n").await;
-    assert_eq!((said.code, text(&said.out).as_str()), (Some(0), "got hello\n"), "{}", said.err);
+    let mut client = target.spawn(&[debug, &["sh", "-c", HELLO]].concat());
+    let (mut stdin, mut out) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
+    stdin.write_all(b"hello\n").await.unwrap();
+    let mut seen = Vec::new();
+    let answered = tokio::time::timeout(PATIENCE, out.read_to_end(&mut seen)).await;
+    let output = client.wait_with_output();
+    if answered.is_err() {
+        panic!("{:?} and no end", text(&seen));
+    }
+    let output = output.await.unwrap();
+    assert_eq!(
+        (output.status.code(), text(&seen).as_str()),
+        (Some(0), "got hello\n"),
+        "{}",
+        text(&output.stderr)
+    );
+    drop(stdin);
 }
 
 /// Runs the client, which is to succeed without a complaint; its output.

@@ -15,11 +15,15 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::answers::{self, Tokens};
 use crate::checks::{Echo, Target, feed, piped};
 use crate::clients::Client;
+use crate::http::Server;
 use crate::pki::Authority;
 use crate::place::{self, Api, Place, Speaks};
 use crate::podgate::Podgate;
+use crate::report::Cell;
+use crate::requests::{self, Subjects};
 use crate::run::Run;
 
 /// How long pods may take to run, their image to come included.
@@ -28,16 +32,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How often pods are looked at that are to run.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Gives the body of each request back; one process for each connection. A second request of a connection is its last.
+/// Gives the body of each request back; one process for each connection. A process id would not tell them
+/// apart: Kubernetes takes two dollar signs in a command for one.
 const ECHO: &str = r#"
-cr=$(printf '\r'); more=yes
+cr=$(printf '\r'); more=yes; body=$(mktemp)
 while read -r line; do
   case ${line%$cr} in
     'Connection: close') more= ;;
     'Content-Length: '*) length=${line%$cr}; length=${length#*: } ;;
-    '') head -c $length >body.$$
+    '') head -c $length >$body
         printf 'HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n' $length
-        cat body.$$
+        cat $body
         [ $more ] || exit 0 ;;
   esac
 done"#;
@@ -94,6 +99,7 @@ async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
         let kubeconfig =
             cluster.callers(mode, &format!("https://{api}"), &cluster.authority.certificate()).await;
         checks(cluster, mode, &kubeconfig, clients, run).await;
+        compare(cluster, mode, &Server::new(&api.to_string(), &cluster.authority.certificate()), run).await;
         podgate.stop(run.failed()).await;
     }
 }
@@ -112,6 +118,19 @@ async fn checks(cluster: &Cluster, name: &str, kubeconfig: &Path, clients: &[&Cl
             pod,
         };
         run.checks(&target).await;
+    }
+}
+
+/// Asks the API server and podgate the same.
+async fn compare(cluster: &Cluster, mode: &str, podgate: &Server, run: &mut Run) {
+    let server = cluster.server.trim_start_matches("https://").trim_end_matches('/');
+    let kubernetes = Server::new(server, &cluster.server_ca);
+    let tokens = Tokens { alice: cluster.token("alice").await, mallory: cluster.token("mallory").await };
+    let known = requests::known(mode);
+    let of = Subjects { namespace: &cluster.namespace, node: &cluster.node, web: "echo" };
+    for request in requests::all(&of) {
+        let cell = Cell::new("answers", mode, request.name);
+        run.cell(cell, None, answers::compare(&request, &tokens, [&kubernetes, podgate], &known)).await;
     }
 }
 
@@ -170,6 +189,8 @@ impl Cluster {
                 );
             }
         }
+        all.extend(requests::pods(|name| self.pod(name, &["sh"])));
+        all.push(json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "compared" } }));
         let listen = format!("exec nc -ll -p {} -e sh -c \"$0\"", self.echo);
         all.push(self.pod("echo", &["sh", "-c", &listen, ECHO]));
         self.create(&json!({ "apiVersion": "v1", "kind": "List", "items": all })).await;
