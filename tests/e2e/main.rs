@@ -17,6 +17,7 @@ mod answers;
 mod checks;
 mod clients;
 mod http;
+mod identity;
 mod kube_rs;
 mod objects;
 mod pki;

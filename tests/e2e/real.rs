@@ -19,10 +19,11 @@ use crate::answers::{self, Tokens};
 use crate::checks::{Echo, Target, feed, piped};
 use crate::clients::Client;
 use crate::http::Server;
+use crate::identity;
 use crate::pki::Authority;
 use crate::place::{self, Api, Place, Speaks};
 use crate::podgate::Podgate;
-use crate::report::Cell;
+use crate::report::{Cell, Outcome};
 use crate::requests::{self, Subjects};
 use crate::run::Run;
 
@@ -53,7 +54,7 @@ const MODES: [&str; 2] = ["kubelet", "apiserver"];
 /// No podgate at all: what a check asks is what Kubernetes itself does.
 const DIRECT: &str = "direct";
 
-/// A namespace of the run's own, and what is in it.
+/// A namespace of the run's own, and what is in it. For a moment there is a node of that name as well.
 pub(crate) struct Cluster {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
@@ -85,10 +86,10 @@ pub(crate) async fn run(kubeconfig: PathBuf, clients: &[Client], run: &mut Run) 
         ended = std::panic::AssertUnwindSafe(suite).catch_unwind() => ended,
         _ = interrupted.recv() => Ok(()),
     };
-    cluster.clear().await;
-    if let Err(panic) = ended {
-        std::panic::resume_unwind(panic);
+    if ended.is_err() {
+        run.broke();
     }
+    cluster.clear().await;
 }
 
 async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
@@ -99,7 +100,9 @@ async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
         let kubeconfig =
             cluster.callers(mode, &format!("https://{api}"), &cluster.authority.certificate()).await;
         checks(cluster, mode, &kubeconfig, clients, run).await;
-        compare(cluster, mode, &Server::new(&api.to_string(), &cluster.authority.certificate()), run).await;
+        let podgate_too = Server::new(&api.to_string(), &cluster.authority.certificate());
+        compare(cluster, mode, &podgate_too, run).await;
+        identity(cluster, mode, &kubeconfig, &podgate_too, run).await;
         podgate.stop(run.failed()).await;
     }
 }
@@ -125,12 +128,32 @@ async fn checks(cluster: &Cluster, name: &str, kubeconfig: &Path, clients: &[&Cl
 async fn compare(cluster: &Cluster, mode: &str, podgate: &Server, run: &mut Run) {
     let server = cluster.server.trim_start_matches("https://").trim_end_matches('/');
     let kubernetes = Server::new(server, &cluster.server_ca);
-    let tokens = Tokens { alice: cluster.token("alice").await, mallory: cluster.token("mallory").await };
+    let tokens = cluster.tokens().await;
     let known = requests::known(mode);
     let of = Subjects { namespace: &cluster.namespace, node: &cluster.node, web: "echo" };
     for request in requests::all(&of) {
-        let cell = Cell::new("answers", mode, request.name);
+        let cell = Cell::line("answers", mode, request.name);
         run.cell(cell, None, answers::compare(&request, &tokens, [&kubernetes, podgate], &known)).await;
+    }
+}
+
+/// Looks at what the API server and kubelets see of a caller.
+async fn identity(cluster: &Cluster, mode: &str, callers: &Path, podgate: &Server, run: &mut Run) {
+    if mode == "kubelet" {
+        let check = async {
+            identity::the_forbidden_reach_no_kubelet(cluster, podgate, &cluster.tokens().await).await;
+            Outcome::Works
+        };
+        run.cell(Cell::line("identity", mode, "the forbidden reach no kubelet"), None, check).await;
+    } else {
+        let log = std::env::var_os("PODGATE_E2E_AUDIT_LOG").map(PathBuf::from);
+        let check = async {
+            let log = log.as_deref().expect(identity::NO_LOG);
+            identity::the_audit_log_names_the_caller(cluster, callers, log).await;
+            Outcome::Works
+        };
+        let cannot = log.is_none().then_some(identity::NO_LOG);
+        run.cell(Cell::line("identity", mode, "the audit log names the caller"), cannot, check).await;
     }
 }
 
@@ -194,24 +217,33 @@ impl Cluster {
         let listen = format!("exec nc -ll -p {} -e sh -c \"$0\"", self.echo);
         all.push(self.pod("echo", &["sh", "-c", &listen, ECHO]));
         self.create(&json!({ "apiVersion": "v1", "kind": "List", "items": all })).await;
+        let mut waits = Vec::new();
         let running = async {
             loop {
-                let pods = self
-                    .json(&["get", "pods", "--field-selector=status.phase!=Running,spec.nodeName!="])
-                    .await;
-                if pods["items"] == json!([]) {
+                let pods = self.json(&["get", "pods", "--field-selector=status.phase!=Running"]).await;
+                let here = pods["items"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .filter(|pod| pod["spec"]["nodeName"] == *self.node);
+                waits = here
+                    .map(|pod| pod["metadata"]["name"].to_string() + &pod["status"].to_string())
+                    .collect();
+                if waits.is_empty() {
                     return;
                 }
                 tokio::time::sleep(PAUSE).await;
             }
         };
-        tokio::time::timeout(PATIENCE, running).await.expect("the pods run");
+        let running = tokio::time::timeout(PATIENCE, running).await;
+        assert!(running.is_ok(), "pods do not run: {}", waits.join("\n"));
     }
 
     /// Removes what was made. Where nobody finishes namespaces, an empty one stays.
     async fn clear(&self) {
         let all = "pods,configmaps,rolebindings,roles,serviceaccounts";
         self.kubectl(&["delete", all, "--all", "--force", "--grace-period=0", "--wait=false"], b"").await;
+        self.kubectl(&["delete", "node", &self.namespace, "--ignore-not-found"], b"").await;
         self.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"], b"").await;
     }
 
@@ -304,6 +336,10 @@ impl Cluster {
         scratch
     }
 
+    pub(crate) async fn tokens(&self) -> Tokens {
+        Tokens { alice: self.token("alice").await, mallory: self.token("mallory").await }
+    }
+
     /// A bearer token of a service account.
     pub(crate) async fn token(&self, account: &str) -> String {
         let path = format!("/api/v1/namespaces/{}/serviceaccounts/{account}/token", self.namespace);
@@ -322,10 +358,15 @@ impl Cluster {
     }
 
     /// Has the administrator do something; the output.
-    pub(crate) async fn kubectl(&self, args: &[&str], input: &[u8]) -> String {
+    async fn kubectl(&self, args: &[&str], input: &[u8]) -> String {
+        self.kubectl_by(&self.kubeconfig, args, input).await
+    }
+
+    /// Has somebody do something in the namespace; the output.
+    pub(crate) async fn kubectl_by(&self, kubeconfig: &Path, args: &[&str], input: &[u8]) -> String {
         let mut command = Command::new(&self.kubectl);
         // Caches of discovery do not outlive the run.
-        command.env("HOME", self.folder.path()).arg("--kubeconfig").arg(&self.kubeconfig);
+        command.env("HOME", self.folder.path()).arg("--kubeconfig").arg(kubeconfig);
         let said = feed(piped(command.args(["--namespace", &self.namespace]).args(args)), input).await;
         assert_eq!(said.code, Some(0), "kubectl {args:?}: {}", said.err);
         String::from_utf8(said.out).unwrap()

@@ -10,12 +10,16 @@ pub(crate) struct Cell {
     client: String,
     place: String,
     check: String,
+    /// Whether the table has it.
+    column: bool,
 }
 
 pub(crate) enum Outcome {
     Works,
     /// By design, for this reason.
     Cannot(&'static str),
+    /// Podgate's answer is Kubernetes' own, which has this code.
+    Same(u16),
     /// Not as without podgate, in these words of `docs/differences.md`.
     Differs(&'static str),
     /// It should work and does not, or the other way round.
@@ -30,8 +34,13 @@ pub(crate) struct Report {
 // === impl Cell ===
 
 impl Cell {
-    pub(crate) fn new(client: &str, place: &str, check: &str) -> Self {
-        Self { client: client.to_owned(), place: place.to_owned(), check: check.to_owned() }
+    pub(crate) fn new(client: &str, place: &str, check: Check) -> Self {
+        Self { column: true, ..Self::line(client, place, check.name()) }
+    }
+
+    /// One that has its line alone.
+    pub(crate) fn line(client: &str, place: &str, check: &str) -> Self {
+        Self { client: client.to_owned(), place: place.to_owned(), check: check.to_owned(), column: false }
     }
 }
 
@@ -49,6 +58,7 @@ impl Report {
         match &outcome {
             Outcome::Works => println!("{cell} works"),
             Outcome::Cannot(reason) => println!("{cell} cannot: {reason}"),
+            Outcome::Same(code) => println!("{cell} same: {code}"),
             Outcome::Differs(words) => println!("{cell} differs: {words}"),
             Outcome::Fails(why) => println!("{cell} FAILS: {why}"),
         }
@@ -64,10 +74,11 @@ impl Report {
         println!("\n{}", self.table());
         let count = |wanted: fn(&Outcome) -> bool| self.cells.iter().filter(|(_, is)| wanted(is)).count();
         println!(
-            "{} cells: {} work, {} cannot by design, {} differ as documented, {} fail",
+            "{} cells: {} work, {} cannot by design, {} answers are the same, {} differ as documented, {} fail",
             self.cells.len(),
             count(|is| matches!(is, Outcome::Works)),
             count(|is| matches!(is, Outcome::Cannot(_))),
+            count(|is| matches!(is, Outcome::Same(_))),
             count(|is| matches!(is, Outcome::Differs(_))),
             count(|is| matches!(is, Outcome::Fails(_))),
         );
@@ -77,13 +88,11 @@ impl Report {
         }
     }
 
-    /// A row for each client at each place, in Markdown; the reasons below it. Answers that were compared have their lines
-    /// alone.
+    /// A row for each client at each place, in Markdown; the reasons below it.
     fn table(&self) -> String {
         let mut reasons: Vec<&str> = Vec::new();
         let mut rows: Vec<(&str, &str)> = Vec::new();
-        let is_column = |cell: &Cell| Check::ALL.iter().any(|check| check.name() == cell.check);
-        for (cell, _) in self.cells.iter().filter(|(cell, _)| is_column(cell)) {
+        for (cell, _) in self.cells.iter().filter(|(cell, _)| cell.column) {
             if !rows.contains(&(&cell.client, &cell.place)) {
                 rows.push((&cell.client, &cell.place));
             }
@@ -101,7 +110,7 @@ impl Report {
                     |cell: &Cell| (cell.client.as_str(), cell.place.as_str()) == row && cell.check == column;
                 text += &match self.cells.iter().find(|(cell, _)| is_it(cell)) {
                     None => " - |".to_owned(),
-                    Some((_, Outcome::Works)) => " yes |".to_owned(),
+                    Some((_, Outcome::Works | Outcome::Same(_))) => " yes |".to_owned(),
                     Some((_, Outcome::Fails(_))) => " FAILS |".to_owned(),
                     Some((_, Outcome::Cannot(reason) | Outcome::Differs(reason))) => {
                         let known = reasons.iter().position(|known| known == reason);

@@ -112,6 +112,14 @@ fn sessions(of: &Subjects<'_>) -> Vec<Request> {
             .spdy_of("portforward.k8s.io")
             .by(Mallory),
         Request::get("port-forward by GET without upgrade", pod(of.web, "portforward")),
+        Request::get("exec of a missing pod in YAML", exec("nope", ""))
+            .spdy()
+            .header("Accept", "application/yaml"),
+        Request::get("exec with two protocols to upgrade to", web("")).spdy().header("Upgrade", "websocket"),
+        Request::get("exec with a body", web("")).spdy().body("POST", "{}"),
+        Request::get("exec behind two slashes", format!("/{}", web(""))).spdy(),
+        Request::get("exec behind dots", format!("/x/..{}", web(""))).spdy(),
+        Request::get("exec escaped twice", pod(of.web, "%2565xec?command=true&stdout=1")).spdy(),
         Request::get("exec with an empty name", pod("", "exec?command=true&stdout=1")).spdy(),
         Request::get("exec with a slash at the end", pod(of.web, "exec/?command=true&stdout=1")).spdy(),
         Request::get("exec with an escaped name", pod("%6eope", "exec?command=true&stdout=1")).spdy(),
@@ -303,7 +311,52 @@ fn impersonation(of: &Subjects<'_>) -> Vec<Request> {
     ]
 }
 
-/// Differences that are meant.
-pub(crate) fn known(_mode: &str) -> Vec<Known> {
-    Vec::new()
+/// A refusal of podgate's own in the place of plain text.
+const STATUS_FOR_TEXT: &[&str] =
+    &["header cache-control", "header content-type", "header x-content-type-options", "text"];
+
+/// Differences that are meant, and the words of `docs/differences.md` that tell them.
+pub(crate) fn known(mode: &str) -> Vec<Known> {
+    let mut known = vec![
+        Known {
+            request: "exec that upgrades to h2c",
+            fields: STATUS_FOR_TEXT,
+            words: "`Upgrade` of a session to something else than `SPDY/3.1` and `websocket`",
+        },
+        Known {
+            request: "exec with a capital",
+            fields: &[
+                "code",
+                "header x-content-type-options",
+                "body /0/code",
+                "body /0/details/kind",
+                "body /0/details/name",
+                "body /0/message",
+                "body /0/reason",
+            ],
+            words: "A path that only some readers take for `pods/NAME/exec`, `attach` or `portforward`",
+        },
+        Known {
+            request: "a broken escape",
+            fields: &["header cache-control", "header connection", "header content-type", "text"],
+            words: "A path with a broken `%` escape",
+        },
+        Known {
+            request: "impersonation of a group without a user",
+            fields: &["code", "header content-type", "header x-content-type-options", "text"],
+            words: "Impersonated groups, uid or extra without a user",
+        },
+    ];
+    if mode == "kubelet" {
+        known.push(Known {
+            request: "exec in a pod on a missing node",
+            fields: &["body /0/details/kind", "body /0/message"],
+            words: "A pod on a node that is not there",
+        });
+    }
+    let told = include_str!("../../docs/differences.md");
+    for Known { words, .. } in &known {
+        assert!(told.contains(words), "docs/differences.md does not say: {words}");
+    }
+    known
 }

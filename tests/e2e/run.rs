@@ -33,7 +33,7 @@ impl Run {
     /// Runs all checks that are about a client of this kind.
     pub(crate) async fn checks(&mut self, target: &Target<'_>) {
         for check in Check::ALL.into_iter().filter(|check| target.client.takes(*check)) {
-            let cell = Cell::new(&target.client.name, &target.place.name, check.name());
+            let cell = Cell::new(&target.client.name, &target.place.name, check);
             let works = async {
                 check.run(target).await;
                 Outcome::Works
@@ -54,12 +54,18 @@ impl Run {
         }
         let outcome = match (outcome(check).await, cannot) {
             (Outcome::Fails(_), Some(reason)) => Outcome::Cannot(reason),
-            (Outcome::Works, Some(reason)) => {
+            (Outcome::Works | Outcome::Same(_), Some(reason)) => {
                 Outcome::Fails(format!("it works, yet it is listed as impossible: {reason}"))
             }
             (outcome, _) => outcome,
         };
         self.report.take(cell, outcome);
+    }
+
+    /// Something else than a cell panicked.
+    pub(crate) fn broke(&mut self) {
+        let why = PANIC.lock().unwrap().clone();
+        self.report.take(Cell::line("the run", "", ""), Outcome::Fails(why));
     }
 
     pub(crate) fn failed(&self) -> bool {
