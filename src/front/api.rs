@@ -178,7 +178,8 @@ impl Api {
             let serving = std::pin::pin!(builder.serve_connection(io, service));
             // hyper has no deadline for a preface that never comes, nor for a peer that only answers pings.
             let leave = activity.unwelcome_or_idle(settings.header_timeout);
-            self.until_done(serving, leave, |serving| serving.graceful_shutdown()).await
+            let overstayed = activity.overstayed(settings.handshake_timeout);
+            self.until_done(serving, leave, overstayed, |serving| serving.graceful_shutdown()).await
         } else {
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder
@@ -188,7 +189,8 @@ impl Api {
                 .max_buf_size(settings.max_header_bytes)
                 .title_case_headers(true);
             let serving = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
-            self.until_done(serving, std::future::pending(), |serving| serving.graceful_shutdown()).await
+            let never = std::future::pending;
+            self.until_done(serving, never(), never(), |serving| serving.graceful_shutdown()).await
         };
         if let Err(error) = served {
             info!(client.addr = %peer, error = chain(&error), "connection ended by an error");
@@ -196,11 +198,12 @@ impl Api {
     }
 
     /// Drives a connection; tells it at the drain's first step or when it should leave, and drops it at the
-    /// drain's second step or when it does not.
+    /// drain's second step or when it has overstayed.
     async fn until_done<C>(
         &self,
         mut serving: std::pin::Pin<&mut C>,
         leave: impl Future<Output = ()>,
+        overstayed: impl Future<Output = ()>,
         stop: impl FnOnce(std::pin::Pin<&mut C>),
     ) -> hyper::Result<()>
     where
@@ -215,7 +218,7 @@ impl Api {
         stop(serving.as_mut());
         let patience = async {
             match left {
-                true => tokio::time::sleep(self.shared.settings.handshake_timeout).await,
+                true => overstayed.await,
                 false => std::future::pending().await,
             }
         };
@@ -272,9 +275,6 @@ impl Door {
             return Ok(self.too_many_connections(&request));
         }
         let response = self.answer_within_bounds(request).await;
-        if http2 && response.status() == StatusCode::UNAUTHORIZED {
-            activity.unwelcome.notify_one();
-        }
         Ok(match busy {
             // Busy until the last frame of the body is gone.
             Some(busy) => response.map(|body| body.map_frame(move |frame| busy.with(frame)).boxed_unsync()),
@@ -301,7 +301,8 @@ impl Door {
 
     async fn answer_within_bounds(self, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
-        let metrics = self.shared.metrics.clone();
+        let (metrics, activity) = (self.shared.metrics.clone(), self.activity.clone());
+        let http2 = request.version() == Version::HTTP_2;
         let (mut encoding, headers) = (Encoding::of(request.headers(), None), request.headers());
         let answered = match Ask::parse(request.method(), request.uri(), headers) {
             Ok(ask) => {
@@ -321,6 +322,10 @@ impl Door {
                 response
             }
             Err(refusal) => {
+                // A 401 of what is behind podgate says nothing about the caller.
+                if http2 && refusal == Refusal::Unauthorized {
+                    activity.unwelcome.notify_one();
+                }
                 metrics.refused(&refusal);
                 refusal.response(encoding).map(whole)
             }
@@ -334,6 +339,7 @@ impl Door {
         started: Instant,
     ) -> Result<Response<Body>, Refusal> {
         let caller = self.shared.pipeline.identify(&self.conn, request.headers(), &ask).await?;
+        self.activity.is_somebodys();
         upgrade::forget_token(request.headers_mut());
         if let Some(exec) = ask.exec.take() {
             let permit = self.shared.pipeline.permit(caller, &ask).await?;

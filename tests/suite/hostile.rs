@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use podgate::testing::answer::status;
 use podgate::testing::far::SWITCHING;
@@ -15,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::rig::{Rig, rig, rig_with};
+use crate::rig::{Rig, rig, rig_knowing_tokens, rig_with};
 
 const EXEC: &str = "/api/v1/namespaces/default/pods/web/exec";
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n";
@@ -433,6 +434,36 @@ async fn an_http2_connection_leaves_after_a_401() {
     let (connection, code) = soon("a 401 and the end", async { tokio::join!(connection, ask) }).await;
     assert_eq!(code, 401);
     connection.unwrap();
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
+async fn a_401_beside_a_watch_does_not_cut_the_watch() {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let mut config = config();
+    config.api.handshake_timeout = PATIENCE;
+    let rig = rig_knowing_tokens(config).await;
+    let ana = podgate::cluster::User { name: "ana".into(), ..Default::default() };
+    rig.gateway.cluster.know("t0ken", Some(ana));
+    let mut tls = without_certificate(rig.gateway.pki.roots());
+    Arc::make_mut(&mut tls).alpn_protocols = vec![tls::HTTP2.to_vec()];
+    let io = TokioIo::new(rig.gateway.connect(tls).await);
+    let (mut asks, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let mut request = |token: &str, path: &str| {
+        let request = http::Request::get(format!("https://localhost{path}"));
+        let request = request.header("authorization", format!("Bearer {token}"));
+        asks.send_request(request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap())
+    };
+    let (watch, other) = (request("t0ken", "/api/v1/pods?watch=1"), request("old", "/api/v1/pods"));
+    let talk = async {
+        let mut watch = watch.await.unwrap().into_body();
+        assert!(watch.frame().await.unwrap().unwrap().is_data());
+        assert_eq!(other.await.unwrap().status(), 401);
+        let more = tokio::time::timeout(PATIENCE * 2, watch.frame()).await;
+        assert!(more.is_err(), "the watch ended: {more:?}");
+    };
+    let (_connection, ()) = tokio::join!(tokio::time::timeout(PATIENCE * 3, connection), talk);
     rig.stop_untouched().await;
 }
 

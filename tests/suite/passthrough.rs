@@ -252,6 +252,29 @@ async fn who_is_impersonated_after_a_check_is_who_the_api_server_sees() {
 }
 
 #[tokio::test]
+async fn a_401_of_an_application_ends_no_http2_connection() {
+    let rig = answering("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await;
+    let mut tls = ClientConfig::clone(&rig.gateway.client_tls("ana"));
+    tls.alpn_protocols = vec![tls::HTTP2.to_vec()];
+    let io = TokioIo::new(rig.gateway.connect(Arc::new(tls)).await);
+    let (mut client, driven) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let mut driven = std::pin::pin!(driven);
+    let asked = Request::get(format!("https://podgate.test{PROXY}")).body(Full::new(Bytes::new())).unwrap();
+    let response = soon("an answer", async {
+        tokio::select! {
+            response = client.send_request(asked) => response.unwrap(),
+            _ = &mut driven => panic!("the connection ended"),
+        }
+    })
+    .await;
+    assert_eq!(response.status(), 401);
+    // Whoever is told to leave does so at once.
+    let left = tokio::time::timeout(Duration::from_millis(500), driven).await;
+    assert!(left.is_err(), "the connection ended");
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn an_http2_client_is_served_by_an_http1_api_server() {
     let mut rig = rig(|mut io, head| async move {
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");

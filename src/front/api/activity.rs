@@ -1,11 +1,12 @@
 //! Activity: whether an HTTP/2 connection is of any use to anybody.
 //!
 //! hyper's deadlines for request heads are HTTP/1's. Here a connection without a request under way for too long
-//! is told to leave, and so is one that got a 401: kube-apiserver does the latter against rapid resets
-//! (CVE-2023-44487, `protocol.md` 4.5).
+//! is told to leave, and so is one that got a 401 of podgate's own: kube-apiserver does the latter against rapid resets
+//! (CVE-2023-44487, `protocol.md` 4.5). What is under way may still end, where somebody known has asked: a proxy has
+//! requests of many on one connection, and a token that ran out is no reason to cut the watches beside it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -15,6 +16,7 @@ use tokio::sync::Notify;
 pub(super) struct Activity {
     busy: AtomicUsize,
     changed: Notify,
+    known: AtomicBool,
     /// Told when the connection should go whatever it is doing.
     pub(super) unwelcome: Notify,
 }
@@ -29,6 +31,20 @@ impl Activity {
         tokio::select! {
             () = self.unwelcome.notified() => {}
             () = self.idle(limit) => {}
+        }
+    }
+
+    /// Somebody who is known has asked something.
+    pub(super) fn is_somebodys(&self) {
+        self.known.store(true, Ordering::Release);
+    }
+
+    /// Resolves when a connection that was told to leave has had its time: whose requests nobody is known for has
+    /// `limit` and no more, any other until nothing was under way for so long.
+    pub(super) async fn overstayed(&self, limit: Duration) {
+        match self.known.load(Ordering::Acquire) {
+            true => self.idle(limit).await,
+            false => tokio::time::sleep(limit).await,
         }
     }
 
