@@ -252,6 +252,18 @@ async fn who_is_impersonated_after_a_check_is_who_the_api_server_sees() {
 }
 
 #[tokio::test]
+async fn that_the_api_server_does_not_know_podgate_is_not_told_as_the_callers_fault() {
+    let rig = answering("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await;
+    let answer = rig.gateway.ask(&request(&format!("GET {SHORT}"), "")).await;
+    assert_eq!(answer.code(), 500);
+    let words = "the API server does not know podgate: it answered 401 Unauthorized";
+    assert!(answer.body.contains(words), "{}", answer.body);
+    let of_an_application = rig.gateway.ask(&request(&format!("GET {PROXY}"), "")).await;
+    assert_eq!(of_an_application.code(), 401);
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn a_401_of_an_application_ends_no_http2_connection() {
     let rig = answering("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await;
     let mut tls = ClientConfig::clone(&rig.gateway.client_tls("ana"));

@@ -80,6 +80,8 @@ enum Error {
     BrokenBody(#[source] cluster::Error),
     #[error("the API server switched protocols without being asked to")]
     Switched,
+    #[error("the API server does not know podgate: it answered 401 Unauthorized")]
+    Unknown,
     #[error("forward a request")]
     Send(#[source] cluster::Error),
 }
@@ -171,6 +173,10 @@ impl Forward {
             let client = upgrade.ok_or(Error::Switched)?;
             return Ok(self.switch(client, via, response));
         }
+        // It is not the caller whom it does not know, and whose new token would not help.
+        if response.status() == StatusCode::UNAUTHORIZED && !is_proxied(ask) {
+            return Err(Error::Unknown);
+        }
         let (mut parts, body) = response.into_parts();
         headers::answered(&mut parts.headers);
         parts.extensions.remove::<OnUpgrade>();
@@ -196,6 +202,12 @@ impl Forward {
         let nothing = http_body_util::Empty::new().map_err(|never| match never {});
         Response::from_parts(parts, nothing.boxed_unsync())
     }
+}
+
+/// Whether the answer is that of some application, and not the API server's.
+fn is_proxied(ask: &Ask) -> bool {
+    let resource = ask.attributes.resource.as_ref();
+    ask.attributes.verb == "proxy" || resource.is_some_and(|resource| resource.subresource == "proxy")
 }
 
 /// Only HTTP/1.1 has upgrades (RFC 9110 section 7.8); without the name of a protocol there is nothing to
@@ -240,7 +252,7 @@ impl Error {
             Self::TooLarge { limit } => {
                 Refusal::TooLarge(format!("Request entity too large: limit is {limit}"))
             }
-            Self::Switched => Refusal::Internal(self.to_string()),
+            Self::Switched | Self::Unknown => Refusal::Internal(self.to_string()),
             Self::Send(error) => error.refusal(),
         }
     }
