@@ -644,6 +644,20 @@ mod tests {
     }
 
     #[test]
+    fn not_every_user_is_a_front_proxy() {
+        let shared = |names: &str| {
+            served(&format!(
+                "api:\n  tls: {{certFile: tls.crt, keyFile: tls.key}}\n\
+                 authentication:\n  clientCAFile: ca.crt\n  requestHeader:\n    clientCAFile: ca.crt\n{names}"
+            ))
+            .0
+        };
+        let text = shared("").unwrap_err().to_string();
+        assert!(text.contains("at authentication.requestHeader.allowedNames: is needed where"), "{text}");
+        shared("    allowedNames: [front-proxy]\n").unwrap();
+    }
+
+    #[test]
     fn what_serving_cannot_do_without_is_asked_for() {
         let text = served("authentication:\n  tokenReview: {enabled: false}\n").0.unwrap_err().to_string();
         assert!(text.contains("setting api.tls: certFile and keyFile are needed"), "{text}");

@@ -127,6 +127,12 @@ impl Config {
             problems.push(problem("authentication", what));
         }
         if let Some(header) = &self.authentication.request_header {
+            if header.allowed_names.is_empty()
+                && self.authentication.client_ca_file.as_ref() == Some(&header.client_ca_file)
+            {
+                let what = "is needed where clientCAFile is that of users as well: else each of them could be anybody";
+                problems.push(problem("authentication.requestHeader.allowedNames", what));
+            }
             let lists = [
                 ("usernameHeaders", &header.username_headers),
                 ("groupHeaders", &header.group_headers),
