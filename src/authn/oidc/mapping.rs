@@ -182,7 +182,8 @@ fn texts(claims: &Claims, name: &str, prefix: &str) -> Result<Vec<String>, Error
         None if claims.get(DISTRIBUTED).is_some_and(|names| names.get(name).is_some()) => {
             Err(wrong(name, "is a distributed claim, which is not supported"))
         }
-        None => Ok(Vec::new()),
+        // An issuer may say of a user without groups that they have null.
+        None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Array(values)) => values.iter().map(prefixed).collect(),
         Some(value) => Ok(vec![prefixed(value)?]),
     }
@@ -219,6 +220,7 @@ mod tests {
         let one = user(&mapping, json!({"sub": "ana", "roles": "a", "oid": "1"})).unwrap();
         assert_eq!(one.groups, ["g:a"]);
         assert_eq!(user(&mapping, json!({"sub": "ana", "oid": "1"})).unwrap().groups, [""; 0]);
+        assert_eq!(user(&mapping, json!({"sub": "ana", "oid": "1", "roles": null})).unwrap().groups, [""; 0]);
         for (claims, error) in [
             (json!({"oid": "1"}), "claim \"sub\" is not in the token"),
             (json!({"sub": 7, "oid": "1"}), "claim \"sub\" is not a string"),
