@@ -187,6 +187,30 @@ async fn lists_come_in_pages() {
 }
 
 #[tokio::test]
+async fn an_object_that_cannot_be_read_does_not_hide_the_others() {
+    let odd = |name: &str| {
+        // An API server takes any port from a kubelet.
+        let endpoints = json!({"kubeletEndpoint": {"Port": 70_000}});
+        json!({"metadata": {"name": name, "uid": name}, "spec": {}, "status": {"daemonEndpoints": endpoints}})
+    };
+    let rig = Rig::with(settings()).await;
+    rig.server.put("nodes", odd("odd-1"));
+    rig.server.node("node-1", 10250);
+    let (background, metrics) = (Drain::new(), Metrics::new());
+    let connection = rig.server.connection(&background);
+    let settings = Settings { watch: true, ..settings() };
+    let cluster = KubeCluster::start(connection, &settings, &background, &background, &metrics);
+    let nodes = metrics.watch_objects.with_label_values(&["nodes"]);
+    until("the list is read", || cluster.synced() && nodes.get() == 1).await;
+    rig.server.put("nodes", odd("odd-2"));
+    rig.server.node("node-2", 10250);
+    until("the watch goes on", || nodes.get() == 2).await;
+    assert_eq!(rig.server.count("/api/v1/nodes?limit"), 1, "nothing had to be listed again");
+    assert!(cluster.node("odd-1").await.is_err());
+    assert_eq!(cluster.node("node-2").await.unwrap().unwrap().kubelet_port, 10250);
+}
+
+#[tokio::test]
 async fn names_that_no_object_can_have_are_not_asked_for() {
     let rig = Rig::with(settings()).await;
     for name in ["", ".", "..", "a/b", "a%2fb"] {

@@ -16,13 +16,13 @@ use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use percent_encoding::utf8_percent_encode;
 use prometheus::{IntCounter, IntGauge};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use super::store::{Store, Version};
-use super::{Kind, Object, SEGMENT};
+use super::{Kind, Metadata, Object, SEGMENT};
 use crate::cluster::kube::ask::{JSON, Refused, Status, read, request, unanswered, whole};
 use crate::cluster::kube::connect::Connection;
 use crate::cluster::{self, Body};
@@ -67,6 +67,7 @@ struct Watch<K> {
 struct Page {
     #[serde(default)]
     metadata: PageMetadata,
+    #[serde(default, deserialize_with = "readable")]
     items: Option<Vec<Object>>,
 }
 
@@ -75,6 +76,13 @@ struct Page {
 struct PageMetadata {
     resource_version: String,
     r#continue: String,
+}
+
+/// What is read of an object that cannot be read as what it is.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Unreadable {
+    metadata: Metadata,
 }
 
 #[derive(Deserialize)]
@@ -203,7 +211,10 @@ impl<K: Kind> Watch<K> {
             let code = StatusCode::from_u16(Status::of(object).code).unwrap_or_default();
             return Err(unanswered(act, Refused::of(code, object)));
         }
-        let object: Object = read(act, object)?;
+        let Some(object) = object_of(event.object) else {
+            let Unreadable { metadata } = read(act, object)?;
+            return Ok(Some(metadata.resource_version).filter(|since| !since.is_empty()));
+        };
         let since = object.metadata.resource_version.clone();
         match event.r#type {
             Type::Added | Type::Modified => keep(&self.store, object),
@@ -261,6 +272,22 @@ fn keep<K: Kind>(store: &Store<K>, object: Object) {
     let Some(version) = Version::of(&object.metadata) else { return };
     let key = object.metadata.key();
     store.saw(&key, version, Arc::new(K::from(object)));
+}
+
+/// An object, unless it cannot be read. One alone is no reason to do without all others: it is read in full when it is
+/// asked for, and whoever asks is told.
+fn object_of(text: &RawValue) -> Option<Object> {
+    let object = serde_json::from_str(text.get());
+    if object.is_err() {
+        let Unreadable { metadata } = serde_json::from_str(text.get()).unwrap_or_default();
+        warn!(object = metadata.key(), "an object cannot be read, the watch leaves it out");
+    }
+    object.ok()
+}
+
+fn readable<'de, D: Deserializer<'de>>(items: D) -> Result<Option<Vec<Object>>, D::Error> {
+    let items = Option::<Vec<&RawValue>>::deserialize(items)?;
+    Ok(items.map(|items| items.into_iter().filter_map(object_of).collect()))
 }
 
 async fn refused(act: &str, code: StatusCode, body: Body) -> cluster::Error {
