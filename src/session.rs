@@ -16,7 +16,6 @@ pub mod socket;
 mod splice;
 #[cfg(test)]
 mod tests;
-pub mod throttle;
 
 use std::future::poll_fn;
 use std::io;

@@ -24,8 +24,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
-use super::throttle::{Grant, Throttle};
 use crate::telemetry::{Meter, Meters};
+use crate::throttle::{Grant, Throttle};
 use crate::wire::link::{Fault, Link, Out, Queue};
 
 /// Read size in bytes: four full TLS records (RFC 8446 section 5.1), so that a burst takes one wake-up.

@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info};
 
 use crate::drain::Drain;
-use crate::session::throttle::{Grant, Throttle};
 use crate::telemetry::chain;
+use crate::throttle::{Grant, Throttle};
 
 /// Read size of a direction, in bytes: one full TLS record (RFC 8446 section 5.1).
 const READ: usize = 16 * 1024;
