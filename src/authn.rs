@@ -21,7 +21,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use crate::cluster::User;
 use crate::listen::Conn;
 use crate::reload::Live;
-use crate::request::Upgrade;
+use crate::request::{Attributes, Upgrade};
 use crate::status::Refusal;
 use crate::tls::{self, ClientVerifier};
 use crate::wire::ws::handshake::{self, BearerError};
@@ -47,8 +47,15 @@ pub const ANONYMOUS: &str = "system:anonymous";
 pub struct Caller {
     user: User,
     /// The user who really asks, when `user` is impersonated.
-    impersonator: Option<Box<User>>,
+    impersonator: Option<Impersonator>,
     proof: Proof,
+}
+
+/// Who asks as somebody else, and what they have to be allowed for that.
+#[derive(Debug, Clone)]
+struct Impersonator {
+    user: Box<User>,
+    items: Arc<[Attributes]>,
 }
 
 /// What a caller was known by.
@@ -142,7 +149,12 @@ impl Caller {
 
     /// Who is behind an impersonated identity.
     pub fn impersonator(&self) -> Option<&User> {
-        self.impersonator.as_deref()
+        self.impersonator.as_ref().map(|impersonator| &*impersonator.user)
+    }
+
+    /// What the impersonator has to be allowed, item by item; nothing when there is none.
+    pub fn impersonation(&self) -> &[Attributes] {
+        self.impersonator.as_ref().map_or(&[], |impersonator| &impersonator.items)
     }
 
     /// Whether a browser would say so for any page: by a client certificate, by the cookie of a front proxy,
@@ -154,14 +166,15 @@ impl Caller {
         }
     }
 
-    /// The same request as somebody else; for `authz`, once every item was allowed.
-    pub(crate) fn impersonate(self, user: User) -> Self {
-        Self { user, impersonator: Some(Box::new(self.user)), proof: self.proof }
+    /// The same request as somebody else; for `authz`, once each of these items was allowed.
+    pub(crate) fn impersonate(self, user: User, items: Arc<[Attributes]>) -> Self {
+        let impersonator = Impersonator { user: Box::new(self.user), items };
+        Self { user, impersonator: Some(impersonator), proof: self.proof }
     }
 
     /// Who was authenticated.
     fn authenticated(&self) -> &User {
-        self.impersonator.as_deref().unwrap_or(&self.user)
+        self.impersonator().unwrap_or(&self.user)
     }
 }
 
@@ -251,30 +264,35 @@ impl Authn {
         }
     }
 
-    /// Whether what this caller was known by, or its impersonator, still proves the same: for as long as a
-    /// session lives. Nothing remembered is trusted. May be dropped: nothing is lost.
+    /// The caller of a live session, if what they, or their impersonator, were known by still proves the same: with the
+    /// groups and the other attributes that go with it now. Nothing remembered is trusted. May be dropped: nothing is
+    /// lost.
     ///
     /// # Errors
     /// When it does not, or ([`Error::is_transient`]) when nobody can say so now.
-    pub async fn still(&self, caller: &Caller) -> Result<(), Error> {
+    pub async fn still(&self, caller: &Caller) -> Result<Caller, Error> {
         let user = match &caller.proof {
             // Whom it spoke for was said with the request, and will not be said again.
             Proof::FrontProxy(chain) => {
                 let proxy = self.front_proxy.as_ref().ok_or(Error::MethodGone("front proxy"))?;
-                return proxy.verify(chain).map_err(Error::FrontProxy);
+                return proxy.verify(chain).map(|()| caller.clone()).map_err(Error::FrontProxy);
             }
             Proof::Certificate(chain) => {
                 self.certificate(chain)?.ok_or(Error::MethodGone("client certificate"))?
             }
             Proof::Token(token) => self.token(token, Ask::Anew).await?,
-            Proof::Nothing if self.anonymous => return Ok(()),
+            Proof::Nothing if self.anonymous => return Ok(caller.clone()),
             Proof::Nothing => return Err(Error::NoCredentials),
         };
         let known = caller.authenticated();
-        if (&user.name, &user.uid) == (&known.name, &known.uid) {
-            return Ok(());
+        if (&user.name, &user.uid) != (&known.name, &known.uid) {
+            return Err(Error::SomebodyElse(known.name.clone()));
         }
-        Err(Error::SomebodyElse(known.name.clone()))
+        let now = Caller::new(user, caller.proof.clone());
+        Ok(match &caller.impersonator {
+            Some(Impersonator { items, .. }) => now.impersonate(caller.user.clone(), items.clone()),
+            None => now,
+        })
     }
 
     fn front_proxy(&self, conn: &Conn, headers: &HeaderMap) -> Result<Option<User>, Error> {

@@ -84,14 +84,15 @@ impl Authz {
     /// The first item that is denied, or on which there is no decision, or headers that name no user.
     pub async fn assume(&self, caller: Caller, headers: &HeaderMap, uri: &str) -> Result<Caller, Error> {
         let Some(wanted) = impersonation::Wanted::of(headers)? else { return Ok(caller) };
-        for attributes in wanted.items() {
-            match self.ask(caller.user(), &attributes, uri).await {
+        let items = wanted.items();
+        for attributes in &items {
+            match self.ask(caller.user(), attributes, uri).await {
                 Ok(decision) if decision.allowed => {}
-                Ok(decision) => return Err(denied(caller.user(), &attributes, &decision.reason, None)),
-                Err(error) => return Err(denied(caller.user(), &attributes, "", Some(error))),
+                Ok(decision) => return Err(denied(caller.user(), attributes, &decision.reason, None)),
+                Err(error) => return Err(denied(caller.user(), attributes, "", Some(error))),
             }
         }
-        Ok(caller.impersonate(wanted.into_user()))
+        Ok(caller.impersonate(wanted.into_user(), items.into()))
     }
 
     /// May this caller make this request?
@@ -132,17 +133,23 @@ impl Authz {
         Ok(SessionPermit { caller: permit.caller, exec })
     }
 
-    /// Whether this caller still may open a session with these attributes.
+    /// Whether this caller still may open a session with these attributes, and be whom they impersonate.
     ///
     /// # Errors
-    /// [`Error::Denied`], or that there was no decision.
+    /// [`Error::Denied`], or that there was no decision on what is not denied.
     pub async fn still(&self, caller: &Caller, attributes: &Attributes) -> Result<(), Error> {
-        let attributes = attributes.with_verb("create");
-        let decision = self.ask(caller.user(), &attributes, "").await?;
-        match decision.allowed {
-            true => Ok(()),
-            false => Err(denied(caller.user(), &attributes, &decision.reason, None)),
+        let create = attributes.with_verb("create");
+        let items = caller.impersonation().iter().filter_map(|item| Some((caller.impersonator()?, item)));
+        let mut undecided = None;
+        for (user, attributes) in items.chain([(caller.user(), &create)]) {
+            match self.ask(user, attributes, "").await {
+                Ok(decision) if decision.allowed => {}
+                Ok(decision) => return Err(denied(user, attributes, &decision.reason, None)),
+                // One that nobody can decide is no reason to pass over another that is denied.
+                Err(error) => undecided = undecided.or(Some(error)),
+            }
         }
+        undecided.map_or(Ok(()), Err)
     }
 
     async fn ask(&self, user: &User, attributes: &Attributes, uri: &str) -> Result<Decision, Error> {

@@ -60,15 +60,18 @@ impl Pipeline {
         self.locate.find(permit).await.map_err(|e| refused("locate", &e, e.refusal()))
     }
 
-    /// Why the caller of a live session may not go on, if so: by what they were known, and whether they may still
-    /// `create` it. While nobody can say, they may.
+    /// Why the caller of a live session may not go on, if so: by what they were known, and whether they, as they are
+    /// known now, may still `create` it. While nobody can say, they may; but what can be said is asked.
     pub async fn lapsed(&self, caller: &Caller, attributes: &Attributes) -> Option<String> {
-        match self.authn.still(caller).await {
-            Ok(()) => {}
-            Err(error) if error.is_transient() => return unsure("authn", &error),
+        let caller = match self.authn.still(caller).await {
+            Ok(caller) => caller,
+            Err(error) if error.is_transient() => {
+                unsure("authn", &error);
+                caller.clone()
+            }
             Err(error) => return lapsed("the credential of this session is no longer valid", &error),
-        }
-        match self.authz.still(caller, attributes).await {
+        };
+        match self.authz.still(&caller, attributes).await {
             Ok(()) => None,
             Err(error @ authz::Error::Denied { .. }) => lapsed("this session is no longer allowed", &error),
             Err(error) => unsure("authz", &error),

@@ -120,7 +120,7 @@ async fn a_token_that_became_unknown_or_somebody_elses_is_noticed_at_once() {
     let authn = Authn::new(Methods { review: Some(reviewing(&cluster)), ..Methods::default() });
     cluster.know("t", Some(user("ana", "u1")));
     let caller = authn.identify(&Conn::default(), &headers(Some(b"Bearer t"))).await.unwrap();
-    let caller = caller.impersonate(user("ben", ""));
+    let caller = caller.impersonate(user("ben", ""), Arc::new([]));
     authn.still(&caller).await.unwrap();
     cluster.know("t", Some(user("ana", "u2")));
     assert!(matches!(authn.still(&caller).await, Err(Error::SomebodyElse(name)) if name == "ana"));
