@@ -1,10 +1,9 @@
 //! Breaker: keeps what podgate asks from piling up before an API server that does not answer.
 //!
-//! Every kind of question has a breaker of its own, so that tokens, which anybody may send, take no place of
-//! those who are known already. It bounds how many wait at once and for how long; after a few failures in a
-//! row it answers itself, at once, lets one question through now and then, and stands aside as soon as any is
-//! answered. What an API server says, whatever it is, is no failure: only that it says nothing. Nothing here
-//! runs by itself.
+//! Every kind of question has a breaker of its own, so that tokens, which anybody may send, take no place of those who are
+//! known already. It bounds how many wait at once and for how long; after a few failures in a row it answers itself, at
+//! once, lets one question through each second, and stands aside as soon as any is answered. What an API server says,
+//! whatever it is, is no failure: only that it says nothing. Nothing here runs by itself.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,9 +34,10 @@ pub(super) struct Breaker {
 struct Health {
     /// In a row, up to now.
     failures: u32,
-    /// Nothing is asked before that, and then one question at a time.
+    /// Nothing is asked before that, and then one question, with which the next pause begins.
     paused: Option<Instant>,
-    probing: bool,
+    /// Up to now: what was asked before the last one says nothing of the time after it.
+    answers: u64,
 }
 
 /// Why podgate did not get an answer.
@@ -49,12 +49,6 @@ enum Cause {
     Crowded(usize),
     #[error("it has not answered for a while")]
     Paused,
-}
-
-/// One question under way. Dropped without a verdict, it tells nothing about the API server.
-struct Attempt<'a> {
-    breaker: &'a Breaker,
-    probe: bool,
 }
 
 // === impl Breaker ===
@@ -75,25 +69,40 @@ impl Breaker {
         question: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let unreachable = |cause: Cause| Error::Unreachable { act: act.to_owned(), source: cause.into() };
-        let attempt = self.attempt().ok_or_else(|| unreachable(Cause::Paused))?;
+        let answers = self.admit().ok_or_else(|| unreachable(Cause::Paused))?;
         let _place = self.waiting.try_acquire().map_err(|_| unreachable(Cause::Crowded(self.max_waiting)))?;
         let answer = match timeout(self.within, question).await {
             Ok(answer) => answer,
             Err(_) => Err(unreachable(Cause::Late(self.within))),
         };
-        attempt.settle(!matches!(answer, Err(Error::Unreachable { .. })));
+        self.settle(answers, !matches!(answer, Err(Error::Unreachable { .. })));
         answer
     }
 
-    fn attempt(&self) -> Option<Attempt<'_>> {
+    /// Lets a question through, with the number of answers before it. One that is dropped without a verdict tells nothing,
+    /// and keeps nobody else from asking.
+    fn admit(&self) -> Option<u64> {
+        let (mut health, now) = (self.health(), Instant::now());
+        if let Some(until) = health.paused {
+            if now < until {
+                return None;
+            }
+            health.paused = Some(now + PAUSE);
+        }
+        Some(health.answers)
+    }
+
+    fn settle(&self, answers: u64, answered: bool) {
         let mut health = self.health();
-        let probe = match health.paused {
-            None => false,
-            Some(until) if health.probing || Instant::now() < until => return None,
-            Some(_) => true,
-        };
-        health.probing = probe;
-        Some(Attempt { breaker: self, probe })
+        if answered {
+            *health = Health { answers: health.answers.wrapping_add(1), ..Health::default() };
+        } else if health.answers == answers {
+            health.failures = health.failures.saturating_add(1);
+            if health.failures >= FAILURES {
+                // A pause that goes on is not made longer: questions asked before it may fail during all of it.
+                health.paused.get_or_insert_with(|| Instant::now() + PAUSE);
+            }
+        }
     }
 
     /// No code that can panic runs under this lock, so a poisoned one is as good as any.
@@ -102,36 +111,10 @@ impl Breaker {
     }
 }
 
-// === impl Attempt ===
-
-impl Attempt<'_> {
-    fn settle(mut self, answered: bool) {
-        let mut health = self.breaker.health();
-        if answered {
-            *health = Health::default();
-        } else {
-            health.failures = health.failures.saturating_add(1);
-            if health.failures >= FAILURES {
-                health.paused = Some(Instant::now() + PAUSE);
-            }
-            if self.probe {
-                health.probing = false;
-            }
-        }
-        self.probe = false;
-    }
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        if self.probe {
-            self.breaker.health().probing = false;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
+
     use super::*;
     use crate::telemetry::chain;
 
@@ -195,8 +178,8 @@ mod tests {
     async fn one_probe_is_let_through_and_its_answer_ends_the_pause() {
         let breaker = broken().await;
         tokio::time::sleep(PAUSE).await;
-        let (failed, other) = tokio::join!(hang(&breaker), answer(&breaker));
-        assert!(failed.contains("no answer") && other.is_err(), "{failed}");
+        let (failed, other) = tokio::join!(fail(&breaker), answer(&breaker));
+        assert!(failed.contains("connection refused") && other.is_err(), "{failed}");
         assert!(answer(&breaker).await.is_err(), "a failed probe begins another pause");
         tokio::time::sleep(PAUSE).await;
         assert!(answer(&breaker).await.is_ok());
@@ -204,11 +187,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_that_is_dropped_makes_room_for_the_next() {
+    async fn a_probe_that_hangs_or_is_dropped_does_not_keep_the_next_one_waiting() {
         let breaker = broken().await;
         tokio::time::sleep(PAUSE).await;
-        let dropped = timeout(Duration::from_millis(1), hang(&breaker)).await;
-        assert!(dropped.is_err());
+        let next = async {
+            tokio::time::sleep(PAUSE).await;
+            answer(&breaker).await
+        };
+        let (dropped, next) = tokio::join!(timeout(2 * PAUSE, hang(&breaker)), next);
+        assert!(dropped.is_err() && next.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_asked_before_the_last_answer_is_no_failure_after_it() {
+        let breaker = Breaker::new(WITHIN, 2 * FAILURES as usize);
+        let hung = join_all((0..FAILURES).map(|_| hang(&breaker)));
+        let answered = async {
+            tokio::time::sleep(WITHIN / 2).await;
+            answer(&breaker).await
+        };
+        let (hung, answered) = tokio::join!(hung, answered);
+        assert!(hung.iter().all(|late| late.contains("no answer within")) && answered.is_ok(), "{hung:?}");
         assert!(answer(&breaker).await.is_ok());
     }
 }
