@@ -8,7 +8,7 @@
 //! verified.
 //! Source: client-go `tools/clientcmd`, `rest/config.go`; kube `client::ConfigExt`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,7 @@ use tower::{BoxError, Layer, ServiceBuilder, ServiceExt};
 
 use crate::cluster::{self, Body};
 use crate::drain::Drain;
+use crate::secret::{self, Secret};
 use crate::tls;
 
 /// Silence after which a connection is probed, and how long what was sent may go unacknowledged: an API server whose
@@ -122,7 +123,10 @@ pub enum Error {
     /// The kubeconfig's user acts as somebody else, but podgate acts as its callers.
     #[error("the user of the kubeconfig impersonates another, which podgate cannot do on top of its callers")]
     Impersonates,
-    /// A key, certificate, token file or credential plugin is of no use.
+    /// There is no token where one should be.
+    #[error("set up the identity towards the API server")]
+    Token(#[source] secret::Error),
+    /// A key, certificate or credential plugin is of no use.
     #[error("set up the identity towards the API server")]
     Identity(#[source] BoxError),
 }
@@ -157,11 +161,13 @@ impl Source {
         read.unwrap_or(Err(KubeconfigError::FindPath)).map_err(failed)
     }
 
-    /// The files to look after, so that a changed one makes a new [`Connection`]. Token files and the CA of a
-    /// pod are not among them: kube reads those again each minute.
+    /// The files to look after, so that a changed one makes a new [`Connection`]. The CA of a pod is not among them: kube
+    /// reads it again each minute.
     pub fn files(&self) -> Vec<PathBuf> {
-        let Self::Kubeconfig { path, .. } = self else { return Vec::new() };
-        let mut files = vec![path.clone()];
+        let token = self.config().ok().and_then(|config| config.auth_info.token_file);
+        let mut files: Vec<_> = token.map(PathBuf::from).into_iter().collect();
+        let Self::Kubeconfig { path, .. } = self else { return files };
+        files.push(path.clone());
         // What cannot be read now names no others; making a connection says why.
         let Ok(file) = Kubeconfig::read_from(path) else { return files };
         let clusters = file.clusters.into_iter().filter_map(|named| named.cluster);
@@ -177,8 +183,9 @@ impl Source {
 // === impl Connection ===
 
 impl Connection {
-    /// A way by this configuration, whose `connect_timeout` is for name resolution, TCP and TLS together; opens nothing yet. Its tasks belong to `background`, which is to be stopped when no
-    /// session is left: unused connections end at its second step.
+    /// A way by this configuration, whose `connect_timeout` is for name resolution, TCP and TLS together; opens nothing yet.
+    /// Its tasks belong to `background`, which is to be stopped when no session is left: unused connections end at its
+    /// second step.
     ///
     /// # Errors
     /// When the configuration cannot be used, or asks for what podgate does not do.
@@ -197,7 +204,14 @@ impl Connection {
         {
             return Err(Error::Impersonates);
         }
-        let mut server = Server::of(config)?;
+        let mut config = config.clone();
+        let identity = &mut config.auth_info;
+        if let (None, Some(path)) = (&identity.token, identity.token_file.take()) {
+            // Read here rather than by kube, which takes a line's end for a part of the token.
+            let token = Secret::from_file(Path::new(&path)).map_err(Error::Token)?;
+            identity.token = Some(token.expose().to_owned().into());
+        }
+        let mut server = Server::of(&config)?;
         let within = config.connect_timeout.map(TimeoutLayer::new);
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(ClientConfig::clone(&server.tls))
@@ -442,6 +456,19 @@ mod tests {
             let told = format!("{} {error:?}", chain(&error));
             assert!(!told.contains("sesame") && told.contains("credential plugin"), "{told}");
         }
+    }
+
+    #[tokio::test]
+    async fn blanks_around_a_token_in_a_file_are_nothing_of_it() {
+        let (folder, source) = kubeconfig("server: 'https://10.0.0.1'", "tokenFile: token");
+        let token = folder.path().join("token");
+        std::fs::write(&token, "sesame\n").unwrap();
+        let connect = || Connection::new(&source.config()?, &Drain::new());
+        let credentials = connect().unwrap().credentials().await.unwrap().unwrap();
+        assert_eq!(credentials, "Bearer sesame");
+        assert!(source.files().contains(&token), "{:?}", source.files());
+        std::fs::write(&token, "\n").unwrap();
+        assert!(matches!(connect(), Err(Error::Token(_))));
     }
 
     #[test]
