@@ -11,6 +11,7 @@ pub mod frames;
 pub mod fuzz;
 pub mod gateway;
 pub mod golden;
+pub mod kubelet;
 pub mod pki;
 pub mod relay;
 pub mod spdy;

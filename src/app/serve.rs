@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::kube::Config as KubeConfig;
 use ::kube::client::ConfigExt;
@@ -32,6 +33,10 @@ use crate::secret::{self, Secret};
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients, Identity};
 use crate::upstream::{ApiServer, Route, Server};
+
+/// How much longer the stages wait for the cluster than it waits for its API server. Of two deadlines that end at the same
+/// moment either may be first, and only the cluster's own says 503, and remembers that nobody answers.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// A gateway in front of a real cluster cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +116,7 @@ pub async fn start(config: &Config) -> Result<Gateway, Error> {
     let (metrics, background) = (Metrics::new(), Drain::new());
     let started = start_above(config, &metrics, &background).await;
     if started.is_err() {
-        background.finish(std::time::Duration::ZERO).await;
+        background.finish(Duration::ZERO).await;
     }
     started
 }
@@ -155,7 +160,10 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         metrics: metrics.clone(),
         background: background.clone(),
     };
-    Ok(Gateway::start(config, ground, drain).await?)
+    let mut patient = config.clone();
+    patient.cluster.review_timeout += GRACE;
+    patient.cluster.read_timeout += GRACE;
+    Ok(Gateway::start(&patient, ground, drain).await?)
 }
 
 /// What is wrong with the files that these settings name, all of it; nothing is listened on and nobody is asked.
@@ -176,7 +184,7 @@ pub async fn check(config: &Config) -> Vec<Error> {
     wrong.extend(files.certificates().await.err());
     wrong.extend(files.tokens().await.err());
     wrong.extend(files.oidc().await.err());
-    background.finish(std::time::Duration::ZERO).await;
+    background.finish(Duration::ZERO).await;
     wrong
 }
 
@@ -302,7 +310,7 @@ impl Files<'_> {
             audiences: review.audiences.clone(),
             allowed_for: review.allowed_for,
             denied_for: review.denied_for,
-            timeout: self.config.cluster.review_timeout,
+            timeout: self.config.cluster.review_timeout + GRACE,
         });
         let (oidc, anonymous) = self.oidc().await?.unzip();
         let anonymous = anonymous.flatten();

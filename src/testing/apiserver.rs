@@ -35,7 +35,8 @@ type Judge = Box<dyn Fn(&Value) -> Value + Send + Sync>;
 pub struct ApiServer {
     /// Where it listens, also when it does not.
     pub addr: SocketAddr,
-    root: Certificate,
+    root: Vec<u8>,
+    pem: String,
     tls: TlsAcceptor,
     shared: Arc<Shared>,
     running: Mutex<Drain>,
@@ -115,8 +116,14 @@ impl ApiServer {
             asked: Vec::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(0) });
-        let server =
-            Self { addr, root: cert, tls: TlsAcceptor::from(tls), shared, running: Mutex::new(Drain::new()) };
+        let server = Self {
+            addr,
+            root: cert.der().to_vec(),
+            pem: cert.pem(),
+            tls: TlsAcceptor::from(tls),
+            shared,
+            running: Mutex::new(Drain::new()),
+        };
         server.serve(listener);
         server
     }
@@ -134,23 +141,22 @@ impl ApiServer {
         Live::fixed(Connection::new(&config, background).expect("a way to the API server"))
     }
 
-    /// Writes a kubeconfig, whose user has this token, and the CA file it names; where the kubeconfig is.
-    ///
-    /// # Panics
-    /// When the folder cannot be written to.
-    pub fn write_kubeconfig(&self, folder: &Path, token: &str) -> PathBuf {
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            "clusters": [{"name": "test", "cluster": {
-                "server": format!("https://{}", self.addr), "certificate-authority": "ca.crt",
+    /// The same as a kubeconfig, whose CA is `ca_file`: [`ApiServer::certificate`] as PEM.
+    pub fn kubeconfig(&self, ca_file: &str) -> String {
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {
+                "server": format!("https://{}", self.addr), "certificate-authority": ca_file,
             }}],
-            "users": [{"name": "test", "user": {"token": token}}],
-        });
-        let path = folder.join("kubeconfig");
-        std::fs::write(folder.join("ca.crt"), self.root.pem()).expect("write the CA");
-        std::fs::write(&path, config.to_string()).expect("write the kubeconfig");
-        path
+            "users": [{"name": "u", "user": {"token": "podgates-own"}}],
+        })
+        .to_string()
+    }
+
+    /// Its certificate, which is a root; PEM.
+    pub fn certificate(&self) -> &str {
+        &self.pem
     }
 
     /// Makes a pod `namespace/name`, or a new version of it: a new pod when `uid` is another.

@@ -126,6 +126,15 @@ impl TestGateway {
         Self::routed(far, config, pki, route).await
     }
 
+    /// What `podgate serve` does with these settings. They name all it stands in front of, so nobody asks `cluster`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn serve(config: &Config, pki: Arc<Pki>) -> Self {
+        let gateway = crate::app::serve::start(config).await.expect("start the gateway");
+        Self { gateway, pki, cluster: FakeCluster::new() }
+    }
+
     /// A TLS connection as this user of group dev.
     pub async fn connect_as(&self, user: &str) -> TlsStream<TcpStream> {
         self.connect(self.client_tls(user)).await

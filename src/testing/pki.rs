@@ -68,14 +68,23 @@ impl Pki {
     /// # Panics
     /// When the folder cannot be written to.
     pub fn write_client(&self, user: &str, folder: &Path) {
+        self.write(client(user, &[]), "client", folder);
+        std::fs::write(folder.join("ca.crt"), &self.pem).expect("write a PEM file");
+    }
+
+    /// Writes `server.crt` and `server.key` of a server on loopback.
+    ///
+    /// # Panics
+    /// When the folder cannot be written to.
+    pub fn write_server(&self, folder: &Path) {
+        self.write(server(&["127.0.0.1", "localhost"]), "server", folder);
+    }
+
+    fn write(&self, params: CertificateParams, name: &str, folder: &Path) {
         let key = KeyPair::generate().expect("make a key");
-        let certificate = client(user, &[]).signed_by(&key, &self.issuer).expect("sign a certificate");
-        for (name, content) in [
-            ("client.crt", certificate.pem()),
-            ("client.key", key.serialize_pem()),
-            ("ca.crt", self.pem.clone()),
-        ] {
-            std::fs::write(folder.join(name), content).expect("write a PEM file");
+        let certificate = params.signed_by(&key, &self.issuer).expect("sign a certificate");
+        for (kind, content) in [("crt", certificate.pem()), ("key", key.serialize_pem())] {
+            std::fs::write(folder.join(format!("{name}.{kind}")), content).expect("write a PEM file");
         }
     }
 

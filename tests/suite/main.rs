@@ -24,6 +24,7 @@ mod operations;
 mod passthrough;
 mod pipeline;
 mod recheck;
+mod serve;
 mod upgrade;
 mod upstream;
 mod websocket;
