@@ -38,6 +38,11 @@ impl Pki {
         self.roots.clone()
     }
 
+    /// Its certificate; PEM.
+    pub fn certificate(&self) -> &str {
+        &self.pem
+    }
+
     /// A server on loopback.
     pub fn server(&self) -> Identity {
         self.server_of(&["127.0.0.1", "localhost"])

@@ -10,9 +10,10 @@ use podgate::cli;
 use podgate::config::Config;
 use podgate::testing::apiserver::ApiServer;
 use podgate::testing::gateway::{request, send, without_certificate};
-use podgate::testing::{Answer, Far, Pki, TestGateway, kubelet, soon, spdy};
+use podgate::testing::{Answer, Far, Pki, TestGateway, kubelet, soon, spdy, until};
 use podgate::wire::remotecommand::StreamType;
 use rustls::ClientConfig;
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -68,6 +69,10 @@ impl Rig {
         Self { folder, api, far, gateway }
     }
 
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.folder.path().join(name), content).unwrap();
+    }
+
     async fn until_ready(&self) {
         soon("readiness", async {
             while self.gateway.admin("GET /readyz").await.code() != 200 {
@@ -115,8 +120,34 @@ impl Rig {
         streams(soon("a new session", opened).await).await
     }
 
+    /// What a token gets: the code of the answer to a plain request.
+    async fn code_of(&self, token: &str) -> u16 {
+        let mut io = self.gateway.connect(without_certificate(self.gateway.pki.roots())).await;
+        send(&mut io, &request("GET /api/v1/nodes/n", &format!("Authorization: Bearer {token}\r\n"))).await;
+        Answer::read(&mut io).await.expect("an answer").code()
+    }
+
     async fn get(&self, path: &str) -> Answer {
         self.gateway.ask(&request(&format!("GET {path}"), "")).await
+    }
+
+    fn reloads(&self, what: &str, outcome: &str) -> f64 {
+        self.gateway.metric(&format!("podgate_reloads_total{{outcome=\"{outcome}\",what=\"{what}\"}}"))
+    }
+
+    async fn until_reload(&self, what: &str, outcome: &str, change: impl FnOnce()) {
+        let before = self.reloads(what, outcome);
+        change();
+        until("the reload", || self.reloads(what, outcome) > before).await;
+    }
+
+    /// What the API server was asked besides reviews and watches.
+    fn asked_beyond_reviews(&self) -> Vec<String> {
+        let asked = self.api.asked().into_iter().map(|asked| format!("{} {}", asked.method, asked.path));
+        asked
+            .filter(|line| !line.ends_with("reviews"))
+            .filter(|line| !line.contains("/api/v1/pods?") && !line.contains("/api/v1/nodes?"))
+            .collect()
     }
 }
 
@@ -128,7 +159,7 @@ fn write_files(folder: &Path, pki: &Pki, api: &ApiServer) {
     pki.write_server(folder);
     pki.write_client("podgate", folder);
     for name in ["callers.crt", "kubelets.crt"] {
-        std::fs::copy(folder.join("ca.crt"), folder.join(name)).unwrap();
+        std::fs::write(folder.join(name), pki.certificate()).unwrap();
     }
     std::fs::write(folder.join("tokens.csv"), "bens-token,ben,u2,dev\n").unwrap();
     std::fs::write(folder.join("api.crt"), api.certificate()).unwrap();
@@ -166,7 +197,7 @@ enum Fault {
 
 async fn a_fault_ends_no_session_and_is_over_when_it_is_over(fault: Fault) {
     const AT_ONCE: usize = 100;
-    let rig = Rig::with(|config| config.api.request_timeout = WITHIN).await;
+    let rig = Rig::with(|config| config.api.request_timeout = 2 * WITHIN).await;
     rig.until_ready().await;
     let mut session = rig.session("ana").await;
     moves(&mut session, "before").await;
@@ -230,4 +261,297 @@ async fn sessions_outlive_an_api_server_that_says_nothing_and_new_ones_are_refus
 #[tokio::test]
 async fn sessions_outlive_an_api_server_that_hangs_and_new_ones_are_refused_until_it_is_back() {
     a_fault_ends_no_session_and_is_over_when_it_is_over(Fault::Hung).await;
+}
+
+// === when files change ===
+
+/// The certificate that the gateway shows on a new connection.
+async fn shown(rig: &Rig) -> Vec<u8> {
+    let io = rig.gateway.connect_anonymously().await;
+    io.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn a_new_server_certificate_is_for_new_connections_and_cuts_nothing() {
+    let rig = Rig::start().await;
+    let mut session = rig.session("ana").await;
+    let mut idle = rig.gateway.connect_as("ana").await;
+    let old = shown(&rig).await;
+    rig.until_reload("api.tls", "reloaded", || rig.gateway.pki.write_server(rig.folder.path())).await;
+    let shows_new = async { while shown(&rig).await == old {} };
+    soon("the new certificate", shows_new).await;
+    send(&mut idle, &request("GET /api/v1/nodes/n", "")).await;
+    assert_eq!(Answer::read(&mut idle).await.expect("an answer").code(), 200);
+    moves(&mut session, "after").await;
+    drop((session, idle));
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_client_ca_is_for_new_requests_and_cuts_nothing_that_is_not_looked_at_again() {
+    let rig = Rig::start().await;
+    let mut session = rig.session("ana").await;
+    let other = Pki::new();
+    let switch = || rig.write("callers.crt", other.certificate());
+    rig.until_reload("authentication.clientCAFile", "reloaded", switch).await;
+    assert_eq!(rig.exec_as("ana").await.refusal().0, 401);
+    let accepted = rig.far.accepted();
+    let tls = podgate::tls::client(Some(&other.client("ana", &[])), rig.gateway.pki.roots(), false).unwrap();
+    let mut new = streams(rig.ask_exec(tls, "").await.client()).await;
+    assert_eq!(rig.far.accepted(), accepted + 1);
+    moves(&mut new, "new").await;
+    moves(&mut session, "old").await;
+    drop((session, new));
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_ends_at_the_next_look_when_its_callers_ca_is_replaced() {
+    let rig = Rig::with(|config| config.session.recheck_period = Duration::from_millis(50)).await;
+    let mut session = rig.session("ana").await;
+    moves(&mut session, "before").await;
+    rig.write("callers.crt", Pki::new().certificate());
+    let told = String::from_utf8(session.finish().await.error).unwrap();
+    assert!(told.contains("the credential of this session is no longer valid"), "{told}");
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_come_and_go_with_their_file_and_a_broken_file_changes_nothing() {
+    let rig = Rig::start().await;
+    assert_eq!((rig.code_of("bens-token").await, rig.code_of("evas-token").await), (200, 401));
+    const WHAT: &str = "authentication.tokenFile";
+    rig.until_reload(WHAT, "reloaded", || rig.write("tokens.csv", "evas-token,eva,u3\n")).await;
+    assert_eq!((rig.code_of("bens-token").await, rig.code_of("evas-token").await), (401, 200));
+    rig.until_reload(WHAT, "failed", || rig.write("tokens.csv", "bens-token\n")).await;
+    assert_eq!((rig.code_of("bens-token").await, rig.code_of("evas-token").await), (401, 200));
+    let gone = || std::fs::remove_file(rig.folder.path().join("tokens.csv")).unwrap();
+    rig.until_reload(WHAT, "failed", gone).await;
+    assert_eq!((rig.code_of("bens-token").await, rig.code_of("evas-token").await), (401, 200));
+    rig.until_reload(WHAT, "reloaded", || rig.write("tokens.csv", "bens-token,ben,u2\n")).await;
+    assert_eq!((rig.code_of("bens-token").await, rig.code_of("evas-token").await), (200, 401));
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn files_that_are_swapped_as_those_of_a_mounted_secret_are_read_again() {
+    use std::os::unix::fs::symlink;
+    let rig = Rig::start().await;
+    let path = |name: &str| rig.folder.path().join(name);
+    let version = |number: u32, token: &str| {
+        let folder = path(&format!("..{number}"));
+        std::fs::create_dir(&folder).unwrap();
+        rig.gateway.pki.write_server(&folder);
+        std::fs::write(folder.join("tokens.csv"), format!("{token},ben,u2\n")).unwrap();
+        symlink(format!("..{number}"), path("..new")).unwrap();
+        std::fs::rename(path("..new"), path("..data")).unwrap();
+    };
+    version(1, "first");
+    for name in ["server.crt", "server.key", "tokens.csv"] {
+        symlink(format!("..data/{name}"), path("link")).unwrap();
+        std::fs::rename(path("link"), path(name)).unwrap();
+    }
+    let tokens = |times| rig.reloads("authentication.tokenFile", "reloaded") == times;
+    until("the first version", || tokens(1.0) && rig.reloads("api.tls", "reloaded") >= 1.0).await;
+    assert_eq!(rig.code_of("first").await, 200);
+    let mut session = rig.session("ana").await;
+    let old = shown(&rig).await;
+    // Both files of the pair are new at the same moment, so one that does not fit is never seen.
+    let failed = rig.reloads("api.tls", "failed");
+    version(2, "second");
+    until("the second version", || tokens(2.0)).await;
+    soon("the second certificate", async { while shown(&rig).await == old {} }).await;
+    assert_eq!(rig.reloads("api.tls", "failed"), failed);
+    assert_eq!((rig.code_of("first").await, rig.code_of("second").await), (401, 200));
+    moves(&mut session, "after").await;
+    drop(session);
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_kubeconfig_leads_to_another_api_server_from_then_on() {
+    let mut rig = Rig::start().await;
+    rig.until_ready().await;
+    let mut session = rig.session("ana").await;
+    let (other, far) = (ApiServer::start().await, kubelet_of(&rig.gateway.pki).await);
+    other.node("m", far.addr.port());
+    other.pod("default/web", "2", "m", &["app"]);
+    rig.write("other.crt", other.certificate());
+    let switch = || rig.write("kubeconfig", other.kubeconfig("other.crt"));
+    rig.until_reload("cluster.kubeconfig", "reloaded", switch).await;
+    until("watches of the new one", || other.count("/api/v1/pods?") > 0 && other.count("watch=true") >= 2)
+        .await;
+    let old = std::mem::replace(&mut rig.api, other);
+    let asked = old.asked().len();
+    moves(&mut rig.session("ana").await, "new").await;
+    assert_eq!((far.accepted(), rig.get("/api/v1/nodes/m").await.code()), (1, 200));
+    assert_eq!(old.asked().len(), asked, "nobody asks the old one any more");
+    moves(&mut session, "old").await;
+    // It is of no use any more, and a broken file does not make it so again.
+    drop(old);
+    rig.until_reload("cluster.kubeconfig", "failed", || rig.write("kubeconfig", "clusters: [")).await;
+    moves(&mut rig.session("ana").await, "still").await;
+    drop(session);
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn podgates_certificate_and_the_ca_of_kubelets_are_replaced_without_a_restart() {
+    let rig = Rig::start().await;
+    let mut session = rig.session("ana").await;
+    let other = Pki::new();
+    let far = kubelet_of(&other).await;
+    rig.api.node("n", far.addr.port());
+    let (code, text) = rig.exec_as("ana").await.refusal();
+    assert_eq!(code, 500, "{text}");
+    other.write_client("podgate", rig.folder.path());
+    rig.write("kubelets.crt", other.certificate());
+    moves(&mut rig.until_session("ana").await, "new").await;
+    moves(&mut session, "old").await;
+    drop(session);
+    rig.gateway.stop().await;
+}
+
+// === who may ===
+
+fn known_as(name: &str) -> serde_json::Value {
+    json!({"authenticated": true, "user": {"username": name, "uid": "u", "groups": ["dev"]}})
+}
+
+#[tokio::test]
+async fn callers_are_known_by_certificate_by_the_token_file_and_by_the_cluster_and_nobody_else_is() {
+    let rig = Rig::start().await;
+    rig.api.token("carls-token", known_as("carl"));
+    let judge = |spec: &serde_json::Value| {
+        let known = ["ana", "ben", "carl"].iter().any(|name| spec["user"] == *name);
+        let groups = spec["groups"] == json!(["dev", "system:authenticated"]);
+        json!({"allowed": known && groups})
+    };
+    rig.api.judge(judge);
+    for answer in [
+        rig.exec_as("ana").await,
+        rig.exec_by_token("bens-token").await,
+        rig.exec_by_token("carls-token").await,
+    ] {
+        moves(&mut streams(answer.client()).await, "hello").await;
+    }
+    assert_eq!(rig.api.count("tokenreviews"), 1, "the cluster is asked about tokens that nobody knows");
+    let accepted = rig.far.accepted();
+    assert_eq!(accepted, 3);
+    assert_eq!(rig.exec_by_token("no-token").await.refusal().0, 401);
+    let nobody = without_certificate(rig.gateway.pki.roots());
+    assert_eq!(rig.ask_exec(nobody, "").await.refusal().0, 401);
+    let stranger = Pki::new().client("ana", &["dev"]);
+    let stranger = podgate::tls::client(Some(&stranger), rig.gateway.pki.roots(), false).unwrap();
+    assert_eq!(rig.ask_exec(stranger, "").await.refusal().0, 401);
+    assert_eq!(rig.far.accepted(), accepted);
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_without_rights_never_causes_a_connection_to_a_kubelet() {
+    let rig = Rig::start().await;
+    rig.api.judge(|_| json!({"allowed": false, "reason": "no rule"}));
+    let (code, text) = rig.exec_as("ana").await.refusal();
+    assert!(code == 403 && text.contains("no rule"), "{code} {text}");
+    assert_eq!((rig.far.accepted(), rig.asked_beyond_reviews()), (0, vec![]));
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_without_rights_causes_nothing_but_reviews_where_sessions_go_through_the_api_server() {
+    let rig = Rig::with(|config| {
+        config.upstream.mode = podgate::config::UpstreamMode::ApiServer;
+        config.upstream.kubelet = podgate::config::Kubelet::default();
+    })
+    .await;
+    rig.api.judge(|_| json!({"allowed": false}));
+    assert_eq!(rig.exec_as("ana").await.refusal().0, 403);
+    assert_eq!((rig.far.accepted(), rig.asked_beyond_reviews()), (0, vec![]));
+    // As against a caller who may.
+    rig.api.judge(|_| json!({"allowed": true}));
+    rig.exec_as("ana").await.client().ping().await;
+    let asked = rig.api.asked().into_iter().find(|asked| asked.path.contains("/exec?")).expect("a session");
+    assert_eq!(asked.headers["impersonate-user"], "ana");
+    assert_eq!(asked.headers["authorization"], "Bearer podgates-own");
+    assert_eq!(rig.far.accepted(), 0);
+    rig.gateway.stop().await;
+}
+
+// === pods that come and go ===
+
+#[tokio::test]
+async fn a_pod_is_found_where_it_is_now_whatever_the_watch_has_told() {
+    let rig = Rig::start().await;
+    rig.until_ready().await;
+    rig.api.faults(|faults| faults.silent = true);
+    rig.api.delete("pods", "default/web");
+    let (code, text) = rig.exec_as("ana").await.refusal();
+    assert!(code == 404 && text.contains("pods \\\"web\\\" not found"), "{code} {text}");
+    assert_eq!(rig.far.accepted(), 0);
+
+    let far = kubelet_of(&rig.gateway.pki).await;
+    rig.api.node("m", far.addr.port());
+    rig.api.pod("default/web", "2", "m", &["app"]);
+    moves(&mut rig.session("ana").await, "made again elsewhere").await;
+    assert_eq!((rig.far.accepted(), far.accepted()), (0, 1));
+    rig.gateway.stop().await;
+}
+
+// === rights that end ===
+
+#[tokio::test]
+async fn who_holds_a_revoked_token_is_told_why_their_session_ends() {
+    let rig = Rig::with(|config| config.session.recheck_period = Duration::from_millis(200)).await;
+    rig.api.token("carls-token", known_as("carl"));
+    let mut session = streams(rig.exec_by_token("carls-token").await.client()).await;
+    let asked = rig.api.count("tokenreviews");
+    until("a look at the token", || rig.api.count("tokenreviews") > asked).await;
+    moves(&mut session, "still known").await;
+    let revoked = Instant::now();
+    rig.api.token("carls-token", json!({"error": "revoked"}));
+    let finished = session.finish().await;
+    assert!(revoked.elapsed() < SLACK, "{:?}", revoked.elapsed());
+    let told: serde_json::Value = serde_json::from_slice(&finished.error).unwrap();
+    assert_eq!(told["status"], "Failure", "{told}");
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("the credential of this session is no longer valid"), "{message}");
+    let ended = "podgate_sessions_ended_total{end=\"lapsed\",subresource=\"exec\"}";
+    until("the end record", || rig.gateway.metric(ended) == 1.0).await;
+    rig.gateway.stop().await;
+}
+
+// === start and stop ===
+
+#[tokio::test]
+async fn readiness_waits_for_the_watches() {
+    let rig = Rig::start().await;
+    rig.until_ready().await;
+    let folder = rig.folder;
+    rig.api.faults(|faults| faults.hangs = true);
+    let lists = rig.api.count("/api/v1/pods?limit");
+    let second = TestGateway::serve(&settings(folder.path()), rig.gateway.pki.clone()).await;
+    until("the list to be asked for", || rig.api.count("/api/v1/pods?limit") > lists).await;
+    let ready = second.admin("GET /readyz").await;
+    assert_eq!(ready.code(), 500, "{}", ready.body);
+    assert!(ready.body.contains("[-]informer-sync failed"), "{}", ready.body);
+    assert_eq!(second.admin("GET /healthz").await.code(), 200);
+    rig.api.faults(|faults| faults.hangs = false);
+    soon("readiness", async { while second.admin("GET /readyz").await.code() != 200 {} }).await;
+    second.stop().await;
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_watches_or_unused_connections() {
+    let rig = Rig::start().await;
+    rig.until_ready().await;
+    let mut idle = rig.gateway.connect_as("ana").await;
+    send(&mut idle, &request("GET /api/v1/nodes/n", "")).await;
+    assert_eq!(Answer::read(&mut idle).await.expect("an answer").code(), 200);
+    drop(rig.session("ana").await);
+    until("the session to be over", || rig.gateway.metric("podgate_sessions") == 0.0).await;
+    let started = Instant::now();
+    rig.gateway.stop().await;
+    assert!(started.elapsed() < SLACK, "{:?}", started.elapsed());
 }

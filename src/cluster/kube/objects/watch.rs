@@ -1,11 +1,11 @@
 //! Watch: keeps a store up to date, for as long as the process runs.
 //!
-//! A list in pages, then a watch from its version on, which the API server ends every few minutes and which
-//! goes on from the last version seen; when that is too old (410) or anything else is odd, a list again.
-//! Every wait has a deadline, the largest event and page are bounded, and between two tries there is a pause
-//! that grows while they fail.
-//! It does not use kube's watcher: that has kube's client read the lists, which holds a page twice in memory
-//! and writes one it cannot read to the log, secrets in it included.
+//! A list in pages, then a watch from its version on, which the API server ends every few minutes and which goes on from
+//! the last version seen; when that is too old (410) or anything else is odd, a list again, and so when the way to the API
+//! server is replaced. Every wait has a deadline, the largest event and page are bounded, and between two tries there is a
+//! pause that grows while they fail.
+//! It does not use kube's watcher: that has kube's client read the lists, which holds a page twice in memory and writes
+//! one it cannot read to the log, secrets in it included.
 //! Source: Kubernetes API concepts, "Efficient detection of changes"; client-go `tools/cache/reflector.go`.
 
 use std::sync::Arc;
@@ -41,9 +41,8 @@ const MAX_EVENT: usize = 8 * 1024 * 1024;
 /// For a whole page, or for the head of a watch's answer. An API server gives up on a list after 60 s itself.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// After this long the API server ends a watch, in seconds: soon enough that a connection which is dead
-/// without saying so is replaced, and that new credentials are used, and within the API server's own 5 to 10
-/// minutes.
+/// After this long the API server ends a watch, in seconds: soon enough that a connection which is dead without saying so
+/// is replaced, and within the API server's own 5 to 10 minutes.
 const WATCH_SECONDS: u64 = 290;
 
 /// Silence on a watch after which it is taken for dead: its end is overdue.
@@ -128,12 +127,31 @@ pub(super) fn start<K: Kind>(
 
 impl<K: Kind> Watch<K> {
     async fn run(&mut self, restarts: &IntCounter) {
-        let mut pause = PAUSE;
+        let (mut pause, mut connection) = (PAUSE, self.connection.clone());
         loop {
             let started = Instant::now();
-            if let Err(error) = self.once().await {
-                self.synced.set(0);
-                warn!(resource = K::PLURAL, error = chain(&error), "watch broken, reads go on without it");
+            let ended = tokio::select! {
+                biased;
+                () = connection.replaced() => None,
+                ended = self.once() => Some(ended),
+            };
+            match ended {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    self.synced.set(0);
+                    warn!(
+                        resource = K::PLURAL,
+                        error = chain(&error),
+                        "watch broken, reads go on without it"
+                    );
+                }
+                None => {
+                    self.synced.set(0);
+                    // It may lead to another API server, whose versions are others.
+                    self.since = None;
+                    pause = PAUSE;
+                    debug!(resource = K::PLURAL, "the way to the API server is a new one, watching anew");
+                }
             }
             if started.elapsed() > LONGEST_PAUSE {
                 pause = PAUSE;
