@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::{Certificate, CertifiedKey};
+use rcgen::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -136,9 +136,21 @@ impl ApiServer {
     pub fn connection(&self, background: &Drain) -> Live<Connection> {
         let mut config =
             ::kube::Config::new(format!("https://{}", self.addr).parse().expect("an address is a URI"));
-        config.root_cert = Some(vec![self.root.der().to_vec()]);
+        config.root_cert = Some(vec![self.root.clone()]);
         config.auth_info.token = Some("podgates-own".to_owned().into());
         Live::fixed(Connection::new(&config, background).expect("a way to the API server"))
+    }
+
+    /// Writes a kubeconfig, whose user has this token, and the CA file it names; where the kubeconfig is.
+    ///
+    /// # Panics
+    /// When the folder cannot be written to.
+    pub fn write_kubeconfig(&self, folder: &Path, token: &str) -> PathBuf {
+        let path = folder.join("kubeconfig");
+        let config = self.kubeconfig("ca.crt").replace("podgates-own", token);
+        std::fs::write(folder.join("ca.crt"), &self.pem).expect("write the CA");
+        std::fs::write(&path, config).expect("write the kubeconfig");
+        path
     }
 
     /// The same as a kubeconfig, whose CA is `ca_file`: [`ApiServer::certificate`] as PEM.
