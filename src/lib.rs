@@ -10,7 +10,7 @@ mod flight;
 pub mod reload;
 pub mod status;
 pub mod telemetry;
-mod throttle;
+pub mod throttle;
 
 pub mod admin;
 pub mod front;
