@@ -303,7 +303,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A key is unknown or its value is none.
-    #[error("config file {path}, at {key}: {what}")]
+    #[error("config file {path}{}: {what}", at(.key))]
     Parse {
         /// The file.
         path: PathBuf,
@@ -315,6 +315,11 @@ pub enum Error {
     /// Values that make no sense.
     #[error("{}", list(.0))]
     Invalid(Vec<Problem>),
+}
+
+/// Nothing when what is wrong is not below any key.
+fn at(key: &str) -> String {
+    if matches!(key, "?" | ".") { String::new() } else { format!(", at {key}") }
 }
 
 fn list(problems: &[Problem]) -> String {
@@ -384,7 +389,11 @@ impl Config {
         let read = serde_saphyr::with_deserializer_from_str(text, |inner| {
             Self::deserialize(serde_path_to_error::Deserializer::new(inner, &mut track))
         });
-        read.map_err(|error| (track.path().to_string(), error.without_snippet().to_string()))
+        read.map_err(|error| {
+            // Rust's names of numbers say little to those who write settings.
+            let what = error.without_snippet().to_string().replacen("invalid u64", "not a whole number", 1);
+            (track.path().to_string(), what.replacen("invalid u32", "not a whole number", 1))
+        })
     }
 
     /// Paths that a file of settings names are meant from where that file is.

@@ -59,13 +59,16 @@ pub fn log_to_stderr(format: LogFormat, filter: &str) -> Result<(), Error> {
     .map_err(Error::Subscriber)
 }
 
-/// An error with all its causes, for one log field: `a: b: c`.
+/// An error with all its causes, for one log field: `a: b: c`. A cause that a text ends with already is not repeated.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
         cause = error.source();
     }
     text

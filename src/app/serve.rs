@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use ::kube::Config as KubeConfig;
 use ::kube::client::ConfigExt;
+use ::kube::config::InClusterError;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue};
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tracing::{info, warn};
@@ -34,8 +35,8 @@ use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients, Identity};
 use crate::upstream::{ApiServer, Route, Server};
 
-/// How much longer the stages wait for the cluster than it waits for its API server. Of two deadlines that end at the same
-/// moment either may be first, and only the cluster's own says 503, and remembers that nobody answers.
+/// How much longer the stages wait for the cluster than it waits for its API server. Of two deadlines that end at
+/// the same moment either may be first, and only the cluster's own says 503, and remembers that nobody answers.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// A gateway in front of a real cluster cannot run.
@@ -76,6 +77,17 @@ pub enum Unusable {
     /// The way to the API server.
     #[error(transparent)]
     Connect(#[from] connect::Error),
+    /// Neither a kubeconfig nor a service account.
+    #[error("not set, and podgate does not run in a pod whose service account would do instead")]
+    NotInPod(#[source] InClusterError),
+    /// A key and a certificate that are not each other's.
+    #[error("the key in {key} is not that of the certificate in {certificate}")]
+    Mismatch {
+        /// The key's file.
+        key: PathBuf,
+        /// The certificate's.
+        certificate: PathBuf,
+    },
     /// A CA bundle, or podgate's own certificate.
     #[error("set up TLS towards kubelets")]
     KubeletTls(#[source] Box<::kube::Error>),
@@ -90,8 +102,8 @@ pub enum Unusable {
     },
     /// An identity that podgate cannot show kubelets.
     #[error(
-        "podgate's identity in the cluster is a token in its kubeconfig, or comes from a credential plugin; set client \
-         or tokenFile to show kubelets"
+        "kubelets want a certificate or a token of podgate, and its kubeconfig names no file with one; set client \
+         or tokenFile"
     )]
     Unshowable,
 }
@@ -178,7 +190,8 @@ pub async fn check(config: &Config) -> Vec<Error> {
     wrong.extend(files.server_tls().await.err());
     wrong.extend(files.connection().await.err());
     if config.upstream.mode == UpstreamMode::Kubelet {
-        wrong.extend(files.kubelets().await.err());
+        let told = wrong.iter().any(Error::is_of_the_source);
+        wrong.extend(files.kubelets().await.err().filter(|error| !told || !error.is_of_the_source()));
     }
     wrong.extend(files.front_proxy().await.err());
     wrong.extend(files.certificates().await.err());
@@ -200,6 +213,15 @@ fn warn_of_dangers(config: &Config) {
             "upstream.kubelet.dangerAcceptAnyCertificate is set: whoever is between podgate and a kubelet can read and \
              change every session"
         );
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// Whether it is about what describes the way to the API server, whichever setting led there.
+    fn is_of_the_source(&self) -> bool {
+        matches!(self, Self::Setting { source: Unusable::Connect(_) | Unusable::NotInPod(_), .. })
     }
 }
 
@@ -225,10 +247,9 @@ impl Files<'_> {
 
     async fn server_tls(&self) -> Result<Live<ServerConfig>, Error> {
         let pair = self.config.api.tls.clone();
-        let KeyPair { cert_file, key_file } = pair.expect("serving without a certificate is refused before");
-        self.read("api.tls", vec![cert_file.clone(), key_file.clone()], move || {
-            let identity = Identity::from_files(&cert_file, &key_file)?;
-            let config = tls::server(&identity, &[tls::HTTP2, tls::HTTP1], Clients::Ask)?;
+        let pair = pair.expect("serving without a certificate is refused before");
+        self.read("api.tls", vec![pair.cert_file.clone(), pair.key_file.clone()], move || {
+            let config = tls::server(&identity(&pair)?, &[tls::HTTP2, tls::HTTP1], Clients::Ask)?;
             Ok(ServerConfig::clone(&config))
         })
         .await
@@ -247,7 +268,7 @@ impl Files<'_> {
         let (source, background) = (self.source(), self.background.clone());
         let timeout = self.config.cluster.connect_timeout;
         self.read("cluster.kubeconfig", source.files(), move || {
-            let mut config = source.config()?;
+            let mut config = described(&source)?;
             config.connect_timeout = Some(timeout);
             Ok(Connection::new(&config, &background)?)
         })
@@ -267,6 +288,12 @@ impl Files<'_> {
             (None, Some(path)) => Some(path.clone()),
             (None, None) => token_file(&source).map_err(|source| Error::Setting { key: KEY, source })?,
         };
+        let token = match token_file {
+            Some(path) => {
+                Some(self.read(KEY, vec![path.clone()], move || Ok(Secret::from_file(&path)?)).await?)
+            }
+            None => None,
+        };
         let mut files = source.files();
         files.extend(kubelet.ca_file.clone());
         if let Some(KeyPair { cert_file, key_file }) = &kubelet.client {
@@ -274,32 +301,28 @@ impl Files<'_> {
         }
         let tls = self
             .read(KEY, files, move || {
-                let mut config = source.config()?;
-                if let Some(path) = &kubelet.ca_file {
-                    config.root_cert = Some(certificates(path)?);
+                let roots = kubelet.ca_file.as_deref().map(certificates).transpose()?;
+                kubelet.client.as_ref().map(identity).transpose()?;
+                let mut config = described(&source)?;
+                if roots.is_some() {
+                    config.root_cert = roots;
                     config.root_cert_file = None;
                 }
-                let identity = &mut config.auth_info;
+                let own = &mut config.auth_info;
                 if kubelet.client.is_some() || kubelet.token_file.is_some() {
-                    identity.client_certificate = None;
-                    identity.client_certificate_data = None;
-                    identity.client_key = None;
-                    identity.client_key_data = None;
+                    own.client_certificate = None;
+                    own.client_certificate_data = None;
+                    own.client_key = None;
+                    own.client_key_data = None;
                 }
                 if let Some(KeyPair { cert_file, key_file }) = &kubelet.client {
-                    identity.client_certificate = Some(cert_file.display().to_string());
-                    identity.client_key = Some(key_file.display().to_string());
+                    own.client_certificate = Some(cert_file.display().to_string());
+                    own.client_key = Some(key_file.display().to_string());
                 }
                 config.accept_invalid_certs = kubelet.danger_accept_any_certificate;
                 kubelet_tls(&config)
             })
             .await?;
-        let token = match token_file {
-            Some(path) => {
-                Some(self.read(KEY, vec![path.clone()], move || Ok(Secret::from_file(&path)?)).await?)
-            }
-            None => None,
-        };
         Ok(Route::Kubelet { tls, token, server_name })
     }
 
@@ -377,9 +400,29 @@ impl Files<'_> {
     }
 }
 
+/// What a source says. Without a kubeconfig it is a pod, which podgate need not be in.
+fn described(source: &Source) -> Result<KubeConfig, Unusable> {
+    source.config().map_err(|error| match error {
+        connect::Error::InCluster(error) => Unusable::NotInPod(error),
+        error => error.into(),
+    })
+}
+
+/// A certificate and its key, which are tried on each other.
+fn identity(KeyPair { cert_file, key_file }: &KeyPair) -> Result<Identity, Unusable> {
+    let identity = Identity::from_files(cert_file, key_file)?;
+    match tls::client(Some(&identity), Arc::new(RootCertStore::empty()), false) {
+        Ok(_) => Ok(identity),
+        Err(tls::Error::SetUp(rustls::Error::InconsistentKeys(_))) => {
+            Err(Unusable::Mismatch { key: key_file.clone(), certificate: cert_file.clone() })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The file of podgate's token in the cluster, where it has one rather than a certificate.
 fn token_file(source: &Source) -> Result<Option<PathBuf>, Unusable> {
-    let identity = source.config()?.auth_info;
+    let identity = described(source)?.auth_info;
     let inline = identity.token.is_some() && identity.token_file.is_none();
     if inline || identity.exec.is_some() || identity.auth_provider.is_some() {
         return Err(Unusable::Unshowable);

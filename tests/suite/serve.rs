@@ -1,7 +1,8 @@
-//! `podgate serve` as a whole: settings and files on one side, an API server and kubelets that can fail on the other.
+//! `podgate serve` as a whole: settings and files on one side, an API server and kubelets on the other.
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use rustls::ClientConfig;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
@@ -42,6 +44,17 @@ upstream:
   kubelet: {caFile: kubelets.crt, client: {certFile: client.crt, keyFile: client.key}}
 session: {recheckPeriod: 1h}
 reload: {period: 10ms}
+";
+
+/// What stands before the token file's key, to know callers by OpenID Connect besides.
+const OIDC: &str = "oidcFile: oidc.yaml\n  tokenFile:";
+
+const ISSUERS: &str = "
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer: {url: 'https://idp.test', audiences: [podgate]}
+  claimMappings: {username: {claim: sub, prefix: ''}}
 ";
 
 /// A gateway in front of pod `default/web` on node `n`, whose kubelet is `far`.
@@ -554,4 +567,193 @@ async fn a_stop_does_not_wait_for_watches_or_unused_connections() {
     let started = Instant::now();
     rig.gateway.stop().await;
     assert!(started.elapsed() < SLACK, "{:?}", started.elapsed());
+}
+
+// === settings that are wrong ===
+
+/// Runs the binary with the settings in this folder and nothing from the environment; its exit code and what
+/// it writes to stderr, where the folder is `DIR`.
+async fn podgate(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_podgate"));
+    command.args(args).arg("--config").arg(folder.join("podgate.yaml"));
+    command.env_clear().stdin(Stdio::null()).kill_on_drop(true);
+    let output = soon("the end", command.output()).await.unwrap();
+    assert!(output.stdout.is_empty());
+    let said = String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), said.replace(folder.to_str().unwrap(), "DIR"))
+}
+
+/// A folder in which everything is as it should be.
+async fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path(), &Pki::new(), &ApiServer::start().await);
+    folder
+}
+
+#[tokio::test]
+async fn nothing_is_said_about_settings_that_are_right() {
+    let folder = folder().await;
+    assert_eq!(podgate(folder.path(), &["check"]).await, (Some(0), String::new()));
+}
+
+#[tokio::test]
+async fn settings_that_are_wrong_are_told_by_file_line_and_key() {
+    let folder = folder().await;
+    for (from, to, told) in [
+        (
+            "reload: {period: 10ms}",
+            "reload: {perod: 10ms}",
+            "config file DIR/podgate.yaml, at reload.perod: unknown field `perod`, expected one of period at \
+             line 15, column 10",
+        ),
+        (
+            "recheckPeriod: 1h",
+            "recheckPeriod: soon",
+            "config file DIR/podgate.yaml, at session.recheckPeriod: \"soon\" is no duration, such as 30s or \
+             1m30s at line 14, column 26",
+        ),
+        (
+            "recheckPeriod: 1h",
+            "maxSessions: many",
+            "config file DIR/podgate.yaml, at session.maxSessions: not a whole number at line 14, column 24",
+        ),
+        (
+            "recheckPeriod: 1h",
+            "maxSessions: 0",
+            "config file DIR/podgate.yaml, line 14, at session.maxSessions: is at least 1",
+        ),
+        (
+            "  tls: {certFile: server.crt, keyFile: server.key}\n",
+            "",
+            "config file DIR/podgate.yaml, line 3, at api.tls: certFile and keyFile are needed: podgate serves \
+             TLS only",
+        ),
+        (
+            "reload:",
+            " reload:",
+            "config file DIR/podgate.yaml: while parsing a block mapping, did not find expected key at \
+             line 15, column 2",
+        ),
+    ] {
+        assert!(SETTINGS.contains(from));
+        std::fs::write(folder.path().join("podgate.yaml"), SETTINGS.replace(from, to)).unwrap();
+        for face in ["check", "serve"] {
+            let said = podgate(folder.path(), &[face]).await;
+            assert_eq!(said, (Some(2), format!("podgate: {told}\n")));
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_that_are_wrong_are_told_by_key_and_path() {
+    const MISSING: &str = "No such file or directory (os error 2)";
+    let folder = folder().await;
+    std::fs::write(folder.path().join("podgate.yaml"), SETTINGS.replace("tokenFile:", OIDC)).unwrap();
+    std::fs::write(folder.path().join("oidc.yaml"), ISSUERS).unwrap();
+    assert_eq!(podgate(folder.path(), &["check"]).await, (Some(0), String::new()));
+    let elsewhere = tempfile::tempdir().unwrap();
+    Pki::new().write_server(elsewhere.path());
+    let key = std::fs::read_to_string(elsewhere.path().join("server.key")).unwrap();
+    for (file, content, told) in [
+        ("server.crt", None, format!("api.tls: read certificates from DIR/server.crt: I/O error: {MISSING}")),
+        ("server.crt", Some("nothing"), "api.tls: no certificate in DIR/server.crt".into()),
+        (
+            "server.key",
+            Some(&*key),
+            "api.tls: the key in DIR/server.key is not that of the certificate in DIR/server.crt".into(),
+        ),
+        (
+            "client.key",
+            Some(&*key),
+            "upstream.kubelet: the key in DIR/client.key is not that of the certificate in DIR/client.crt"
+                .into(),
+        ),
+        ("kubelets.crt", Some(""), "upstream.kubelet: no certificate in DIR/kubelets.crt".into()),
+        (
+            "callers.crt",
+            None,
+            format!(
+                "authentication.clientCAFile: read certificates from DIR/callers.crt: I/O error: {MISSING}"
+            ),
+        ),
+        (
+            "tokens.csv",
+            Some("a,b\n"),
+            "authentication.tokenFile: token file DIR/tokens.csv, line 1: wants token, user name and user uid"
+                .into(),
+        ),
+        (
+            "oidc.yaml",
+            Some("jwt: [{issuer: {url: 'https://idp.test', audience: [a]}}]"),
+            "authentication.oidcFile: authentication configuration DIR/oidc.yaml, at jwt[0].issuer.audience: \
+             unknown field `audience`, expected one of url, discoveryURL, certificateAuthority, audiences, \
+             audienceMatchPolicy, egressSelectorType at line 1, column 42"
+                .into(),
+        ),
+        (
+            "kubeconfig",
+            None,
+            format!(
+                "cluster.kubeconfig: read kubeconfig DIR/kubeconfig: failed to read kubeconfig from \
+                 '\"DIR/kubeconfig\"': {MISSING}"
+            ),
+        ),
+        ("kubeconfig", Some("clusters: ["), "cluster.kubeconfig: DIR/kubeconfig:1: not a kubeconfig".into()),
+        (
+            "api.crt",
+            None,
+            format!(
+                "cluster.kubeconfig: read kubeconfig DIR/kubeconfig: failed to load certificate authority: \
+                 failed to read file '\"DIR/api.crt\"': {MISSING}"
+            ),
+        ),
+    ] {
+        let path = folder.path().join(file);
+        let good = std::fs::read(&path).unwrap();
+        match content {
+            Some(content) => std::fs::write(&path, content).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let told = format!("podgate: setting {told}");
+        assert_eq!(podgate(folder.path(), &["check"]).await, (Some(2), format!("{told}\n")));
+        let (code, said) = podgate(folder.path(), &["serve"]).await;
+        assert_eq!((code, said.lines().last()), (Some(1), Some(&*told)));
+        std::fs::write(&path, good).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn everything_that_is_wrong_with_files_is_told_at_once() {
+    let folder = folder().await;
+    for file in ["server.key", "kubeconfig", "kubelets.crt", "tokens.csv"] {
+        std::fs::write(folder.path().join(file), "{").unwrap();
+    }
+    let (code, said) = podgate(folder.path(), &["check"]).await;
+    let keys: Vec<_> = said.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
+    let wrong = ["api.tls", "cluster.kubeconfig", "upstream.kubelet", "authentication.tokenFile"];
+    assert_eq!(
+        (code, keys),
+        (Some(2), wrong.map(|key| format!("setting {key}")).iter().map(|key| &**key).collect())
+    );
+}
+
+#[tokio::test]
+async fn without_a_kubeconfig_podgate_wants_to_be_in_a_pod() {
+    let folder = folder().await;
+    let text = SETTINGS.replace("kubeconfig: kubeconfig, ", "");
+    std::fs::write(folder.path().join("podgate.yaml"), text).unwrap();
+    let told = "podgate: setting cluster.kubeconfig: not set, and podgate does not run in a pod whose \
+                service account would do instead: failed to read an incluster environment variable: \
+                environment variable not found\n";
+    assert_eq!(podgate(folder.path(), &["check"]).await, (Some(2), told.to_owned()));
+}
+
+#[tokio::test]
+async fn a_kubeconfig_whose_token_cannot_be_shown_to_kubelets_wants_another_credential() {
+    let folder = folder().await;
+    let text = SETTINGS.replace(", client: {certFile: client.crt, keyFile: client.key}", "");
+    std::fs::write(folder.path().join("podgate.yaml"), text).unwrap();
+    let told = "podgate: setting upstream.kubelet: kubelets want a certificate or a token of podgate, and \
+                its kubeconfig names no file with one; set client or tokenFile\n";
+    assert_eq!(podgate(folder.path(), &["check"]).await, (Some(2), told.to_owned()));
 }
