@@ -79,8 +79,25 @@ impl Reloader {
         T: Send + Sync + 'static,
         E: std::error::Error,
     {
+        self.load_named(what, move || paths.clone(), build).await
+    }
+
+    /// As [`Reloader::load`], of files that are named by others of them: asked for anew with each look.
+    ///
+    /// # Errors
+    /// When it cannot be built now.
+    pub async fn load_named<T, E>(
+        &self,
+        what: &'static str,
+        paths: impl Fn() -> Vec<PathBuf> + Send + 'static,
+        build: impl Fn() -> Result<T, E> + Send + 'static,
+    ) -> Result<Live<T>, E>
+    where
+        T: Send + Sync + 'static,
+        E: std::error::Error,
+    {
         // Before the first use: what changes in between is seen as a change.
-        let mut seen = fingerprint(&paths).await;
+        let mut seen = fingerprint(paths()).await;
         let (sender, live) = watch::channel(Arc::new(build()?));
         let (period, metrics, drain) = (self.period, self.metrics.clone(), self.drain.clone());
         self.drain.spawn(async move {
@@ -91,7 +108,7 @@ impl Reloader {
                     () = sender.closed() => return,
                     () = tokio::time::sleep(period) => {}
                 }
-                let now = fingerprint(&paths).await;
+                let now = fingerprint(paths()).await;
                 if now == seen {
                     continue;
                 }
@@ -114,11 +131,15 @@ impl Reloader {
     }
 }
 
-/// One of each file: the hash of its content, or why there is none.
-async fn fingerprint(paths: &[PathBuf]) -> Vec<Result<[u8; 32], io::ErrorKind>> {
+/// What is told of one file: the hash of its content, or why there is none.
+type Print = Result<[u8; 32], io::ErrorKind>;
+
+/// Of each file.
+async fn fingerprint(paths: Vec<PathBuf>) -> Vec<(PathBuf, Print)> {
     let mut prints = Vec::with_capacity(paths.len());
     for path in paths {
-        prints.push(hash(path).await.map_err(|error| error.kind()));
+        let print = hash(&path).await.map_err(|error| error.kind());
+        prints.push((path, print));
     }
     prints
 }
@@ -164,6 +185,33 @@ mod tests {
         std::fs::rename(&next, &path).unwrap();
         number.replaced().await;
         assert_eq!(*number.get(), 3);
+        assert_eq!(drain.finish(Duration::from_secs(20)).await, crate::drain::Drained::Clean);
+    }
+
+    #[tokio::test]
+    async fn files_that_other_files_name_are_looked_after_from_then_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("index"), "a").unwrap();
+        std::fs::write(at("a"), "1").unwrap();
+        let named = |index: &Path| index.with_file_name(std::fs::read_to_string(index).unwrap_or_default());
+        let (paths, build) = (at("index"), at("index"));
+        let paths = move || vec![paths.clone(), named(&paths)];
+        let build = move || std::fs::read_to_string(named(&build)).unwrap_or_default().parse::<u32>();
+        let (drain, metrics) = (Drain::new(), Metrics::new());
+        let reloader = Reloader::new(Duration::from_millis(5), drain.clone(), metrics.clone());
+        let mut number = reloader.load_named("number", paths, build).await.unwrap();
+        assert_eq!(*number.get(), 1);
+
+        // What it names comes after it.
+        std::fs::write(at("index"), "b").unwrap();
+        let failed = metrics.reloads.with_label_values(&["number", "failed"]);
+        while failed.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        std::fs::write(at("b"), "2").unwrap();
+        number.replaced().await;
+        assert_eq!(*number.get(), 2);
         assert_eq!(drain.finish(Duration::from_secs(20)).await, crate::drain::Drained::Clean);
     }
 

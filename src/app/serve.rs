@@ -106,6 +106,11 @@ pub enum Unusable {
          or tokenFile"
     )]
     Unshowable,
+    /// What was no token has become one, or the other way round, or the token is elsewhere.
+    #[error(
+        "podgate's identity in its kubeconfig is of another kind now; restart podgate to show it to kubelets"
+    )]
+    OtherKind,
 }
 
 /// Runs until a signal; the exit code.
@@ -245,6 +250,17 @@ impl Files<'_> {
         live.map_err(|source| Error::Setting { key, source })
     }
 
+    /// Reads files that are named by others of them.
+    async fn read_named<T: Send + Sync + 'static>(
+        &self,
+        key: &'static str,
+        paths: impl Fn() -> Vec<PathBuf> + Send + 'static,
+        build: impl Fn() -> Result<T, Unusable> + Send + 'static,
+    ) -> Result<Live<T>, Error> {
+        let live = self.reloader.load_named(key, paths, build).await;
+        live.map_err(|source| Error::Setting { key, source })
+    }
+
     async fn server_tls(&self) -> Result<Live<ServerConfig>, Error> {
         let pair = self.config.api.tls.clone();
         let pair = pair.expect("serving without a certificate is refused before");
@@ -267,11 +283,16 @@ impl Files<'_> {
     async fn connection(&self) -> Result<Live<Connection>, Error> {
         let (source, background) = (self.source(), self.background.clone());
         let timeout = self.config.cluster.connect_timeout;
-        self.read("cluster.kubeconfig", source.files(), move || {
-            let mut config = described(&source)?;
-            config.connect_timeout = Some(timeout);
-            Ok(Connection::new(&config, &background)?)
-        })
+        let named = source.clone();
+        self.read_named(
+            "cluster.kubeconfig",
+            move || named.files(),
+            move || {
+                let mut config = described(&source)?;
+                config.connect_timeout = Some(timeout);
+                Ok(Connection::new(&config, &background)?)
+            },
+        )
         .await
     }
 
@@ -294,13 +315,14 @@ impl Files<'_> {
             }
             None => None,
         };
-        let mut files = source.files();
-        files.extend(kubelet.ca_file.clone());
+        let mut own_files: Vec<PathBuf> = kubelet.ca_file.iter().cloned().collect();
         if let Some(KeyPair { cert_file, key_file }) = &kubelet.client {
-            files.extend([cert_file.clone(), key_file.clone()]);
+            own_files.extend([cert_file.clone(), key_file.clone()]);
         }
+        let named = source.clone();
+        let files = move || [named.files(), own_files.clone()].concat();
         let tls = self
-            .read(KEY, files, move || {
+            .read_named(KEY, files, move || {
                 let roots = kubelet.ca_file.as_deref().map(certificates).transpose()?;
                 kubelet.client.as_ref().map(identity).transpose()?;
                 let mut config = described(&source)?;
