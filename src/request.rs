@@ -124,10 +124,8 @@ impl Ask {
         let query = Query::parse(uri.query().unwrap_or(""));
         let attributes = Attributes::of(method, path, &query)?;
         let encoding = Encoding::of(headers, query.first("pretty").as_deref());
-        let exec = attributes
-            .resource
-            .as_ref()
-            .and_then(|resource| Exec::of(method, &attributes.verb, resource, &query));
+        let exec =
+            attributes.resource.as_ref().and_then(|resource| Exec::of(method, &attributes, resource, &query));
         let uri = uri.path_and_query().map_or("/", |all| all.as_str()).to_owned();
         Ok(Self { attributes, query, uri, encoding, exec })
     }
@@ -242,7 +240,12 @@ impl Exec {
     }
 
     /// `None` when the resource is no session; the checks are those of `protocol.md` 1.3, steps 1 to 3.
-    fn of(method: &Method, verb: &str, resource: &Resource, query: &Query) -> Option<Result<Self, Refusal>> {
+    fn of(
+        method: &Method,
+        attributes: &Attributes,
+        resource: &Resource,
+        query: &Query,
+    ) -> Option<Result<Self, Refusal>> {
         if !(resource.group.is_empty() && resource.version == "v1" && resource.resource == "pods") {
             return None;
         }
@@ -253,8 +256,10 @@ impl Exec {
             _ => return None,
         };
         // `/api/v1/watch/...` and `/api/v1/proxy/...` are old prefixes of collections; no session is behind them.
-        let prefixed = matches!(verb, "watch" | "proxy");
-        if prefixed || !resource.rest.is_empty() || resource.namespace.is_empty() {
+        let Attributes { verb, path, .. } = attributes;
+        let prefixed = matches!(verb.as_str(), "watch" | "proxy");
+        // Upstream authorizes `//api/...` as if it had one slash, and then serves nothing there.
+        if prefixed || path.starts_with("//") || !resource.rest.is_empty() || resource.namespace.is_empty() {
             return Some(Err(Refusal::NoSuchPath));
         }
         if !matches!(*method, Method::GET | Method::POST) {

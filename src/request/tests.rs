@@ -80,6 +80,17 @@ fn an_escaped_slash_makes_more_segments_and_no_session() {
 }
 
 #[test]
+fn behind_two_slashes_is_a_resource_and_no_session() {
+    for path in ["//api/v1/namespaces/default/pods/a/exec", "/%2fapi/v1/namespaces/default/pods/a/exec"] {
+        let asked = ask(Method::POST, path);
+        assert_eq!(asked.attributes.resource.unwrap().subresource, "exec", "{path}");
+        assert_eq!(asked.exec.unwrap(), Err(Refusal::NoSuchPath), "{path}");
+    }
+    let asked = ask(Method::POST, "/api/v1/namespaces/default/pods/a/exec/?command=id");
+    assert!(asked.exec.unwrap().is_ok(), "upstream takes a slash at the end");
+}
+
+#[test]
 fn a_path_with_a_bad_escape_is_refused() {
     let refused = Ask::parse(&Method::GET, &"/api/v1/pods/%zz".parse().unwrap(), &HeaderMap::new());
     assert!(matches!(refused, Err(Refusal::BadRequest(_))));
