@@ -82,8 +82,8 @@ pub(crate) struct Target<'a> {
     pub(crate) pod: String,
     /// The client's home, and what it copies.
     pub(crate) folder: PathBuf,
-    /// With the contexts `alice-token`, who may do what the checks do, and `mallory`, who may nothing; the current one is
-    /// of somebody with a certificate.
+    /// With the contexts `alice-token`, who may do what the checks do, and `mallory`, who may nothing; the current one
+    /// may too.
     pub(crate) kubeconfig: PathBuf,
     pub(crate) echo: Echo,
     /// What the containers of pods are made from that a client applies.

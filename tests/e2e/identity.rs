@@ -35,14 +35,17 @@ pub(crate) async fn the_audit_log_names_the_caller(cluster: &Cluster, callers: &
     assert_eq!(through["user"], by_hand["user"]);
 }
 
-/// The event of the command that has a word.
+/// The event of the command that has a word, once it is known who may ask for what.
 async fn event(log: &Path, word: &str) -> Value {
     let found = async {
         loop {
             let text = std::fs::read_to_string(log).unwrap();
             let events = text.lines().filter(|line| line.contains(word));
             let mut events = events.map_while(|line| serde_json::from_str::<Value>(line).ok());
-            if let Some(event) = events.find(|event| event["objectRef"]["subresource"] == "exec") {
+            let known = |event: &Value| {
+                event["objectRef"]["subresource"] == "exec" && event["stage"] != "RequestReceived"
+            };
+            if let Some(event) = events.find(known) {
                 return event;
             }
             tokio::time::sleep(PAUSE).await;

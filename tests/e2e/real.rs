@@ -269,8 +269,9 @@ impl Cluster {
         json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": { "name": "alice" },
             "rules": [
                 rule(&["pods", "configmaps"], &all),
-                rule(&["pods/log"], &["get"]),
-                rule(&["pods/exec", "pods/attach", "pods/portforward", "pods/proxy"], &["create", "get"]),
+                // Without `create`: only sessions need it for GET.
+                rule(&["pods/log", "pods/proxy"], &["get"]),
+                rule(&["pods/exec", "pods/attach", "pods/portforward"], &["create", "get"]),
                 rule(&["pods/ephemeralcontainers"], &["get", "update", "patch"]),
                 rule(&["serviceaccounts"], &["impersonate"]),
             ] })

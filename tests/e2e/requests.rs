@@ -13,8 +13,8 @@ pub(crate) struct Subjects<'a> {
     pub(crate) web: &'a str,
 }
 
-/// Pods besides, with names of their own: `multi` has the containers `a` and `b` and the finished init container `setup`,
-/// `unscheduled` has no node, `lost` is on a node that is not there, `with.dots` is like `unscheduled`.
+/// Pods besides, with names of their own: `multi` has the containers `a` and `b` and the finished init container
+/// `setup`, `unscheduled` has no node, `lost` is on a node that is not there, `with.dots` is like `unscheduled`.
 pub(crate) fn pods(template: impl Fn(&str) -> Value) -> Vec<Value> {
     let named = |name: &str| {
         let mut pod = template(name);
@@ -161,7 +161,8 @@ fn objects(of: &Subjects<'_>) -> Vec<Request> {
     stale["metadata"]["resourceVersion"] = "1".into();
     let invalid = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": meta("Not-A-Name"), "spec": {} });
     let access = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {
-        "resourceAttributes": { "namespace": of.namespace, "verb": "create", "resource": "pods", "subresource": "exec" } } });
+        "resourceAttributes":
+            { "namespace": of.namespace, "verb": "create", "resource": "pods", "subresource": "exec" } } });
     let large = format!("{{\"pad\":\"{}\"}}", "x".repeat(3_200_000));
     let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
     let partial = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
@@ -311,48 +312,90 @@ fn impersonation(of: &Subjects<'_>) -> Vec<Request> {
     ]
 }
 
-/// A refusal of podgate's own in the place of plain text.
+/// A 400 of podgate's own in the place of another one in plain text.
 const STATUS_FOR_TEXT: &[&str] =
     &["header cache-control", "header content-type", "header x-content-type-options", "text"];
 
+/// A refusal in the place of a session.
+const REFUSAL_FOR_SESSION: &[&str] = &[
+    "code",
+    "header cache-control",
+    "header connection",
+    "header content-type",
+    "header upgrade",
+    "header x-stream-protocol-version",
+    "body ",
+];
+
+/// A 404 in the place of a 403, which is about no object when it is about a path.
+const NOT_FOUND_FOR_FORBIDDEN: &[&str] = &[
+    "code",
+    "header x-content-type-options",
+    "body /0/code",
+    "body /0/details/kind",
+    "body /0/details/name",
+    "body /0/message",
+    "body /0/reason",
+];
+const NOT_FOUND_FOR_FORBIDDEN_PATH: &[&str] =
+    &["code", "header x-content-type-options", "body /0/code", "body /0/message", "body /0/reason"];
+
+/// A Status in the place of a list of paths.
+const STATUS_FOR_PATHS: &[&str] = &[
+    "body /0/apiVersion",
+    "body /0/code",
+    "body /0/details",
+    "body /0/kind",
+    "body /0/message",
+    "body /0/metadata",
+    "body /0/paths",
+    "body /0/reason",
+    "body /0/status",
+];
+
+const ONE_WAY: &str = "A path that only some readers take for `pods/NAME/exec`, `attach` or `portforward`";
+
 /// Differences that are meant, and the words of `docs/differences.md` that tell them.
 pub(crate) fn known(mode: &str) -> Vec<Known> {
+    let differs = |request, fields, words| Known { request, fields, words };
     let mut known = vec![
-        Known {
-            request: "exec that upgrades to h2c",
-            fields: STATUS_FOR_TEXT,
-            words: "`Upgrade` of a session to something else than `SPDY/3.1` and `websocket`",
-        },
-        Known {
-            request: "exec with a capital",
-            fields: &[
-                "code",
-                "header x-content-type-options",
-                "body /0/code",
-                "body /0/details/kind",
-                "body /0/details/name",
-                "body /0/message",
-                "body /0/reason",
-            ],
-            words: "A path that only some readers take for `pods/NAME/exec`, `attach` or `portforward`",
-        },
-        Known {
-            request: "a broken escape",
-            fields: &["header cache-control", "header connection", "header content-type", "text"],
-            words: "A path with a broken `%` escape",
-        },
-        Known {
-            request: "impersonation of a group without a user",
-            fields: &["code", "header content-type", "header x-content-type-options", "text"],
-            words: "Impersonated groups, uid or extra without a user",
-        },
+        differs(
+            "exec that upgrades to h2c",
+            STATUS_FOR_TEXT,
+            "`Upgrade` of a session to something else than `SPDY/3.1` and `websocket`",
+        ),
+        differs(
+            "exec of a missing pod in YAML",
+            &["header content-type", "text"],
+            "`Accept: application/yaml` or protobuf for a Status",
+        ),
+        differs(
+            "exec with two protocols to upgrade to",
+            REFUSAL_FOR_SESSION,
+            "An upgrade request without exactly one `Host` and one `Upgrade` line",
+        ),
+        differs("exec with a body", REFUSAL_FOR_SESSION, "Upgrade request with a body"),
+        differs("exec with a capital", NOT_FOUND_FOR_FORBIDDEN, ONE_WAY),
+        differs("exec escaped twice", NOT_FOUND_FOR_FORBIDDEN, ONE_WAY),
+        differs("exec behind dots", NOT_FOUND_FOR_FORBIDDEN_PATH, ONE_WAY),
+        differs("exec behind two slashes", STATUS_FOR_PATHS, ONE_WAY),
+        differs(
+            "a broken escape",
+            &["header cache-control", "header connection", "header content-type", "text"],
+            "A path with a broken `%` escape",
+        ),
+        differs(
+            "impersonation of a group without a user",
+            &["code", "header content-type", "header x-content-type-options", "text"],
+            "Impersonated groups, uid or extra without a user",
+        ),
     ];
     if mode == "kubelet" {
-        known.push(Known {
-            request: "exec in a pod on a missing node",
-            fields: &["body /0/details/kind", "body /0/message"],
-            words: "A pod on a node that is not there",
-        });
+        known.push(differs(
+            "exec in a pod on a missing node",
+            &["body /0/details/kind", "body /0/message"],
+            "A pod on a node that is not there",
+        ));
     }
     let told = include_str!("../../docs/differences.md");
     for Known { words, .. } in &known {
