@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::answers::{Caller, Request, Tokens};
 use crate::http::Server;
+use crate::podgate::Podgate;
 use crate::real::Cluster;
 
 /// How long an event may take to be in the audit log.
@@ -97,4 +98,41 @@ pub(crate) async fn the_forbidden_reach_no_kubelet(cluster: &Cluster, podgate: &
         () = serve => unreachable!("it goes on"),
     };
     assert_eq!((answer.code, connections), (500, 1), "the code of who may, and all connections");
+}
+
+/// Service accounts that podgate is at kubelets: one with the rights that it needs there, one with none.
+pub(crate) const TWO_VERBS: &str = "two-verbs";
+pub(crate) const NO_VERBS: &str = "no-verbs";
+
+/// At a kubelet that asks the API server who may, podgate gets along with `create` of `nodes/proxy`, and `get` for
+/// WebSocket; with nothing it gets nowhere.
+pub(crate) async fn two_verbs_are_enough_for_podgate(cluster: &Cluster, tokens: &Tokens) {
+    let group = "rbac.authorization.k8s.io";
+    let meta = json!({ "name": cluster.namespace });
+    let rule = json!({ "apiGroups": [""], "resources": ["nodes/proxy"], "verbs": ["create", "get"] });
+    let account = json!({ "kind": "ServiceAccount", "name": TWO_VERBS, "namespace": cluster.namespace });
+    let role = json!({ "kind": "ClusterRole", "name": cluster.namespace, "apiGroup": group });
+    let version = format!("{group}/v1");
+    cluster
+        .create(&json!({ "apiVersion": "v1", "kind": "List", "items": [
+            { "apiVersion": version, "kind": "ClusterRole", "metadata": meta, "rules": [rule] },
+            { "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": meta, "subjects": [account],
+                "roleRef": role },
+        ] }))
+        .await;
+    let pod = format!("/api/v1/namespaces/{}/pods/echo", cluster.namespace);
+    let exec = Request::get("", format!("{pod}/exec?command=true&stdout=1"));
+    let asked = [exec.clone().spdy(), exec.websocket("v4.channel.k8s.io")];
+    for (account, code) in [(NO_VERBS, 403), (TWO_VERBS, 101)] {
+        let kubelet = json!({ "tokenFile": cluster.token_file(account).await });
+        let (podgate, [api, _]) = Podgate::serve(&cluster.config("kubelet", &kubelet.to_string())).await;
+        let server = Server::new(&api.to_string(), &cluster.authority.certificate());
+        for request in &asked {
+            let answer = server.ask(&request.bytes(tokens)).await;
+            let body = String::from_utf8_lossy(&answer.body).into_owned();
+            assert_eq!(answer.code, code, "{account}: {body}");
+            assert!(code == 101 || body.contains("resource=nodes, subresource"), "{body}");
+        }
+        podgate.stop(false).await;
+    }
 }

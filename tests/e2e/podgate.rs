@@ -169,8 +169,8 @@ impl Podgate {
     }
 }
 
-/// A node of each kind, and pods on it for each client: what one leaves behind is not there for the next. Alice may do with
-/// pods what the checks do, mallory may nothing.
+/// A node of each kind, and pods on it for each client: what one leaves behind is not there for the next. Alice may do
+/// with pods what the checks do, mallory may nothing.
 fn manifests(clients: &[Client]) -> String {
     let mut text = String::from(
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: alice}\nsubjects:\n\

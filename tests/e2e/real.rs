@@ -4,7 +4,7 @@
 //!     PODGATE_E2E_IDENTITY     kubeconfig of podgate itself; the administrator's when absent
 //!     PODGATE_E2E_KUBELET      value of podgate's setting `upstream.kubelet`, as YAML in one line; `{}` when absent
 //!     PODGATE_E2E_IMAGE        an image with a shell, `nc` and `tar`; a busybox that runs in the cluster when absent
-//!     PODGATE_E2E_AUDIT_LOG    the API server's audit log; without it, nobody sees whom the API server took the caller for
+//!     PODGATE_E2E_AUDIT_LOG    the API server's audit log; without it, nobody sees who the API server thinks has asked
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -54,7 +54,7 @@ const MODES: [&str; 2] = ["kubelet", "apiserver"];
 /// No podgate at all: what a check asks is what Kubernetes itself does.
 const DIRECT: &str = "direct";
 
-/// A namespace of the run's own, and what is in it. For a moment there is a node of that name as well.
+/// A namespace of the run's own, and what is in it. For a moment there are a node and a cluster role of that name as well.
 pub(crate) struct Cluster {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
@@ -96,7 +96,7 @@ async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
     let direct = cluster.callers(DIRECT, &cluster.server, &cluster.server_ca).await;
     checks(cluster, DIRECT, &direct, clients, run).await;
     for mode in MODES {
-        let (podgate, [api, _]) = Podgate::serve(&cluster.config(mode)).await;
+        let (podgate, [api, _]) = Podgate::serve(&cluster.config(mode, &kubelet_setting())).await;
         let kubeconfig =
             cluster.callers(mode, &format!("https://{api}"), &cluster.authority.certificate()).await;
         checks(cluster, mode, &kubeconfig, clients, run).await;
@@ -105,6 +105,11 @@ async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
         identity(cluster, mode, &kubeconfig, &podgate_too, run).await;
         podgate.stop(run.failed()).await;
     }
+}
+
+/// The value of podgate's setting `upstream.kubelet`.
+fn kubelet_setting() -> String {
+    std::env::var("PODGATE_E2E_KUBELET").unwrap_or_else(|_| "{}".to_owned())
 }
 
 async fn checks(cluster: &Cluster, name: &str, kubeconfig: &Path, clients: &[&Client], run: &mut Run) {
@@ -145,6 +150,11 @@ async fn identity(cluster: &Cluster, mode: &str, callers: &Path, podgate: &Serve
             Outcome::Works
         };
         run.cell(Cell::line("identity", mode, "the forbidden reach no kubelet"), None, check).await;
+        let check = async {
+            identity::two_verbs_are_enough_for_podgate(cluster, &cluster.tokens().await).await;
+            Outcome::Works
+        };
+        run.cell(Cell::line("identity", mode, "two verbs are enough for podgate"), None, check).await;
     } else {
         let log = std::env::var_os("PODGATE_E2E_AUDIT_LOG").map(PathBuf::from);
         let check = async {
@@ -204,7 +214,9 @@ impl Cluster {
         let labels = json!({ "pod-security.kubernetes.io/enforce": "privileged" });
         self.create(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } }))
             .await;
-        let mut all = vec![account("alice"), account("mallory"), self.role(), self.binding()];
+        let accounts = ["alice", "mallory", identity::TWO_VERBS, identity::NO_VERBS];
+        let mut all: Vec<_> = accounts.map(account).into();
+        all.extend([self.role(), self.binding()]);
         for client in clients {
             for mode in MODES.into_iter().chain([DIRECT]) {
                 all.extend(
@@ -243,7 +255,9 @@ impl Cluster {
     async fn clear(&self) {
         let all = "pods,configmaps,rolebindings,roles,serviceaccounts";
         self.kubectl(&["delete", all, "--all", "--force", "--grace-period=0", "--wait=false"], b"").await;
-        self.kubectl(&["delete", "node", &self.namespace, "--ignore-not-found"], b"").await;
+        for resource in ["node", "clusterrolebinding", "clusterrole"] {
+            self.kubectl(&["delete", resource, &self.namespace, "--ignore-not-found"], b"").await;
+        }
         self.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"], b"").await;
     }
 
@@ -286,10 +300,9 @@ impl Cluster {
             "roleRef": { "kind": "Role", "name": "alice", "apiGroup": "rbac.authorization.k8s.io" } })
     }
 
-    /// Settings for podgate.
-    fn config(&self, mode: &str) -> String {
+    /// Settings for podgate; `kubelet` is the value of `upstream.kubelet`.
+    pub(crate) fn config(&self, mode: &str, kubelet: &str) -> String {
         let (cert, key) = self.authority.server();
-        let kubelet = std::env::var("PODGATE_E2E_KUBELET").unwrap_or_else(|_| "{}".to_owned());
         format!(
             "api:\n  tls: {{certFile: {cert:?}, keyFile: {key:?}}}\nauthentication:\n  clientCAFile: {:?}\n  \
              anonymous: true\ncluster:\n  kubeconfig: {:?}\nupstream:\n  mode: {mode}\n  kubelet: {kubelet}\n",
@@ -339,6 +352,13 @@ impl Cluster {
 
     pub(crate) async fn tokens(&self) -> Tokens {
         Tokens { alice: self.token("alice").await, mallory: self.token("mallory").await }
+    }
+
+    /// A file with a bearer token of a service account.
+    pub(crate) async fn token_file(&self, account: &str) -> PathBuf {
+        let path = self.folder.path().join(format!("{account}.token"));
+        std::fs::write(&path, self.token(account).await).unwrap();
+        path
     }
 
     /// A bearer token of a service account.
