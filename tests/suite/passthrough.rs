@@ -707,7 +707,7 @@ async fn a_body_that_stops_coming_is_a_timeout() {
 #[tokio::test]
 async fn an_answer_that_is_over_ends_a_request_that_is_not() {
     let rig = rig(|mut io, _| async move {
-        send(&mut io, b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").await;
+        send(&mut io, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").await;
         let _ = io.read_to_end(&mut Vec::new()).await;
     })
     .await;
@@ -715,7 +715,7 @@ async fn an_answer_that_is_over_ends_a_request_that_is_not() {
     send(&mut client, &request(&format!("POST {SHORT}"), "Content-Length: 10\r\n")).await;
     send(&mut client, b"half").await;
     let answer = Answer::read(&mut client).await.expect("an answer");
-    assert_eq!((answer.code(), answer.body.as_str()), (401, "no"));
+    assert_eq!((answer.code(), answer.body.as_str()), (403, "no"));
     until("the API server to be left", || rig.far.connections() == 0).await;
     read_to_end(&mut client).await;
     rig.gateway.stop().await;
