@@ -115,7 +115,8 @@ impl TestGateway {
         let cluster = FakeCluster::new();
         cluster.node("n", far.addr.port());
         cluster.simple_pod("default/web", "n");
-        let ground = Ground { route, ..Self::ground(&pki, cluster.clone()) };
+        let authn = Methods { anonymous: config.authentication.anonymous, ..Self::methods(&pki) };
+        let ground = Ground { route, authn, ..Self::ground(&pki, cluster.clone()) };
         let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
         Self { gateway, pki, cluster }
     }
