@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ::kube::Config as KubeConfig;
 use ::kube::client::ConfigExt;
-use ::kube::config::InClusterError;
+use ::kube::config::{AuthInfo, InClusterError};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue};
@@ -307,8 +307,11 @@ impl Files<'_> {
         let token_file = match (&kubelet.client, &kubelet.token_file) {
             (Some(_), _) => None,
             (None, Some(path)) => Some(path.clone()),
-            (None, None) => token_file(&source).map_err(|source| Error::Setting { key: KEY, source })?,
+            (None, None) => described(&source)
+                .and_then(|config| token_file_of(&config))
+                .map_err(|source| Error::Setting { key: KEY, source })?,
         };
+        let token_of_source = token_file.clone();
         let token = match token_file {
             Some(path) => {
                 Some(self.read(KEY, vec![path.clone()], move || Ok(Secret::from_file(&path)?)).await?)
@@ -326,16 +329,17 @@ impl Files<'_> {
                 let roots = kubelet.ca_file.as_deref().map(certificates).transpose()?;
                 kubelet.client.as_ref().map(identity).transpose()?;
                 let mut config = described(&source)?;
+                let own_identity = kubelet.client.is_some() || kubelet.token_file.is_some();
+                if !own_identity && token_file_of(&config)? != token_of_source {
+                    return Err(Unusable::OtherKind);
+                }
                 if roots.is_some() {
                     config.root_cert = roots;
                     config.root_cert_file = None;
                 }
                 let own = &mut config.auth_info;
-                if kubelet.client.is_some() || kubelet.token_file.is_some() {
-                    own.client_certificate = None;
-                    own.client_certificate_data = None;
-                    own.client_key = None;
-                    own.client_key_data = None;
+                if own_identity {
+                    *own = AuthInfo::default();
                 }
                 if let Some(KeyPair { cert_file, key_file }) = &kubelet.client {
                     own.client_certificate = Some(cert_file.display().to_string());
@@ -443,13 +447,13 @@ fn identity(KeyPair { cert_file, key_file }: &KeyPair) -> Result<Identity, Unusa
 }
 
 /// The file of podgate's token in the cluster, where it has one rather than a certificate.
-fn token_file(source: &Source) -> Result<Option<PathBuf>, Unusable> {
-    let identity = described(source)?.auth_info;
+fn token_file_of(config: &KubeConfig) -> Result<Option<PathBuf>, Unusable> {
+    let identity = &config.auth_info;
     let inline = identity.token.is_some() && identity.token_file.is_none();
     if inline || identity.exec.is_some() || identity.auth_provider.is_some() {
         return Err(Unusable::Unshowable);
     }
-    Ok(identity.token_file.map(PathBuf::from))
+    Ok(identity.token_file.as_ref().map(PathBuf::from))
 }
 
 fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, Unusable> {
@@ -481,5 +485,71 @@ impl ApiServer for Through {
     fn authorization(&self) -> BoxFuture<'_, Result<Option<HeaderValue>, cluster::Error>> {
         let connection = self.0.get();
         async move { connection.credentials().await }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::until;
+
+    const PLUGIN: &str = "apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never";
+
+    /// A folder with a CA, a token and a kubeconfig with this user.
+    fn folder(user: &str) -> (tempfile::TempDir, Config) {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
+        std::fs::write(at("ca.crt"), ca.cert.pem()).unwrap();
+        std::fs::write(at("token"), "t0ken").unwrap();
+        write_kubeconfig(&at("config"), user);
+        let mut config = Config::default();
+        config.cluster.kubeconfig = Some(at("config"));
+        config.upstream.kubelet.ca_file = Some(at("ca.crt"));
+        config.reload.period = Duration::from_millis(5);
+        (folder, config)
+    }
+
+    fn write_kubeconfig(path: &Path, user: &str) {
+        let text = format!(
+            "current-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://10.0.0.1'}}}}]\n\
+             users: [{{name: u, user: {{{user}}}}}]\n"
+        );
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn files<'a>(config: &'a Config, metrics: &Metrics) -> Files<'a> {
+        let background = Drain::new();
+        let reloader = Reloader::new(config.reload.period, background.clone(), metrics.clone());
+        Files { config, reloader, background }
+    }
+
+    #[tokio::test]
+    async fn an_identity_that_is_set_for_kubelets_leaves_nothing_of_the_other() {
+        let (folder, mut config) = folder("");
+        let marker = folder.path().join("plugin-ran");
+        let plugin = format!("exec: {{{PLUGIN}, command: touch, args: ['{}']}}", marker.display());
+        write_kubeconfig(&folder.path().join("config"), &plugin);
+        config.upstream.kubelet.token_file = Some(folder.path().join("token"));
+        files(&config, &Metrics::new()).kubelets().await.unwrap();
+        assert!(!marker.exists());
+    }
+
+    #[tokio::test]
+    async fn an_identity_that_becomes_one_that_cannot_be_shown_does_not_replace_the_last() {
+        let (folder, config) = folder("tokenFile: token");
+        let metrics = Metrics::new();
+        let files = files(&config, &metrics);
+        let Route::Kubelet { tls, token: Some(token), .. } = files.kubelets().await.unwrap() else {
+            panic!("to kubelets, with a token")
+        };
+        let before = tls.get();
+        write_kubeconfig(&folder.path().join("config"), "token: inline");
+        let failed = metrics.reloads.with_label_values(&["upstream.kubelet", "failed"]);
+        until("the look at it", || failed.get() > 0).await;
+        assert!(Arc::ptr_eq(&before, &tls.get()) && token.get().expose() == "t0ken");
     }
 }
