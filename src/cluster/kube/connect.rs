@@ -36,6 +36,9 @@ use crate::drain::Drain;
 use crate::secret::{self, Secret};
 use crate::tls;
 
+/// For podgate's own credentials, which a plugin may have to fetch first.
+const CREDENTIALS: Duration = Duration::from_secs(10);
+
 /// Silence after which a connection is probed, and how long what was sent may go unacknowledged: an API server whose
 /// machine is gone does not say so. Shorter than the time-outs of stateful firewalls.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -276,7 +279,8 @@ impl Connection {
     /// [`cluster::Error::Unanswered`] when a credential plugin fails.
     pub async fn credentials(&self) -> Result<Option<HeaderValue>, cluster::Error> {
         let act = "get podgate's own credentials";
-        let shown = self.authorize.clone().oneshot(Request::default()).boxed().await;
+        let shown = self.authorize.clone().oneshot(Request::default()).boxed();
+        let shown = tokio::time::timeout(CREDENTIALS, shown).await.unwrap_or_else(|late| Err(late.into()));
         let shown =
             shown.map_err(|error| cluster::Error::Unanswered { act: act.into(), source: unquoted(error) })?;
         Ok(shown.into_parts().0.headers.remove(header::AUTHORIZATION))
