@@ -246,7 +246,17 @@ impl Files<'_> {
         paths: Vec<PathBuf>,
         build: impl Fn() -> Result<T, Unusable> + Send + 'static,
     ) -> Result<Live<T>, Error> {
-        let live = self.reloader.load(key, paths, build).await;
+        self.read_named(key, move || paths.clone(), build).await
+    }
+
+    /// The same where files name others.
+    async fn read_named<T: Send + Sync + 'static>(
+        &self,
+        key: &'static str,
+        paths: impl Fn() -> Vec<PathBuf> + Send + 'static,
+        build: impl Fn() -> Result<T, Unusable> + Send + 'static,
+    ) -> Result<Live<T>, Error> {
+        let live = self.reloader.load_named(key, paths, build).await;
         live.map_err(|source| Error::Setting { key, source })
     }
 

@@ -400,6 +400,9 @@ async fn a_new_kubeconfig_leads_to_another_api_server_from_then_on() {
     assert_eq!((far.accepted(), rig.get("/api/v1/nodes/m").await.code()), (1, 200));
     assert_eq!(old.asked().len(), asked, "nobody asks the old one any more");
     moves(&mut session, "old").await;
+    // What it names is looked after too.
+    let renewed = || rig.write("other.crt", [rig.api.certificate(), rig.api.certificate()].concat());
+    rig.until_reload("cluster.kubeconfig", "reloaded", renewed).await;
     // It is of no use any more, and a broken file does not make it so again.
     drop(old);
     rig.until_reload("cluster.kubeconfig", "failed", || rig.write("kubeconfig", "clusters: [")).await;
@@ -625,8 +628,8 @@ async fn settings_that_are_wrong_are_told_by_file_line_and_key() {
         (
             "  tls: {certFile: server.crt, keyFile: server.key}\n",
             "",
-            "config file DIR/podgate.yaml, line 3, at api.tls: certFile and keyFile are needed: podgate serves \
-             TLS only",
+            "config file DIR/podgate.yaml, line 3, at api.tls: certFile and keyFile are needed: podgate \
+             serves TLS only",
         ),
         (
             "reload:",
