@@ -260,17 +260,6 @@ impl Files<'_> {
         live.map_err(|source| Error::Setting { key, source })
     }
 
-    /// Reads files that are named by others of them.
-    async fn read_named<T: Send + Sync + 'static>(
-        &self,
-        key: &'static str,
-        paths: impl Fn() -> Vec<PathBuf> + Send + 'static,
-        build: impl Fn() -> Result<T, Unusable> + Send + 'static,
-    ) -> Result<Live<T>, Error> {
-        let live = self.reloader.load_named(key, paths, build).await;
-        live.map_err(|source| Error::Setting { key, source })
-    }
-
     async fn server_tls(&self) -> Result<Live<ServerConfig>, Error> {
         let pair = self.config.api.tls.clone();
         let pair = pair.expect("serving without a certificate is refused before");
