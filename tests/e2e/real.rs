@@ -272,7 +272,7 @@ impl Cluster {
             "serviceAccountName": "alice",
             "automountServiceAccountToken": false,
             "containers": [{ "name": "main", "image": self.image, "imagePullPolicy": "IfNotPresent",
-                "stdin": true, "command": command }],
+                "stdin": true, "command": command, "env": [{ "name": "PAUSE", "value": "0.5" }] }],
         } })
     }
 
@@ -285,7 +285,7 @@ impl Cluster {
                 rule(&["pods", "configmaps"], &all),
                 // Without `create`: only sessions need it for GET.
                 rule(&["pods/log", "pods/proxy"], &["get"]),
-                rule(&["pods/exec", "pods/attach", "pods/portforward"], &["create", "get"]),
+                rule(&["pods/exec", "pods/attach", "pods/portforward"], &all),
                 rule(&["pods/ephemeralcontainers"], &["get", "update", "patch"]),
                 rule(&["serviceaccounts"], &["impersonate"]),
             ] })
