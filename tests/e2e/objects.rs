@@ -169,8 +169,8 @@ pub(crate) async fn debug_copy(target: &Target<'_>) {
     ok(target, &["delete", "pod", &copy]).await;
 }
 
-/// Waits for its input, so that nobody attaches too late, and then a moment: containerd hands on what an attached client
-/// sends before it listens for what the client is to get.
+/// Waits for its input, so that nobody attaches too late, and then a moment: containerd hands on what an attached
+/// client sends before it listens for what the client is to get.
 const HELLO: &str = "read -r line; sleep 1; echo \"got $line\"";
 
 /// The input stays open until the answer is there: runtimes let go of who has ended it.

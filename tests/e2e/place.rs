@@ -30,9 +30,11 @@ pub(crate) enum Api {
     Real(u32),
 }
 
-/// The main process that a client's own pod has: answers each line on both of its streams, and ends when told so. Takes
-/// its time where it has a `PAUSE`: containerd hands on what an attached client sends before it listens for the answer.
-const TALKER: &str = "while read -r line && [ \"$line\" != end ]; do ${PAUSE:+sleep $PAUSE}; echo \"out $line\"; echo \"err $line\" >&2; done";
+/// The main process that a client's own pod has: answers each line on both of its streams, and ends when told so.
+/// Takes its time where it has a `PAUSE`: containerd hands on what an attached client sends before it listens for
+/// the answer.
+const TALKER: &str = "while read -r line && [ \"$line\" != end ]; do ${PAUSE:+sleep $PAUSE}; \
+                      echo \"out $line\"; echo \"err $line\" >&2; done";
 
 /// The other one: says something, and something else once it has been told to go.
 const GOER: &str = "echo first; while [ ! -e go ]; do sleep 0.2; done; echo second";

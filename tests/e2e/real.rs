@@ -54,7 +54,7 @@ const MODES: [&str; 2] = ["kubelet", "apiserver"];
 /// No podgate at all: what a check asks is what Kubernetes itself does.
 const DIRECT: &str = "direct";
 
-/// A namespace of the run's own, and what is in it. For a moment there are a node and a cluster role of that name as well.
+/// A namespace of the run's own, and what is in it. For a moment there are a node and a cluster role of that name.
 pub(crate) struct Cluster {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
@@ -278,7 +278,8 @@ impl Cluster {
 
     /// What alice may do, within the namespace.
     fn role(&self) -> Value {
-        let rule = |resources: &[&str], verbs: &[&str]| json!({ "apiGroups": [""], "resources": resources, "verbs": verbs });
+        let rule =
+            |on: &[&str], verbs: &[&str]| json!({ "apiGroups": [""], "resources": on, "verbs": verbs });
         let all = ["get", "list", "watch", "create", "update", "patch", "delete"];
         json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": { "name": "alice" },
             "rules": [
