@@ -68,6 +68,8 @@ pub struct Faults {
     pub slow: Duration,
     /// Watches are answered with 410.
     pub gone: bool,
+    /// Watches are answered with 504, as by a server that was put back to before the version they ask for.
+    pub behind: bool,
     /// What happens is not told to watches, until this ends.
     pub silent: bool,
     /// Watches are cut off in the middle of an event.
@@ -434,6 +436,13 @@ impl Shared {
     fn watch(self: Arc<Self>, resource: &'static str, query: &str) -> Response<Body> {
         if self.state().faults.gone {
             return status(StatusCode::GONE, "Expired", "too old resource version");
+        }
+        if self.state().faults.behind {
+            return status(
+                StatusCode::GATEWAY_TIMEOUT,
+                "Timeout",
+                "Too large resource version: 9, current: 1",
+            );
         }
         let since = parameter(query, "resourceVersion").parse().unwrap_or(u64::MAX);
         let next = self.state().log.partition_point(|(version, ..)| *version <= since);

@@ -172,6 +172,18 @@ async fn a_watch_that_breaks_or_is_too_late_does_not_matter_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_watch_of_a_version_that_was_undone_is_begun_anew() {
+    let rig = Rig::watching().await;
+    let lists = rig.server.count("/api/v1/pods?limit");
+    rig.server.faults(|faults| (faults.torn, faults.behind) = (true, true));
+    until("a list, because of 504", || rig.server.count("/api/v1/pods?limit") > lists).await;
+    rig.server.faults(|faults| (faults.torn, faults.behind) = (false, false));
+    rig.until_watching().await;
+    rig.server.pod("shop/cart-0", "1", "node-1", &["app"]);
+    rig.until_pods(1).await;
+}
+
+#[tokio::test]
 async fn lists_come_in_pages() {
     let rig = Rig::with(settings()).await;
     for number in 0..1234 {

@@ -183,8 +183,14 @@ impl<K: Kind> Watch<K> {
             }
         };
         if code != StatusCode::OK {
-            // Whatever else is wrong will be wrong with a list too, which costs more.
-            self.since = (code != StatusCode::GONE).then_some(since);
+            // What is not about the version will be wrong with a list too, which costs more.
+            let elsewhere = [
+                StatusCode::UNAUTHORIZED,
+                StatusCode::FORBIDDEN,
+                StatusCode::TOO_MANY_REQUESTS,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ];
+            self.since = elsewhere.contains(&code).then_some(since);
             return Err(refused(&act, code, body).await);
         }
         self.synced.set(1);
