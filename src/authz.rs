@@ -1,8 +1,9 @@
 //! Authz: may they, asked of the cluster. The only maker of a [`Permit`].
 //!
-//! In the flow: after `authn`. First impersonation (each item is a review of its own); then, for a session, the request
-//! itself (what is no session is the cluster's to decide, which answers it); a session by GET is reviewed once more as `create`, because a WebSocket handshake can only be a GET
-//! (`protocol.md` 1.2). Invariant: no answer is a denial; nothing is cached here.
+//! In the flow: after `authn`. First impersonation (each item is a review of its own); then, for a session, the
+//! request itself; what is no session is decided by the cluster, which answers it. A session by GET is reviewed once
+//! more as `create`, because a WebSocket handshake can only be a GET (`protocol.md` 1.2).
+//! Invariant: no answer is a denial; nothing is cached here.
 //! Source: apiserver `pkg/endpoints/filters/{authorization,impersonation}.go`, `protocol.md` 8.3 and 8.4.
 
 pub mod impersonation;
