@@ -477,8 +477,7 @@ struct Through(Live<Connection>);
 
 impl ApiServer for Through {
     fn server(&self) -> Server {
-        let connect::Server { host, port, prefix, tls, name } = self.0.get().server().clone();
-        Server { host, port, prefix, tls, name }
+        self.0.get().server().clone()
     }
 
     fn authorization(&self) -> BoxFuture<'_, Result<Option<HeaderValue>, cluster::Error>> {
