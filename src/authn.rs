@@ -295,6 +295,13 @@ impl Authn {
         })
     }
 
+    /// Takes out of a request what a front proxy says, or somebody in its place.
+    pub fn forget(&self, headers: &mut HeaderMap) {
+        if let Some(proxy) = &self.front_proxy {
+            proxy.forget(headers);
+        }
+    }
+
     fn front_proxy(&self, conn: &Conn, headers: &HeaderMap) -> Result<Option<User>, Error> {
         let Some(proxy) = &self.front_proxy else { return Ok(None) };
         proxy.identify(&conn.certificates, headers).map_err(Error::FrontProxy)

@@ -94,6 +94,21 @@ impl FrontProxy {
         }
         Ok(Some(User { name: name.to_owned(), uid: uid.to_owned(), groups, extra }))
     }
+
+    /// Takes out every header that could name somebody, whoever sent it: nobody behind podgate is to believe it.
+    pub(super) fn forget(&self, headers: &mut HeaderMap) {
+        let named = [&self.username_headers, &self.group_headers, &self.uid_headers];
+        for header in named.into_iter().flatten() {
+            headers.remove(header);
+        }
+        let is_extra = |header: &&HeaderName| {
+            self.extra_prefixes.iter().any(|prefix| strip(header.as_str(), prefix).is_some())
+        };
+        let extras: Vec<_> = headers.keys().filter(is_extra).cloned().collect();
+        for header in extras {
+            headers.remove(header);
+        }
+    }
 }
 
 /// The first of these headers that says something; of one that came twice, only the first line is looked at.

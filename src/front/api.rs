@@ -341,6 +341,7 @@ impl Door {
         let caller = self.shared.pipeline.identify(&self.conn, request.headers(), &ask).await?;
         self.activity.is_somebodys();
         upgrade::forget_token(request.headers_mut());
+        self.shared.pipeline.authn.forget(request.headers_mut());
         if let Some(exec) = ask.exec.take() {
             let permit = self.shared.pipeline.permit(caller, &ask).await?;
             let exec = exec?;

@@ -21,8 +21,9 @@ use podgate::drain::Drain;
 use podgate::listen::Conn;
 use podgate::reload::Live;
 use podgate::testing::answer::status;
-use podgate::testing::gateway::{config, request, send};
-use podgate::testing::{Answer, FakeCluster, Pki, TestGateway, until};
+use podgate::testing::far::SWITCHING;
+use podgate::testing::gateway::{config, exec_request, request, send};
+use podgate::testing::{Answer, FakeCluster, Far, Pki, TestGateway, until};
 use podgate::tls::{self, ClientVerifier, Clients, Identity};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
@@ -662,6 +663,27 @@ async fn headers_of_a_front_proxy_are_believed_of_front_proxies_and_of_nobody_el
         assert_eq!(door.whoami(identity, &headers).await, expected, "{headers}");
     }
     door.0.stop().await;
+}
+
+#[tokio::test]
+async fn headers_of_a_front_proxy_go_no_further_whoever_sends_them() {
+    let pki = Arc::new(Pki::new());
+    let mut far = Far::start(&pki, |mut io| async move { send(&mut io, SWITCHING).await }).await;
+    let cluster = FakeCluster::new();
+    cluster.node("n", far.addr.port());
+    cluster.simple_pod("default/web", "n");
+    let mut proxy = front_proxy(&Pki::new(), &[]).unwrap();
+    proxy.username_headers = vec![HeaderName::from_static("x-sso-user")];
+    proxy.extra_prefixes = vec!["X-Sso-Extra-".to_owned()];
+    let methods = Methods { front_proxy: Some(proxy), ..TestGateway::methods(&pki) };
+    let gateway = TestGateway::knowing(methods, config(), pki, cluster).await;
+    let mut client = gateway.connect_as("ana").await;
+    let headers = "X-Sso-User: root\r\nX-SSO-Extra-Team: red\r\nX-Kept: yes\r\n";
+    send(&mut client, &exec_request("command=id", headers)).await;
+    let head = far.head().await;
+    assert!(!head.to_lowercase().contains("x-sso") && head.contains("X-Kept: yes"), "{head}");
+    drop(client);
+    gateway.stop().await;
 }
 
 // === asking again ===
