@@ -154,6 +154,7 @@ async fn hash(path: &Path) -> io::Result<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{soon, until};
 
     #[tokio::test]
     async fn a_changed_file_replaces_the_value_and_a_bad_one_does_not() {
@@ -169,21 +170,19 @@ mod tests {
 
         let kept = number.get();
         std::fs::write(&path, "2").unwrap();
-        number.replaced().await;
+        soon("the next number", number.replaced()).await;
         assert_eq!((*number.get(), *kept), (2, 1));
 
         let failed = metrics.reloads.with_label_values(&["number", "failed"]);
         std::fs::write(&path, "two").unwrap();
-        while failed.get() == 0 {
-            tokio::task::yield_now().await;
-        }
+        until("a look at what is no number", || failed.get() > 0).await;
         assert_eq!(*number.get(), 2);
 
         // As Kubernetes swaps the files of a Secret.
         let next = folder.path().join("next");
         std::fs::write(&next, "3").unwrap();
         std::fs::rename(&next, &path).unwrap();
-        number.replaced().await;
+        soon("the next number", number.replaced()).await;
         assert_eq!(*number.get(), 3);
         assert_eq!(drain.finish(Duration::from_secs(20)).await, crate::drain::Drained::Clean);
     }
@@ -206,11 +205,9 @@ mod tests {
         // What it names comes after it.
         std::fs::write(at("index"), "b").unwrap();
         let failed = metrics.reloads.with_label_values(&["number", "failed"]);
-        while failed.get() == 0 {
-            tokio::task::yield_now().await;
-        }
+        until("a look at what is no number", || failed.get() > 0).await;
         std::fs::write(at("b"), "2").unwrap();
-        number.replaced().await;
+        soon("the next number", number.replaced()).await;
         assert_eq!(*number.get(), 2);
         assert_eq!(drain.finish(Duration::from_secs(20)).await, crate::drain::Drained::Clean);
     }
