@@ -33,8 +33,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 ];
 
 /// What a client cannot take away by naming it: what podgate itself, or a proxy before it, has a use for.
-const KEPT: [HeaderName; 4] =
-    [header::HOST, header::CONTENT_LENGTH, HeaderName::from_static("audit-id"), FORWARDED_FOR];
+const KEPT: [HeaderName; 3] = [header::CONTENT_LENGTH, HeaderName::from_static("audit-id"), FORWARDED_FOR];
 
 /// The request's headers for the API server.
 pub(super) fn outgoing(
@@ -55,10 +54,6 @@ pub(super) fn outgoing(
     join(&mut out, header::COOKIE, None, b"; ");
     let peer = peer.and_then(|peer| HeaderValue::from_str(&peer.ip().to_canonical().to_string()).ok());
     join(&mut out, FORWARDED_FOR, peer, b", ");
-    // The authority of HTTP/2, and of a URI in absolute form, counts more than a line.
-    if let Some(host) = request.uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
-        out.insert(header::HOST, host);
-    }
     if has_token(client, &header::TE, b"trailers") {
         out.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -100,6 +95,8 @@ fn passes(name: &HeaderName) -> bool {
     // Some servers take a low line for a dash.
     let text = name.as_str().replace('_', "-");
     !(HOP_BY_HOP.contains(name)
+        // It is the server's own that is sent: see `Connection::send`.
+        || *name == header::HOST
         || *name == header::AUTHORIZATION
         // It was podgate's to answer: the body is asked for once there is somebody to take it.
         || *name == header::EXPECT

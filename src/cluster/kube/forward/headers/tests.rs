@@ -86,7 +86,6 @@ fn the_rest_goes_on() {
         "accept: b",
         "audit-id: id",
         "cookie: a=b; c=d",
-        "host: podgate.test",
         "te: trailers",
         "trailer: x-sum",
         "x-forwarded-for: 10.0.0.1, 10.0.0.2, 192.0.2.7",
