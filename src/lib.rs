@@ -20,6 +20,7 @@ pub mod pipeline;
 pub mod authn;
 pub mod authz;
 pub mod locate;
+pub mod recording;
 pub mod session;
 pub mod upstream;
 

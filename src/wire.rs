@@ -6,7 +6,7 @@
 //! reason.
 //!
 //! In reading order: the upgrade answer of the far side, the frames that follow it on either transport, what
-//! the frames mean, and what stands between the two connections of a session.
+//! the frames mean, what is noted of that, and what stands between the two connections of a session.
 
 pub mod http1;
 pub mod spdy;
@@ -15,5 +15,8 @@ pub mod ws;
 pub mod channel;
 pub mod portforward;
 pub mod remotecommand;
+
+pub mod tap;
+pub mod tape;
 
 pub mod link;

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::wire::tap::Tap;
+
 /// A queue of this many bytes is full: its writer is waited for, and nothing more is read of the peer whose bytes
 /// it carries. As much as one read brings, so a queue never holds more than twice that and the frames of one read.
 pub const FULL: usize = 64 * 1024;
@@ -53,6 +55,8 @@ pub struct Out {
     pub far: Queue,
     /// Set when bytes of the session itself went by, other than keepalives and their answers.
     pub active: bool,
+    /// Is told what passes.
+    pub tap: Tap,
 }
 
 /// Which peer sent what is not the protocol.
