@@ -207,7 +207,7 @@ fn websocket(exec: &Exec, head: &ResponseHead) -> Result<Box<dyn Link>, Error> {
             Box::new(link.ok_or(Error::TooManyPorts(exec.ports.len()))?)
         }
         Subresource::PortForward => return Err(Error::Subprotocol(named)),
-        Subresource::Exec | Subresource::Attach => Box::new(WsLink::command(subprotocol, mask)),
+        Subresource::Exec | Subresource::Attach => Box::new(WsLink::command(subprotocol, exec.asked(), mask)),
     })
 }
 

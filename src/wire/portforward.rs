@@ -93,6 +93,17 @@ pub enum Half {
     Data,
 }
 
+/// What the headers of a stream say that a client opens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// What it is.
+    pub half: Half,
+    /// The port that it names.
+    pub port: u16,
+    /// What it has in common with the other of its pair.
+    pub request: Bytes,
+}
+
 /// The streams of a connection that wait for one another, and how many found one.
 #[derive(Debug, Default)]
 pub struct Pairs {
@@ -201,6 +212,21 @@ impl Half {
     }
 }
 
+// === impl Opening ===
+
+impl Opening {
+    /// What a server reads of these headers.
+    ///
+    /// # Errors
+    /// When it refuses the stream.
+    pub fn read(stream: u32, headers: &Headers) -> Result<Self, Error> {
+        let port = read_port(headers)?;
+        let half = read_half(headers)?;
+        let request = request_id(stream, half, headers)?;
+        Ok(Self { half, port, request })
+    }
+}
+
 // === impl Pairs ===
 
 impl Pairs {
@@ -212,9 +238,7 @@ impl Pairs {
     /// Takes a stream that the peer opened. On `Err` it is to be reset with [`Error::status`], and nothing
     /// else.
     pub fn accept(&mut self, stream: u32, headers: &Headers) -> Result<Arrival, Error> {
-        let port = read_port(headers)?;
-        let half = read_half(headers)?;
-        let request = request_id(stream, half, headers)?;
+        let Opening { half, port, request } = Opening::read(stream, headers)?;
         if !self.waiting.contains_key(&request) && self.len() >= MAX_PAIRS {
             return Err(Error::TooMany);
         }

@@ -4,11 +4,19 @@
 //! the other side, in the same call. It counts always; where the session is recorded it also writes a [`Tape`].
 //! Invariants: what it was told and what the peers were sent are the same bytes in the same order on each channel;
 //! off, it copies nothing but the result, which is bounded.
+//!
+//! What a link told is what it has handed on, whoever wrote it: an error that podgate puts on the error stream is the
+//! session's result if it reaches the client, and is told as such. What it dropped was not told.
+//!
+//! Where there is a tape nothing may pass that is not on it, so a link is stricter then. What a peer of upstream would
+//! drop is dropped by the link, and what servers might take for different things ends the session as a
+//! [`Fault`](super::link::Fault) before it is handed on. Without a tape all of this passes, and is counted as far as it
+//! can be told apart.
 
 use std::collections::BTreeMap;
 
 use super::portforward::Half;
-use super::remotecommand::{MAX_RESULT, StreamType};
+use super::remotecommand::{MAX_RESULT, Outcome, Protocol, StreamType};
 use super::tape::{Connection, Kind, Tape};
 
 /// Most bytes of what a far side says against a connection that go into the recording.
@@ -67,6 +75,11 @@ impl Tap {
     /// From now on everything is also written down.
     pub fn record(&mut self) {
         self.tape.get_or_insert_default();
+    }
+
+    /// Whether everything is written down, and nothing may pass unseen.
+    pub fn is_recording(&self) -> bool {
+        self.tape.is_some()
     }
 
     /// Bytes of a channel of an exec or attach that go on.
@@ -163,6 +176,18 @@ impl Tap {
         &self.result
     }
 
+    /// The exit code, where the result says it: 0 for a success. Before v4 results are text, and say none.
+    pub fn exit_code(&self) -> Option<u8> {
+        if self.result.is_empty() {
+            return None;
+        }
+        match Outcome::parse(Protocol::V4, &self.result) {
+            Ok(Outcome::Success) => Some(0),
+            Ok(Outcome::Exit { code, .. }) => Some(code),
+            Ok(Outcome::Internal { .. } | Outcome::Other { .. }) | Err(_) => None,
+        }
+    }
+
     /// What is written down, where that is wanted.
     pub fn tape(&mut self) -> Option<&mut Tape> {
         self.tape.as_mut()
@@ -184,6 +209,7 @@ impl Open {
 mod tests {
     use super::*;
     use crate::wire::tape;
+    use bytes::Bytes;
 
     #[test]
     fn a_tap_that_is_off_counts_and_keeps_nothing_but_the_result() {
@@ -194,6 +220,21 @@ mod tests {
         assert_eq!(tap.moved(), Moved { stdout: 70_000, ..Moved::default() });
         assert_eq!(tap.result().len(), MAX_RESULT + 1);
         assert!(tap.tape().is_none());
+    }
+
+    #[test]
+    fn an_exit_code_is_what_a_status_says() {
+        for (result, code) in [
+            (Outcome::Success.to_bytes(Protocol::V4), Some(0)),
+            (Outcome::exit(3).to_bytes(Protocol::V4), Some(3)),
+            (Outcome::exit(3).to_bytes(Protocol::V1), None),
+            (Outcome::exec_failed("no").to_bytes(Protocol::V4), None),
+            (Bytes::new(), None),
+        ] {
+            let mut tap = Tap::default();
+            tap.pass(StreamType::Error, &result);
+            assert_eq!(tap.exit_code(), code, "{result:?}");
+        }
     }
 
     #[test]

@@ -166,12 +166,13 @@ pub fn ws_link(data: &[u8]) {
     let mut choices = Choices(data);
     let bounds = (ws::MAX_BUFFERED, ws::MAX_BUFFERED);
     let encoding = choices.pick(&[Encoding::Binary, Encoding::Base64]);
-    let ports = usize::from(choices.byte() % 8);
+    // Means the one or the other.
+    let (ports, asked) = (usize::from(choices.clone().byte() % 8), asked(&mut choices));
     let (subprotocol, link) = if choices.flag() {
         (None, WsLink::port_forward(encoding, vec![80; ports], KEY).expect("few ports"))
     } else {
         let subprotocol = choices.pick(&SUBPROTOCOLS);
-        (Some(subprotocol), WsLink::command(subprotocol, KEY))
+        (Some(subprotocol), WsLink::command(subprotocol, asked, KEY))
     };
     let encoding = subprotocol.map_or(encoding, Subprotocol::encoding);
     let (mut client, mut far) = (WsPeer::client(encoding), WsPeer::server(encoding));

@@ -9,6 +9,15 @@
 //! leaves: a Go client reads nothing behind a GOAWAY, and takes an error stream that ended without a word for
 //! success.
 //!
+//! Where the session is recorded, what passes must be on the tape as what the far side, or the client, takes it for:
+//! - DATA that peers of upstream drop is dropped here: behind the end or the reset of its stream, behind a GOAWAY, and
+//!   of a port-forward on streams that are not open. Go clients do write so: their copy of stdin goes on for a moment
+//!   after they have closed it.
+//! - What servers may take for different things is a [`Fault`], in front of the frame: ids out of order, a stream of no
+//!   type, an unknown one, several, or one that is there already, headers behind the opening, DATA before the reply,
+//!   on a stream that nobody opened, or against the way of its type, and streams that the far side opens. Known
+//!   clients and kubelets do none of it.
+//!
 //! Bounds: a frame that is held, [`MAX_HELD`](crate::wire::spdy::MAX_HELD) bytes in either input; the
 //! compression window of the client's direction, some 20 KB; a command's five streams, or
 //! `forward::MAX_STREAMS` of a port-forward. Pings, settings, resets and streams that are opened and closed
@@ -27,13 +36,14 @@ use std::mem;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Fate, Fault, Link, Out, Queue};
+use super::{Fate, Fault, Link, Out};
 use crate::wire::remotecommand::Protocol;
 use crate::wire::spdy::{
-    Encoder, Frame, GOAWAY_OK, GOAWAY_PROTOCOL_ERROR, Headers, Passing, Relay, RstStatus,
+    Encoder, Frame, GOAWAY_OK, GOAWAY_PROTOCOL_ERROR, Headers, MAX_STREAM_ID, Passing, Relay, RstStatus,
 };
+use crate::wire::tap::Tap;
 use command::Command;
-use forward::Forward;
+use forward::{Forward, MAX_STREAMS};
 
 /// What a client reads where the far side leaves without having said what it had to.
 const LEFT: &str = "the far side ended the session without giving its result";
@@ -45,6 +55,12 @@ pub struct SpdyLink {
     streams: Box<dyn Streams>,
     /// The last stream of the client that the far side accepted.
     last_good: u32,
+    /// The least id that the client may open next; followed where the session is recorded.
+    next: u32,
+    /// The client has said GOAWAY.
+    client_left: bool,
+    /// The far side has.
+    far_left: bool,
     /// The client reads nothing any more: it has said GOAWAY, or one is queued for it.
     deaf: bool,
 }
@@ -58,37 +74,52 @@ enum Done {
     Reset,
 }
 
-/// What the streams of a session mean. Streams that mean nothing here are none of its business.
+/// Why a session ends although its frames are well made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    /// A client has more than [`MAX_STREAMS`] streams.
+    #[error("more than {MAX_STREAMS} streams at once")]
+    TooMany,
+    /// What a recording could not show as what it is.
+    #[error("the session is recorded, and {0}")]
+    Unclear(&'static str),
+}
+
+/// What the streams of a session mean. Streams that mean nothing here are none of its business. The tap is told what
+/// they carry.
 trait Streams: Send {
     /// The client opened a stream.
-    fn opened(&mut self, id: u32, headers: &Headers, fin: bool) -> Result<(), forward::TooMany>;
+    fn opened(&mut self, id: u32, headers: &Headers, fin: bool, tap: &mut Tap) -> Result<(), Refused>;
 
-    /// The stream whose payload is to be shown, frame by frame.
+    /// The stream whose DATA is to be shown frame by frame.
     fn watched(&self) -> Option<u32> {
         None
     }
 
+    /// Payload from the client, which ends its side with it or does not. Returns whether it goes on.
+    fn client_data(&mut self, id: u32, payload: &[u8], fin: bool, tap: &mut Tap) -> Result<bool, Refused>;
+
     /// The client is done with a stream.
-    fn client_done(&mut self, id: u32, done: Done);
+    fn client_done(&mut self, id: u32, done: Done, tap: &mut Tap);
 
     /// The client said GOAWAY: whatever it still waited for, it does not any more.
-    fn client_left(&mut self);
+    fn client_left(&mut self, tap: &mut Tap);
 
     /// The far side accepted a stream.
     fn accepted(&mut self, id: u32);
 
-    /// Payload of the watched stream, from the far side.
-    fn far_data(&mut self, _payload: &[u8]) {}
+    /// Payload from the far side. Returns whether it goes on.
+    fn far_data(&mut self, id: u32, payload: &[u8], tap: &mut Tap) -> Result<bool, Refused>;
 
     /// The far side is done with a stream. What it returns is for the client to read on that stream first.
-    fn far_done(&mut self, id: u32, done: Done) -> Option<Bytes>;
+    fn far_done(&mut self, id: u32, done: Done, tap: &mut Tap) -> Option<Bytes>;
 
     /// The far side said GOAWAY.
     fn far_left(&mut self, orderly: bool);
 
     /// Appends, on each error stream on which the client waits for a word, that there is none, for the reason
     /// `why`. Does so once.
-    fn tell(&mut self, why: &str, out: &mut BytesMut);
+    fn tell(&mut self, why: &str, out: &mut BytesMut, tap: &mut Tap);
 
     /// Whether the client has had, from the far side, the word it waited for.
     fn has_result(&self) -> bool;
@@ -117,25 +148,41 @@ impl SpdyLink {
             far: Relay::blind(),
             streams,
             last_good: 0,
+            next: 1,
+            client_left: false,
+            far_left: false,
             deaf: false,
         }
     }
 
     /// Notes a control frame of the client.
-    fn client_frame(&mut self, frame: &Frame) -> Result<(), forward::TooMany> {
+    fn client_frame(&mut self, frame: &Frame, tap: &mut Tap) -> Result<(), Refused> {
         match *frame {
             Frame::SynStream { id, ref headers, fin, .. } => {
-                self.streams.opened(id, headers, fin)?;
+                if tap.is_recording() {
+                    if id < self.next || id > MAX_STREAM_ID {
+                        return Err(Refused::Unclear("its client opens streams out of order"));
+                    }
+                    self.next = id + 2;
+                }
+                self.streams.opened(id, headers, fin, tap)?;
                 if let Some(id) = self.streams.watched() {
                     self.far.hold(id);
                 }
             }
-            Frame::SynReply { id, fin: true, .. } | Frame::Headers { id, fin: true, .. } => {
-                self.streams.client_done(id, Done::Fin);
+            Frame::SynReply { .. } if tap.is_recording() => {
+                return Err(Refused::Unclear("its client accepts streams"));
             }
-            Frame::RstStream { id, .. } => self.streams.client_done(id, Done::Reset),
+            Frame::Headers { .. } if tap.is_recording() => {
+                return Err(Refused::Unclear("its client adds headers to a stream"));
+            }
+            Frame::SynReply { id, fin: true, .. } | Frame::Headers { id, fin: true, .. } => {
+                self.streams.client_done(id, Done::Fin, tap);
+            }
+            Frame::RstStream { id, .. } => self.streams.client_done(id, Done::Reset, tap),
             Frame::GoAway { .. } => {
-                self.streams.client_left();
+                self.streams.client_left(tap);
+                self.client_left = true;
                 self.deaf = true;
             }
             _ => {}
@@ -144,8 +191,14 @@ impl SpdyLink {
     }
 
     /// Notes a control frame of the far side, which is still in `input`, behind all that was passed.
-    fn far_frame(&mut self, frame: &Frame, input: &mut BytesMut, out: &mut Queue) {
+    fn far_frame(&mut self, frame: &Frame, input: &mut BytesMut, out: &mut Out) -> Result<(), Refused> {
         match *frame {
+            Frame::SynStream { .. } if out.tap.is_recording() => {
+                return Err(Refused::Unclear("the far side opens streams"));
+            }
+            Frame::Headers { .. } if out.tap.is_recording() => {
+                return Err(Refused::Unclear("the far side adds headers to a stream"));
+            }
             Frame::SynReply { id, fin, .. } => {
                 self.last_good = self.last_good.max(id);
                 self.streams.accepted(id);
@@ -157,30 +210,85 @@ impl SpdyLink {
             Frame::RstStream { id, .. } => self.far_done(id, Done::Reset, input, out),
             Frame::GoAway { status, .. } => {
                 self.streams.far_left(status == GOAWAY_OK);
-                self.streams.tell(LEFT, self.far.before(input, out));
+                self.streams.tell(LEFT, self.far.before(input, &mut out.client), &mut out.tap);
+                self.far_left = true;
                 self.deaf = true;
             }
             _ => {}
         }
+        Ok(())
     }
 
-    fn far_done(&mut self, id: u32, done: Done, input: &mut BytesMut, out: &mut Queue) {
-        if let Some(text) = self.streams.far_done(id, done) {
-            put_data(self.far.before(input, out), id, &text, false);
+    fn far_done(&mut self, id: u32, done: Done, input: &mut BytesMut, out: &mut Out) {
+        if let Some(text) = self.streams.far_done(id, done, &mut out.tap) {
+            put_data(self.far.before(input, &mut out.client), id, &text, false);
         }
     }
 
+    /// Takes what was shown last of the client; false when it does not go on.
+    fn client_passing(&mut self, passing: Passing, input: &BytesMut, out: &mut Out) -> Result<bool, Refused> {
+        match passing {
+            Passing::Data { stream, len, fin } => {
+                if self.client_left && out.tap.is_recording() {
+                    return Ok(false);
+                }
+                let payload = self.client.payload(input, len);
+                if !self.streams.client_data(stream, payload, fin, &mut out.tap)? {
+                    return Ok(false);
+                }
+                out.active = true;
+                if fin {
+                    self.streams.client_done(stream, Done::Fin, &mut out.tap);
+                }
+            }
+            Passing::Control(frame) => {
+                out.active |= matches!(frame, Frame::SynStream { .. });
+                self.client_frame(&frame, &mut out.tap)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes what was shown last of the far side; false when it does not go on.
+    fn far_passing(
+        &mut self,
+        passing: Passing,
+        input: &mut BytesMut,
+        out: &mut Out,
+    ) -> Result<bool, Refused> {
+        match passing {
+            Passing::Data { stream, len, fin } => {
+                if self.far_left && out.tap.is_recording() {
+                    return Ok(false);
+                }
+                let payload = self.far.payload(input, len);
+                if !self.streams.far_data(stream, payload, &mut out.tap)? {
+                    return Ok(false);
+                }
+                out.active = true;
+                if fin {
+                    self.far_done(stream, Done::Fin, input, out);
+                }
+            }
+            Passing::Control(frame) => {
+                out.active |= matches!(frame, Frame::SynStream { .. });
+                self.far_frame(&frame, input, out)?;
+            }
+        }
+        Ok(true)
+    }
+
     /// Tells the client what can still be told: why, on its error streams, and that this is the end.
-    fn close(&mut self, why: &str, status: u32, client: &mut Queue) {
+    fn close(&mut self, why: &str, status: u32, out: &mut Out) {
         if !mem::replace(&mut self.deaf, true) {
-            self.streams.tell(why, client.put());
-            Encoder::goaway_for(client.put(), self.last_good, status);
+            self.streams.tell(why, out.client.put(), &mut out.tap);
+            Encoder::goaway_for(out.client.put(), self.last_good, status);
         }
     }
 
     fn refuse(&mut self, error: impl ToString, out: &mut Out) -> Fault {
         let fault = Fault::Client(error.to_string());
-        self.close(&fault.to_string(), GOAWAY_PROTOCOL_ERROR, &mut out.client);
+        self.close(&fault.to_string(), GOAWAY_PROTOCOL_ERROR, out);
         fault
     }
 }
@@ -192,40 +300,28 @@ impl Link for SpdyLink {
         loop {
             match self.client.next(input, &mut out.far) {
                 Ok(None) => return Ok(()),
-                Ok(Some(Passing::Data { stream, fin, .. })) => {
-                    out.active = true;
-                    if fin {
-                        self.streams.client_done(stream, Done::Fin);
-                    }
-                }
-                Ok(Some(Passing::Control(frame))) => {
-                    out.active |= matches!(frame, Frame::SynStream { .. });
-                    if let Err(error) = self.client_frame(&frame) {
+                Ok(Some(passing)) => match self.client_passing(passing, input, out) {
+                    Ok(true) => {}
+                    Ok(false) => self.client.skip(input, &mut out.far),
+                    Err(error) => {
                         self.client.before(input, &mut out.far);
                         return Err(self.refuse(error, out));
                     }
-                }
+                },
                 Err(error) => return Err(self.refuse(error, out)),
             }
         }
     }
 
     fn far(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
-        let client = &mut out.client;
-        while let Some(passing) = self.far.next(input, client).map_err(|e| Fault::Far(e.to_string()))? {
-            match passing {
-                Passing::Data { stream, len, fin } => {
-                    out.active = true;
-                    if self.streams.watched() == Some(stream) {
-                        self.streams.far_data(self.far.payload(input, len));
-                    }
-                    if fin {
-                        self.far_done(stream, Done::Fin, input, client);
-                    }
-                }
-                Passing::Control(frame) => {
-                    out.active |= matches!(frame, Frame::SynStream { .. });
-                    self.far_frame(&frame, input, client);
+        let fault = |error: &dyn ToString| Fault::Far(error.to_string());
+        while let Some(passing) = self.far.next(input, &mut out.client).map_err(|error| fault(&error))? {
+            match self.far_passing(passing, input, out) {
+                Ok(true) => {}
+                Ok(false) => self.far.skip(input, &mut out.client),
+                Err(error) => {
+                    self.far.before(input, &mut out.client);
+                    return Err(fault(&error));
                 }
             }
         }
@@ -236,7 +332,7 @@ impl Link for SpdyLink {
 
     fn end(&mut self, why: &str, out: &mut Out) -> Fate {
         if !self.streams.has_result() {
-            self.close(why, GOAWAY_OK, &mut out.client);
+            self.close(why, GOAWAY_OK, out);
         }
         self.streams.fate()
     }

@@ -12,6 +12,8 @@
 //! - A far side that floods costs nothing: what it opens or asks for is ignored, and its pings are answered
 //!   while there is room.
 //!
+//! The tap is told the result that the client gets, not the one that it was made of.
+//!
 //! Differs from upstream: terminal sizes without a terminal are read and dropped, where they would stall the
 //! session.
 //! Source: apiserver `pkg/util/proxy/{streamtranslator,websocket}.go`; client-go
@@ -120,6 +122,7 @@ impl Translator {
         match self.channels.decode(data)? {
             Some(channel::Event::Data { stream, bytes }) => {
                 if let Some(stream) = self.writable(stream) {
+                    out.tap.pass(stream.kind, &bytes);
                     stream.write(&mut out.far, bytes);
                     out.active = true;
                 }
@@ -127,6 +130,9 @@ impl Translator {
             Some(channel::Event::Closed(stream)) => {
                 if let Some(stream) = self.writable(stream) {
                     stream.close(&mut out.far);
+                    if stream.kind == StreamType::Stdin {
+                        out.tap.stdin_ended();
+                    }
                     out.active = true;
                 }
             }
@@ -186,6 +192,7 @@ impl Translator {
         match kind {
             StreamType::Stdout | StreamType::Stderr => {
                 let channel = channel::number(kind);
+                out.tap.pass(kind, &bytes);
                 self.client.put_message(&mut out.client, self.subprotocol.encoding(), channel, bytes);
             }
             StreamType::Error => {
@@ -253,6 +260,7 @@ impl Translator {
         let result = outcome.to_bytes(self.subprotocol.version());
         if !result.is_empty() {
             let channel = channel::number(StreamType::Error);
+            out.tap.pass(StreamType::Error, &result);
             self.client.put_message(&mut out.client, self.subprotocol.encoding(), channel, result);
         }
         // To a Go client any other code would hide the Status.

@@ -81,8 +81,10 @@ impl Tunnel {
     /// Lets the SPDY side act, and puts what it says to the client into messages.
     fn act<T>(&mut self, out: &mut Out, act: impl FnOnce(&mut SpdyLink, &mut BytesMut, &mut Out) -> T) -> T {
         mem::swap(&mut self.inner.far, &mut out.far);
+        mem::swap(&mut self.inner.tap, &mut out.tap);
         let done = act(&mut self.link, &mut self.input, &mut self.inner);
         mem::swap(&mut self.inner.far, &mut out.far);
+        mem::swap(&mut self.inner.tap, &mut out.tap);
         out.active |= mem::take(&mut self.inner.active);
         put_messages(&mut self.inner.client, &mut out.client);
         done

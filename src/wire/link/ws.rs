@@ -8,7 +8,8 @@
 //! Three things are not streams, and each stays in one message: a CLOSE of v5, the result, which some clients
 //! parse message by message, and the port that comes first on a channel of a port-forward.
 //! Channels pass whatever they are: the far side drops those that a client may not write. A message to one
-//! without a payload says nothing to it and is dropped here.
+//! without a payload says nothing to it and is dropped here. Where the session is recorded, the link drops itself what
+//! a peer would: messages on channels that their writer may not write or has closed.
 //! Invariants: pings are answered here, on both sides, and never passed; nothing is queued for a peer behind
 //! a Close; where success is a Status, the end of a far side that gave none is an error to the client.
 //! Source: RFC 6455 sections 5.5 and 7; apimachinery `pkg/util/httpstream/wsstream/conn.go`.
@@ -21,7 +22,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::{Fate, Fault, Link, Out, Queue};
 use crate::wire::channel::{self, CLOSE, Encoding, MAX_PAYLOAD, Part, Parts, Subprotocol};
 use crate::wire::portforward::{Half, Legacy};
-use crate::wire::remotecommand::{Outcome, StreamType};
+use crate::wire::remotecommand::{Asked, Outcome, StreamSet, StreamType};
+use crate::wire::tap::{Tap, Way};
 use crate::wire::ws::{self, Close, CloseCode, Data, Event, MaskKey, Opcode, Pongs, Role};
 
 /// Most bytes that wait for a peer when an answer to its ping is queued behind them. With more the answer
@@ -52,15 +54,24 @@ enum Session {
     /// Exec or attach.
     Command {
         subprotocol: Subprotocol,
+        /// What a server takes of the client.
+        writable: StreamSet,
         /// The far side wrote to the error channel.
         result: bool,
     },
     /// Port-forward of an old client.
     Ports {
         legacy: Legacy,
-        /// By the place of a port: the first message on its error channel has gone to the client.
-        named: Vec<bool>,
+        /// By the place of a port: bytes of the port itself that are still to go to the client, on either channel.
+        unnamed: Vec<Unnamed>,
     },
+}
+
+/// Bytes of a port that are still to come on the channels of its connection.
+#[derive(Debug, Clone, Copy)]
+struct Unnamed {
+    data: usize,
+    error: usize,
 }
 
 /// The messages of one peer, in pieces that may pass.
@@ -111,16 +122,20 @@ pub(super) fn put_frame(queue: &mut Queue, head: &[u8], payload: Bytes) {
 // === impl WsLink ===
 
 impl WsLink {
-    /// An exec or attach. `mask` gives a new, unforeseeable key for each frame to the far side.
-    pub fn command(subprotocol: Subprotocol, mask: fn() -> MaskKey) -> Self {
-        Self::new(Session::Command { subprotocol, result: false }, subprotocol.encoding(), mask)
+    /// An exec or attach, for a client that asked for these streams. `mask` gives a new, unforeseeable key for each
+    /// frame to the far side.
+    pub fn command(subprotocol: Subprotocol, asked: Asked, mask: fn() -> MaskKey) -> Self {
+        // Runtimes take sizes without a terminal as well, and ignore them.
+        let may = [(asked.stdin, StreamType::Stdin), (true, StreamType::Resize)];
+        let writable = may.into_iter().filter(|(may, _)| *may).map(|(_, stream)| stream).collect();
+        Self::new(Session::Command { subprotocol, writable, result: false }, subprotocol.encoding(), mask)
     }
 
     /// A port-forward to these ports, in the order of the query; `None` for more than a client can name.
     pub fn port_forward(encoding: Encoding, ports: Vec<u16>, mask: fn() -> MaskKey) -> Option<Self> {
-        let named = vec![false; ports.len()];
+        let unnamed = vec![Unnamed { data: PORT, error: PORT }; ports.len()];
         let legacy = Legacy::new(encoding, ports)?;
-        Some(Self::new(Session::Ports { legacy, named }, encoding, mask))
+        Some(Self::new(Session::Ports { legacy, unnamed }, encoding, mask))
     }
 
     fn new(session: Session, encoding: Encoding, mask: fn() -> MaskKey) -> Self {
@@ -145,7 +160,7 @@ impl WsLink {
                     if closes && part.channel == CLOSE {
                         check_close(&part)?;
                     }
-                    if !part.bytes.is_empty() {
+                    if !part.bytes.is_empty() && self.session.take_up(&part, &mut out.tap) {
                         out.active = true;
                         self.far.put_message(&mut out.far, self.encoding, part.channel, part.bytes);
                     }
@@ -168,9 +183,8 @@ impl WsLink {
                     let whole = |_| session.whole(encoding);
                     let Some(part) = self.from_far.take(data, whole) else { continue };
                     // The first message of a server is an empty one, which the client waits for.
-                    if !part.bytes.is_empty() || part.start {
+                    if part.bytes.is_empty() && part.start || self.session.take_down(&part, &mut out.tap) {
                         out.active |= !part.bytes.is_empty();
-                        self.session.note(&part);
                         self.client.put_message(&mut out.client, encoding, part.channel, part.bytes);
                     }
                 }
@@ -195,14 +209,16 @@ impl WsLink {
             Session::Command { subprotocol, .. } => {
                 let status = Outcome::Internal { text: why.to_owned() }.to_bytes(subprotocol.version());
                 let channel = channel::number(StreamType::Error);
+                out.tap.pass(StreamType::Error, &status);
                 self.client.put_message(&mut out.client, self.encoding, channel, status);
             }
-            Session::Ports { legacy, named } => {
-                for (at, (port, named)) in legacy.ports().iter().zip(named).enumerate() {
+            Session::Ports { legacy, unnamed } => {
+                for (at, (port, unnamed)) in legacy.ports().iter().zip(unnamed).enumerate() {
                     // The text is not to be read as the port.
-                    if !named {
+                    if unnamed.error > 0 {
                         legacy.message(out.client.put(), at, Half::Error, &port.to_le_bytes(), None);
                     }
+                    out.tap.carry(connection(at), Half::Error, Way::Down, why.as_bytes());
                     legacy.message(out.client.put(), at, Half::Error, why.as_bytes(), None);
                 }
             }
@@ -215,7 +231,14 @@ impl WsLink {
 }
 
 impl Link for WsLink {
-    fn begin(&mut self, _out: &mut Out) {}
+    /// The far side connects to all ports at once, and for good.
+    fn begin(&mut self, out: &mut Out) {
+        if let Session::Ports { legacy, .. } = &self.session {
+            for (at, port) in legacy.ports().iter().enumerate() {
+                out.tap.connect(connection(at), *port);
+            }
+        }
+    }
 
     fn client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
         if self.over.is_some() {
@@ -281,6 +304,11 @@ impl Link for WsLink {
     }
 }
 
+/// What the tap calls the connection of the port at that place.
+fn connection(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
 /// Whether a whole CLOSE of v5, or the beginning of a longer one, names a channel.
 fn check_close(part: &Part) -> Result<(), channel::Error> {
     match part.bytes[..] {
@@ -308,18 +336,62 @@ impl Session {
         }
     }
 
-    /// Notes what goes to the client.
-    fn note(&mut self, part: &Part) {
+    /// Whether a piece of the client goes on; tells the tap if it does.
+    fn take_up(&mut self, part: &Part, tap: &mut Tap) -> bool {
+        match self {
+            Session::Command { subprotocol, writable, .. } => {
+                if part.channel == CLOSE && subprotocol.version().supports_close() {
+                    let closed = part.bytes.first().and_then(|channel| channel::from_number(*channel));
+                    if closed.filter(|stream| writable.remove(*stream)) == Some(StreamType::Stdin) {
+                        tap.stdin_ended();
+                    }
+                    return true;
+                }
+                let stream = channel::from_number(part.channel).filter(|stream| writable.contains(*stream));
+                if let Some(stream) = stream {
+                    tap.pass(stream, &part.bytes);
+                }
+                stream.is_some() || !tap.is_recording()
+            }
+            Session::Ports { legacy, .. } => {
+                let at = usize::from(part.channel / 2);
+                let taken = part.channel.is_multiple_of(2) && at < legacy.ports().len();
+                if taken {
+                    tap.carry(connection(at), Half::Data, Way::Up, &part.bytes);
+                }
+                taken || !tap.is_recording()
+            }
+        }
+    }
+
+    /// Whether a piece of the far side goes on; tells the tap if it does, and notes it.
+    fn take_down(&mut self, part: &Part, tap: &mut Tap) -> bool {
+        if part.bytes.is_empty() {
+            return false;
+        }
         match self {
             Session::Command { result, .. } => {
-                *result |= part.channel == channel::number(StreamType::Error) && !part.bytes.is_empty();
-            }
-            Session::Ports { named, .. } if !part.channel.is_multiple_of(2) => {
-                if let Some(named) = named.get_mut(usize::from(part.channel / 2)) {
-                    *named = true;
+                let stream = channel::from_number(part.channel).filter(|stream| {
+                    matches!(stream, StreamType::Stdout | StreamType::Stderr | StreamType::Error)
+                });
+                if let Some(stream) = stream {
+                    tap.pass(stream, &part.bytes);
                 }
+                *result |= stream == Some(StreamType::Error);
+                stream.is_some() || !tap.is_recording()
             }
-            Session::Ports { .. } => {}
+            Session::Ports { unnamed, .. } => {
+                let at = usize::from(part.channel / 2);
+                let Some(unnamed) = unnamed.get_mut(at) else { return !tap.is_recording() };
+                let (half, due) = match part.channel.is_multiple_of(2) {
+                    true => (Half::Data, &mut unnamed.data),
+                    false => (Half::Error, &mut unnamed.error),
+                };
+                let named = part.bytes.len().min(*due);
+                *due -= named;
+                tap.carry(connection(at), half, Way::Down, &part.bytes[named..]);
+                true
+            }
         }
     }
 
@@ -331,7 +403,7 @@ impl Session {
     /// Whether a Close of the far side is a proper end: where success is a Status, there must have been one.
     fn may_close(&self) -> bool {
         match self {
-            Session::Command { subprotocol, result } => *result || !subprotocol.version().writes_status(),
+            Session::Command { subprotocol, result, .. } => *result || !subprotocol.version().writes_status(),
             Session::Ports { .. } => true,
         }
     }

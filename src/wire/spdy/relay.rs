@@ -16,7 +16,7 @@
 
 use std::mem;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 
 use super::{Encoder, Error, Frame, HEAD, Head, Inflater, MAX_CONTROL_PAYLOAD, State};
 use crate::wire::link::Queue;
@@ -97,6 +97,13 @@ impl Relay {
     pub fn before<'a>(&mut self, input: &mut BytesMut, out: &'a mut Queue) -> &'a mut BytesMut {
         self.flush(input, out);
         out.put()
+    }
+
+    /// Forgets the DATA that was shown last: it does not leave, head and all.
+    pub fn skip(&mut self, input: &mut BytesMut, out: &mut Queue) {
+        self.flush(input, out);
+        input.advance(mem::take(&mut self.piece));
+        self.head = None;
     }
 
     /// The payload of the DATA that was shown last, `len` bytes of it.

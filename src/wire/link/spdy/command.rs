@@ -1,4 +1,6 @@
-//! Command: whether the client of an exec or attach has had its result.
+//! Command: what the streams of an exec or attach carry, and whether their client has had its result.
+//!
+//! A stream is what its `streamType` says, whatever was asked for: a runtime takes a stdin that comes unasked.
 //!
 //! What counts as a result, by protocol:
 //! - v4 writes a Status. A frame that is one is the result, whatever follows; a Status in several frames is
@@ -13,10 +15,11 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Done, LEFT, Streams, forward, put_last};
+use super::{Done, LEFT, Refused, Streams, put_last};
 use crate::wire::link::Fate;
 use crate::wire::remotecommand::{Outcome, Protocol, StreamType};
 use crate::wire::spdy::Headers;
+use crate::wire::tap::Tap;
 
 /// Streams with output of the command: what a v1 client opens besides the error stream and stdin.
 const OUTPUTS: usize = 2;
@@ -30,6 +33,18 @@ pub(super) struct Command {
     result: Progress,
     /// Output streams that the far side has not ended; followed in v1 only.
     outputs: [Option<u32>; OUTPUTS],
+    /// What the streams are: one of each type, the last.
+    channels: Vec<Channel>,
+}
+
+/// A stream of a known type. It stays known when it has ended: what still comes on it is not that of another.
+#[derive(Clone, Copy, Debug)]
+struct Channel {
+    id: u32,
+    kind: StreamType,
+    accepted: bool,
+    client: Option<Done>,
+    far: Option<Done>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +69,12 @@ enum Progress {
 
 impl Command {
     pub(super) fn new(protocol: Protocol) -> Self {
-        Self { protocol, error: None, result: Progress::Awaited, outputs: [None; OUTPUTS] }
+        let (result, channels) = (Progress::Awaited, Vec::new());
+        Self { protocol, error: None, result, outputs: [None; OUTPUTS], channels }
+    }
+
+    fn channel(&mut self, id: u32) -> Option<&mut Channel> {
+        self.channels.iter_mut().find(|channel| channel.id == id)
     }
 
     fn error(&mut self, id: u32) -> Option<&mut ErrorStream> {
@@ -87,8 +107,24 @@ impl Command {
 }
 
 impl Streams for Command {
-    fn opened(&mut self, id: u32, headers: &Headers, _fin: bool) -> Result<(), forward::TooMany> {
-        match headers.get(StreamType::HEADER).and_then(StreamType::from_name) {
+    fn opened(&mut self, id: u32, headers: &Headers, fin: bool, tap: &mut Tap) -> Result<(), Refused> {
+        let kind = headers.get(StreamType::HEADER).and_then(StreamType::from_name);
+        if tap.is_recording() {
+            if kind.is_none() || headers.values(StreamType::HEADER).count() > 1 {
+                return Err(Refused::Unclear("its client opens a stream of no known type"));
+            }
+            if self.channels.iter().any(|channel| Some(channel.kind) == kind) {
+                return Err(Refused::Unclear("its client opens two streams of one type"));
+            }
+        }
+        if let Some(kind) = kind {
+            self.channels.retain(|channel| channel.kind != kind);
+            self.channels.push(Channel { id, kind, accepted: false, client: None, far: None });
+            if fin {
+                self.client_done(id, Done::Fin, tap);
+            }
+        }
+        match kind {
             // Of several, a server takes the last.
             Some(StreamType::Error) if self.result == Progress::Awaited => {
                 self.error = Some(ErrorStream { id, accepted: false });
@@ -107,37 +143,95 @@ impl Streams for Command {
         self.error.map(|error| error.id)
     }
 
-    fn client_done(&mut self, id: u32, done: Done) {
+    fn client_data(&mut self, id: u32, payload: &[u8], fin: bool, tap: &mut Tap) -> Result<bool, Refused> {
+        let recording = tap.is_recording();
+        let Some(channel) = self.channel(id) else {
+            return match recording && !payload.is_empty() {
+                true => Err(Refused::Unclear("its client writes on a stream that it has not opened")),
+                false => Ok(true),
+            };
+        };
+        let (kind, is_input) = (channel.kind, matches!(channel.kind, StreamType::Stdin | StreamType::Resize));
+        if recording {
+            if channel.client.is_some() || channel.far == Some(Done::Reset) {
+                return Ok(false);
+            }
+            if !is_input && !payload.is_empty() {
+                return Err(Refused::Unclear("its client writes on a stream that it is to read"));
+            }
+            if is_input && !channel.accepted && (fin || !payload.is_empty()) {
+                return Err(Refused::Unclear("its client writes on a stream before that is open"));
+            }
+        }
+        if is_input {
+            tap.pass(kind, payload);
+        }
+        Ok(true)
+    }
+
+    fn client_done(&mut self, id: u32, done: Done, tap: &mut Tap) {
+        if let Some(channel) = self.channel(id) {
+            let before = channel.client.replace(done);
+            if channel.kind == StreamType::Stdin && before.is_none() {
+                tap.stdin_ended();
+            }
+        }
         if done == Done::Reset {
             self.error.take_if(|error| error.id == id);
             self.end_output(id);
         }
     }
 
-    fn client_left(&mut self) {
+    fn client_left(&mut self, _tap: &mut Tap) {
         if matches!(self.result, Progress::Awaited | Progress::Begun) {
             self.result = Progress::Given;
         }
     }
 
     fn accepted(&mut self, id: u32) {
+        if let Some(channel) = self.channel(id) {
+            channel.accepted = true;
+        }
         if let Some(error) = self.error(id) {
             error.accepted = true;
         }
     }
 
-    fn far_data(&mut self, payload: &[u8]) {
-        if payload.is_empty() {
-            return;
+    fn far_data(&mut self, id: u32, payload: &[u8], tap: &mut Tap) -> Result<bool, Refused> {
+        let recording = tap.is_recording();
+        match self.channel(id) {
+            Some(channel) => {
+                let (kind, is_input) =
+                    (channel.kind, matches!(channel.kind, StreamType::Stdin | StreamType::Resize));
+                if recording && (channel.far.is_some() || channel.client == Some(Done::Reset)) {
+                    return Ok(false);
+                }
+                if recording && !payload.is_empty() && (is_input || !channel.accepted) {
+                    return Err(Refused::Unclear("the far side writes on a stream that is not for it"));
+                }
+                if !is_input {
+                    tap.pass(kind, payload);
+                }
+            }
+            None if recording && !payload.is_empty() => {
+                return Err(Refused::Unclear("the far side writes on a stream that is not there"));
+            }
+            None => {}
         }
-        self.result = match self.result {
-            Progress::Awaited if Outcome::parse(self.protocol, payload).is_ok() => Progress::Given,
-            Progress::Awaited => Progress::Begun,
-            other => other,
-        };
+        if self.watched() == Some(id) && !payload.is_empty() {
+            self.result = match self.result {
+                Progress::Awaited if Outcome::parse(self.protocol, payload).is_ok() => Progress::Given,
+                Progress::Awaited => Progress::Begun,
+                other => other,
+            };
+        }
+        Ok(true)
     }
 
-    fn far_done(&mut self, id: u32, _done: Done) -> Option<Bytes> {
+    fn far_done(&mut self, id: u32, done: Done, tap: &mut Tap) -> Option<Bytes> {
+        if let Some(channel) = self.channel(id) {
+            channel.far = Some(done);
+        }
         if self.end_output(id) && self.result == Progress::Awaited {
             self.result = Progress::Given;
         }
@@ -145,7 +239,11 @@ impl Streams for Command {
         let awaited = self.result == Progress::Awaited;
         self.settle();
         let lost = awaited && self.result == Progress::Lost && error.accepted;
-        lost.then(|| self.failure(LEFT))
+        lost.then(|| {
+            let text = self.failure(LEFT);
+            tap.pass(StreamType::Error, &text);
+            text
+        })
     }
 
     fn far_left(&mut self, _orderly: bool) {
@@ -156,7 +254,7 @@ impl Streams for Command {
         }
     }
 
-    fn tell(&mut self, why: &str, out: &mut BytesMut) {
+    fn tell(&mut self, why: &str, out: &mut BytesMut, tap: &mut Tap) {
         let text = match self.result {
             Progress::Awaited => self.failure(why),
             // Half a Status is an error to any client. More would not make it clearer.
@@ -165,6 +263,9 @@ impl Streams for Command {
         };
         self.result = Progress::Lost;
         if let Some(error) = self.error.take() {
+            if error.accepted {
+                tap.pass(StreamType::Error, &text);
+            }
             put_last(out, error.id, error.accepted, &text);
         }
     }

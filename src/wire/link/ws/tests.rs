@@ -21,6 +21,8 @@ const ALL: [Subprotocol; 6] = [
     Subprotocol::V5,
 ];
 
+const ASKED: Asked = Asked { stdin: true, stdout: true, stderr: true, tty: true };
+
 const KEY: Option<MaskKey> = Some(MaskKey([0x37, 0xfa, 0x21, 0x3d]));
 
 /// A link with its peers: what they wrote and the link did not take yet, and what they were written.
@@ -203,7 +205,7 @@ fn key() -> MaskKey {
 }
 
 fn command(subprotocol: Subprotocol) -> Bench<WsLink> {
-    Bench::new(WsLink::command(subprotocol, key))
+    Bench::new(WsLink::command(subprotocol, ASKED, key))
 }
 
 fn ports(encoding: Encoding) -> Bench<WsLink> {
