@@ -72,7 +72,8 @@ struct Open {
 // === impl Tap ===
 
 impl Tap {
-    /// From now on everything is also written down.
+    /// From now on everything is also written down. To be called before the link begins: what it saw before it knows
+    /// nothing of.
     pub fn record(&mut self) {
         self.tape.get_or_insert_default();
     }

@@ -170,6 +170,55 @@ pub fn next<'a>(tape: &mut &'a [u8]) -> Result<Option<Piece<'a>>, Error> {
     Ok(Some(Piece { at, kind, bytes }))
 }
 
+/// What a tape says, the pieces of each kind joined: for tests.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Taped {
+    /// Bytes to the program.
+    pub stdin: Vec<u8>,
+    /// Bytes from it.
+    pub stdout: Vec<u8>,
+    /// And of its second output.
+    pub stderr: Vec<u8>,
+    /// The result.
+    pub result: Vec<u8>,
+    /// Terminal sizes.
+    pub sizes: Vec<u8>,
+    /// How often the end of stdin was told.
+    pub stdin_ends: usize,
+    /// Connections that were opened and closed.
+    pub connections: Vec<Connection>,
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl Taped {
+    /// Adds what this tape says.
+    ///
+    /// # Panics
+    /// When it is none, or says what links do not.
+    pub fn read(&mut self, mut tape: &[u8]) {
+        while let Some(Piece { kind, bytes, .. }) = next(&mut tape).expect("whole pieces") {
+            let all = match kind {
+                Kind::Stdin => &mut self.stdin,
+                Kind::Stdout => &mut self.stdout,
+                Kind::Stderr => &mut self.stderr,
+                Kind::Result => &mut self.result,
+                Kind::Resize => &mut self.sizes,
+                Kind::StdinEnd => {
+                    self.stdin_ends += 1;
+                    continue;
+                }
+                Kind::Connection => {
+                    self.connections.push(serde_json::from_slice(bytes).expect("a connection"));
+                    continue;
+                }
+                Kind::Gap | Kind::Withheld => panic!("{kind:?} of a link"),
+            };
+            all.extend_from_slice(bytes);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

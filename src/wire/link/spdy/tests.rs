@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod taped;
+
 use std::collections::BTreeMap;
 
 use bytes::Buf;
