@@ -1,0 +1,277 @@
+//! Cast: the recording of a terminal, as an asciicast v2 that loses nothing.
+//!
+//! Every piece of a tape becomes an event. The codes that players know are theirs (`o`, `i`, `r`, `m`); for the rest
+//! there are codes that they skip. An event is text; where a piece is not, the event shows it as well as text can, and
+//! a `b` event directly behind it has the exact bytes in base64. Of a character that is cut between pieces, players get
+//! all with its last byte.
+//! Invariant: what [`read`] makes of what [`Writer`] wrote has the same bytes on each channel, in the same order and at
+//! the same microseconds.
+//! Source: <https://docs.asciinema.org/manual/asciicast/v2/>.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::facts::{Details, Facts};
+use crate::wire::remotecommand::{Resize, ResizeDecoder, TerminalSize};
+use crate::wire::tape::{self, Kind, Piece, Tape};
+
+/// What a terminal is when nobody says: the size every terminal once had.
+const USUAL: TerminalSize = TerminalSize { width: 80, height: 24 };
+
+/// What container runtimes set for a terminal, so what the program took it for.
+const TERM: &str = "xterm";
+
+/// Most bytes of a command in the header, which is for people; all of it is in the recording's details.
+const MAX_COMMAND: usize = 4096;
+
+/// The code of exact bytes.
+const EXACT: &str = "b";
+
+/// The code of a size, for players; the client's own words for it are an event of their own.
+const SIZE: &str = "r";
+
+/// From pieces to lines.
+#[derive(Debug)]
+pub(super) struct Writer {
+    header: Option<Header>,
+    /// Bytes of a character of stdout whose rest has yet to come: three at most.
+    begun: Vec<u8>,
+    sizes: ResizeDecoder,
+}
+
+/// What is no cast of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not JSON of the right form.
+    #[error("an event is not as podgate writes it")]
+    Event(#[source] serde_json::Error),
+    /// A time that is no number of seconds with six decimals.
+    #[error("the time of an event is not as podgate writes it")]
+    Time,
+    /// A code that podgate does not write.
+    #[error("the code of an event is not one that podgate writes")]
+    Code,
+    /// Exact bytes that are no base64, or of nothing.
+    #[error("exact bytes of an event are not as podgate writes them")]
+    Exact,
+    /// A header that is missing or where none can be.
+    #[error("the header is missing or out of place")]
+    Header,
+}
+
+/// Source: asciicast v2, "Header".
+#[derive(Debug, Serialize)]
+struct Header {
+    version: u8,
+    width: u16,
+    height: u16,
+    timestamp: i64,
+    command: String,
+    env: Env,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+struct Env {
+    term: &'static str,
+}
+
+// === impl Writer ===
+
+impl Writer {
+    pub(super) fn new(facts: &Facts, details: &Details) -> Self {
+        let mut command = details.command.join(" ");
+        command.truncate(command.floor_char_boundary(MAX_COMMAND));
+        let TerminalSize { width, height } = USUAL;
+        let (timestamp, env) = (facts.started.as_second(), Env { term: TERM });
+        let header = Header { version: 2, width, height, timestamp, command, env };
+        Self { header: Some(header), begun: Vec::new(), sizes: ResizeDecoder::new() }
+    }
+
+    /// True until the header is written, which every cast has.
+    pub(super) fn is_new(&self) -> bool {
+        self.header.is_some()
+    }
+
+    /// Appends the pieces of a tape as lines. The header goes first of all, with the first size on the first tape.
+    pub(super) fn write(&mut self, tape: &[u8], out: &mut Vec<u8>) -> Result<(), tape::Error> {
+        if let Some(mut header) = self.header.take() {
+            if let Some(size) = first_size(tape)? {
+                (header.width, header.height) = (size.width, size.height);
+            }
+            serde_json::to_writer(&mut *out, &header).expect("text and numbers are JSON");
+            out.push(b'\n');
+        }
+        let mut rest = tape;
+        while let Some(piece) = tape::next(&mut rest)? {
+            match piece.kind {
+                Kind::Stdout => self.output(piece.at, piece.bytes, out),
+                kind => self.other(kind, piece, out),
+            }
+        }
+        Ok(())
+    }
+
+    fn output(&mut self, at: Duration, mut bytes: &[u8], out: &mut Vec<u8>) {
+        let code = code(Kind::Stdout);
+        if !self.begun.is_empty() && !bytes.is_empty() {
+            let mut taken = 0;
+            while let Some(&byte) = bytes.get(taken) {
+                self.begun.push(byte);
+                let whole = std::str::from_utf8(&self.begun);
+                if whole.is_err_and(|error| error.error_len().is_some()) {
+                    // This byte belongs to no such character.
+                    self.begun.pop();
+                    break;
+                }
+                taken += 1;
+                if whole.is_ok() {
+                    break;
+                }
+            }
+            let (ended, rest) = bytes.split_at(taken);
+            let whole = !is_begun(&self.begun) || !rest.is_empty();
+            let shown = if whole { String::from_utf8_lossy(&self.begun) } else { "".into() };
+            event(out, at, code, &shown, Some(ended));
+            if !whole {
+                return;
+            }
+            self.begun.clear();
+            bytes = rest;
+        }
+        let begun = (1..=3.min(bytes.len())).find(|len| is_begun(&bytes[bytes.len() - len..])).unwrap_or(0);
+        let (whole, begun) = bytes.split_at(bytes.len() - begun);
+        if !whole.is_empty() {
+            text_or_exact(out, at, code, whole);
+        }
+        if !begun.is_empty() {
+            event(out, at, code, "", Some(begun));
+            self.begun.extend_from_slice(begun);
+        }
+    }
+
+    fn other(&mut self, kind: Kind, Piece { at, mut bytes, .. }: Piece<'_>, out: &mut Vec<u8>) {
+        text_or_exact(out, at, code(kind), bytes);
+        if kind == Kind::Resize {
+            while let Resize::Size(TerminalSize { width, height }) = self.sizes.decode(&mut bytes) {
+                event(out, at, SIZE, &format!("{width}x{height}"), None);
+            }
+        }
+    }
+}
+
+/// The pieces of a chunk of a cast, as a tape. `first` says whether it begins with the header.
+///
+/// # Errors
+/// When the text is not as [`Writer`] writes it.
+pub(super) fn read(cast: &[u8], first: bool) -> Result<Vec<u8>, Error> {
+    let mut lines = cast.strip_suffix(b"\n").unwrap_or(cast).split(|byte| *byte == b'\n');
+    if cast.is_empty() {
+        lines.next();
+    }
+    if first && !lines.next().is_some_and(|line| line.starts_with(b"{")) {
+        return Err(Error::Header);
+    }
+    let mut tape = Tape::default();
+    let mut last: Option<(Kind, String)> = None;
+    for line in lines {
+        let (time, code, text): (&RawValue, Cow<'_, str>, String) =
+            serde_json::from_slice(line).map_err(Error::Event)?;
+        if code == EXACT {
+            let (kind, _) = last.take().ok_or(Error::Exact)?;
+            let bytes = BASE64_STANDARD.decode(text).map_err(|_| Error::Exact)?;
+            tape.put(kind, &bytes);
+            continue;
+        }
+        if let Some((kind, text)) = last.take() {
+            tape.put(kind, text.as_bytes());
+        }
+        tape.at(parse_time(time.get()).ok_or(Error::Time)?);
+        if code != SIZE {
+            last = Some((kind(&code).ok_or(Error::Code)?, text));
+        }
+    }
+    if let Some((kind, text)) = last {
+        tape.put(kind, text.as_bytes());
+    }
+    Ok(tape.take())
+}
+
+fn code(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Stdin => "i",
+        Kind::Stdout => "o",
+        Kind::Stderr => "e",
+        Kind::Result => "s",
+        Kind::Resize => "z",
+        Kind::StdinEnd => "d",
+        Kind::Connection => "p",
+        Kind::Gap => "m",
+        Kind::Withheld => "w",
+    }
+}
+
+fn kind(code: &str) -> Option<Kind> {
+    Some(match code {
+        "i" => Kind::Stdin,
+        "o" => Kind::Stdout,
+        "e" => Kind::Stderr,
+        "s" => Kind::Result,
+        "z" => Kind::Resize,
+        "d" => Kind::StdinEnd,
+        "p" => Kind::Connection,
+        "m" => Kind::Gap,
+        "w" => Kind::Withheld,
+        _ => return None,
+    })
+}
+
+fn first_size(tape: &[u8]) -> Result<Option<TerminalSize>, tape::Error> {
+    let (mut rest, mut sizes) = (tape, ResizeDecoder::new());
+    while let Some(piece) = tape::next(&mut rest)? {
+        let mut bytes = if piece.kind == Kind::Resize { piece.bytes } else { &[] };
+        while let Resize::Size(size) = sizes.decode(&mut bytes) {
+            if size.width > 0 && size.height > 0 {
+                return Ok(Some(size));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// True for the beginning of a character whose end is missing.
+fn is_begun(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+}
+
+fn text_or_exact(out: &mut Vec<u8>, at: Duration, code: &str, bytes: &[u8]) {
+    match String::from_utf8_lossy(bytes) {
+        Cow::Borrowed(text) => event(out, at, code, text, None),
+        Cow::Owned(text) => event(out, at, code, &text, Some(bytes)),
+    }
+}
+
+/// Appends an event, and the exact bytes of what it shows if those are others.
+fn event(out: &mut Vec<u8>, at: Duration, code: &str, text: &str, exact: Option<&[u8]>) {
+    let mut line = |code: &str, text: &str| {
+        write!(out, "[{}.{:06}, \"{code}\", ", at.as_secs(), at.subsec_micros()).expect("memory takes all");
+        serde_json::to_writer(&mut *out, text).expect("text is JSON");
+        out.extend_from_slice(b"]\n");
+    };
+    line(code, text);
+    if let Some(exact) = exact {
+        line(EXACT, &BASE64_STANDARD.encode(exact));
+    }
+}
+
+fn parse_time(text: &str) -> Option<Duration> {
+    let (seconds, micros) = text.split_once('.')?;
+    let micros: u32 = micros.parse().ok().filter(|_| micros.len() == 6)?;
+    Some(Duration::from_secs(seconds.parse().ok()?) + Duration::from_micros(micros.into()))
+}
