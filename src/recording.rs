@@ -8,3 +8,5 @@ pub mod cast;
 pub mod container;
 pub mod facts;
 pub mod keys;
+pub mod safe;
+pub mod typed;
