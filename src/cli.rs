@@ -81,6 +81,9 @@ pub struct Dev {
     /// Folder of Kubernetes manifests to use instead of the built-in set.
     #[arg(long, value_name = "DIR", env = "PODGATE_MANIFESTS")]
     pub manifests: Option<PathBuf>,
+    /// Record sessions, into the folder `recordings` of the state folder unless the settings name another place.
+    #[arg(long, env = "PODGATE_RECORD")]
+    pub record: bool,
     /// Listen on addresses that other machines can reach. Whoever may exec runs commands as you and can read
     /// the state folder, admin's key included.
     #[arg(long)]

@@ -7,6 +7,7 @@
 mod authentication;
 mod duration;
 mod lines;
+pub mod recording;
 mod validate;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::cli;
 use crate::telemetry::LogFormat;
 
 pub use authentication::{Authentication, RequestHeader, TokenReview};
+pub use recording::Recording;
 pub use validate::Problem;
 
 /// All settings.
@@ -40,6 +42,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// Live sessions.
     pub session: Session,
+    /// What is written of them.
+    pub recording: Recording,
     /// Stopping.
     pub drain: Drain,
     /// Files that change.
@@ -341,6 +345,7 @@ impl Config {
             config.dev.manifests.clone_from(&flags.manifests);
         }
         config.dev.danger_listen_beyond_loopback = flags.danger_listen_beyond_loopback;
+        config.recording.enabled |= flags.record;
         let problems = config.problems().into_iter().chain(config.dev_problems()).collect();
         source.judge(config, problems)
     }
@@ -418,6 +423,7 @@ impl Config {
         for path in paths {
             *path = base.join(&*path);
         }
+        self.recording.resolve(base);
     }
 
     /// As YAML. Nothing in it is secret.
@@ -741,6 +747,10 @@ mod tests {
         config.authentication.client_ca_file = Some("none".into());
         config.authentication.token_file = Some("none".into());
         config.authentication.oidc_file = Some("none".into());
+        config.recording.signing_key_file = Some("none".into());
+        config.recording.spool.dir = Some("none".into());
+        config.recording.store.url = Some("none".into());
+        config.recording.store.options_file = Some("none".into());
         let mut settings = Vec::new();
         leaves(&serde_json::to_value(&config).unwrap(), "", &mut settings);
         let mut documented = documented();

@@ -22,6 +22,7 @@ pub mod authz;
 pub mod locate;
 pub mod recording;
 pub mod session;
+pub mod tap;
 pub mod upstream;
 
 pub mod cluster;

@@ -97,6 +97,7 @@ impl Config {
             let what = "names at least one type, such as InternalIP";
             problems.push(problem("upstream.preferredAddressTypes", what));
         }
+        problems.extend(self.recording.problems().into_iter().map(|(key, what)| problem(&key, what)));
         problems
     }
 
@@ -118,6 +119,7 @@ impl Config {
     /// What is wrong for `podgate serve`.
     pub(super) fn serve_problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        problems.extend(self.recording.missing().into_iter().map(|(key, what)| problem(&key, what)));
         if self.api.tls.is_none() {
             problems.push(problem("api.tls", "certFile and keyFile are needed: podgate serves TLS only"));
         }
