@@ -110,6 +110,7 @@ async fn gateway() {
         ),
         ready: Vec::new(),
         metrics: Metrics::new(),
+        audit: podgate::audit::Audit::off(),
         background: Drain::new(),
     };
     let mut config = Config::default();

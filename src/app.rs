@@ -12,6 +12,7 @@ use rustls::ServerConfig;
 use tracing::{error, info, warn};
 
 use crate::admin::{Admin, Ready};
+use crate::audit::Audit;
 use crate::authn::{Authn, Methods};
 use crate::authz::Authz;
 use crate::cluster::Cluster;
@@ -40,6 +41,8 @@ pub struct Ground {
     pub ready: Vec<Ready>,
     /// Where its series are.
     pub metrics: Metrics,
+    /// What writes down who did what. Its tasks are among those of `background`.
+    pub audit: Audit,
     /// Tasks that outlive sessions: ended when those are over.
     pub background: Drain,
 }
@@ -57,6 +60,7 @@ pub struct Gateway {
     pub metrics: Metrics,
     /// Its stop. Whatever else should end with the gateway belongs to this drain too.
     pub drain: Drain,
+    audit: Audit,
     background: Drain,
     admin_drain: Drain,
 }
@@ -71,7 +75,9 @@ impl Gateway {
     pub async fn start(config: &Config, mut ground: Ground, drain: Drain) -> Result<Self, listen::Error> {
         raise_descriptor_limit(config.api.max_connections);
         let (metrics, background) = (ground.metrics.clone(), ground.background.clone());
-        let ready = std::mem::take(&mut ground.ready);
+        let mut ready = std::mem::take(&mut ground.ready);
+        let (audit, written) = (ground.audit.clone(), ground.audit.clone());
+        ready.push(Ready { name: "audit", check: Box::new(move || written.is_ready()) });
         let caps =
             Caps { all: config.api.max_connections, per_address: config.api.max_connections_per_address };
         let api_listener = Listener::bind(config.api.listen, caps, config.api.keepalive).await?;
@@ -100,7 +106,7 @@ impl Gateway {
             |peer| warn!(client.addr = %peer, "admin connection refused: the cap is reached"),
             move |tcp, peer, slot| shown.clone().serve(tcp, peer, slot),
         ));
-        Ok(Self { api, admin, metrics, drain, background, admin_drain })
+        Ok(Self { api, admin, metrics, drain, audit, background, admin_drain })
     }
 
     /// Takes both steps of the stop; health stays visible until all else is done.
@@ -111,6 +117,8 @@ impl Gateway {
             Drained::Cut => warn!("stopped: live sessions were cut at the deadline"),
             Drained::Stuck(tasks) => error!(tasks, "stopped with tasks that do not end"),
         }
+        // Every request has ended, and said so.
+        self.audit.flush().await;
         let background = self.background.finish(std::time::Duration::ZERO).await;
         if let Drained::Stuck(tasks) = background {
             error!(tasks, "stopped with background tasks that do not end");
@@ -147,7 +155,7 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, authn, route, .. } = ground;
+    let Ground { cluster, server_tls, authn, route, audit, .. } = ground;
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
@@ -182,5 +190,5 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
         request_timeout: config.api.request_timeout,
         allowed_origins: config.api.allowed_origins.clone(),
     };
-    Api::new(server_tls, settings, pipeline, cluster, sessions, drain, metrics)
+    Api::new(server_tls, settings, pipeline, cluster, sessions, drain, metrics, audit)
 }

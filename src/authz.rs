@@ -22,6 +22,7 @@ use crate::status::{About, Refusal, go_quote, html_escape};
 #[derive(Debug)]
 pub struct Permit {
     caller: Caller,
+    reason: String,
 }
 
 /// The cluster lets this caller open this session: the request is permitted and so is `create`.
@@ -47,6 +48,8 @@ pub enum Error {
         message: String,
         /// The parent resource.
         about: About,
+        /// The authorizer's own reason; may be empty.
+        reason: String,
         /// Why there was no decision, where that is told as a denial.
         #[source]
         source: Option<Box<Error>>,
@@ -105,7 +108,7 @@ impl Authz {
         if !decision.allowed {
             return Err(denied(caller.user(), attributes, &decision.reason, None));
         }
-        Ok(Permit { caller })
+        Ok(Permit { caller, reason: decision.reason })
     }
 
     /// Raises a permit to one for a session: what was not reviewed as `create` is, with upstream's own shape
@@ -128,7 +131,7 @@ impl Authz {
                 let message =
                     format!("pods {} is forbidden: {}", go_quote(exec.pod.as_bytes()), decision.reason);
                 let about = About { name: exec.pod, group: String::new(), kind: "pods".into() };
-                return Err(Error::Denied { message, about, source: None });
+                return Err(Error::Denied { message, about, reason: decision.reason, source: None });
             }
         }
         Ok(SessionPermit { caller: permit.caller, exec })
@@ -175,7 +178,8 @@ fn denied(user: &User, attributes: &Attributes, reason: &str, undecided: Option<
     let Some(resource) = &attributes.resource else {
         let what = format!("User {} cannot {verb} path {}", quote(&user.name), quote(&attributes.path));
         let message = format!("forbidden: {}", with_reason(&what, reason));
-        return Error::Denied { message, about: About::default(), source };
+        let reason = reason.to_owned();
+        return Error::Denied { message, about: About::default(), reason, source };
     };
     let mut full = resource.resource.clone();
     if !resource.subresource.is_empty() {
@@ -206,6 +210,7 @@ fn denied(user: &User, attributes: &Attributes, reason: &str, undecided: Option<
             group: resource.group.clone(),
             kind: resource.resource.clone(),
         },
+        reason: reason.to_owned(),
         source,
     }
 }
@@ -218,6 +223,11 @@ fn with_reason(what: &str, reason: &str) -> String {
 // === impl Permit ===
 
 impl Permit {
+    /// The authorizer's reason; may be empty.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
     /// Who may.
     pub fn caller(&self) -> &Caller {
         &self.caller

@@ -4,6 +4,7 @@
 //! error with its full path: a misspelled limit must not quietly be no limit. Values are types and are not
 //! parsed again; each room gets its own part.
 
+mod audit;
 mod authentication;
 mod duration;
 mod lines;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli;
 use crate::telemetry::LogFormat;
 
+pub use audit::{Audit, AuditFile, Mode, Webhook, WhenDown};
 pub use authentication::{Authentication, RequestHeader, TokenReview};
 pub use recording::Recording;
 pub use validate::Problem;
@@ -34,6 +36,8 @@ pub struct Config {
     pub authentication: Authentication,
     /// May they.
     pub authorization: Authorization,
+    /// What is written about requests.
+    pub audit: Audit,
     /// Health and metrics.
     pub admin: Admin,
     /// What is asked of the cluster.
@@ -414,6 +418,9 @@ impl Config {
             ca_file,
             kubelet_token_file,
             &mut self.cluster.kubeconfig,
+            &mut self.audit.policy_file,
+            &mut self.audit.file.path,
+            &mut self.audit.webhook.kubeconfig,
             &mut self.dev.manifests,
         ];
         let paths = pairs
@@ -735,6 +742,9 @@ mod tests {
         config.dev.manifests = Some("none".into());
         config.cluster.kubeconfig = Some("none".into());
         config.cluster.context = Some("none".into());
+        config.audit.policy_file = Some("none".into());
+        config.audit.file.path = Some("none".into());
+        config.audit.webhook.kubeconfig = Some("none".into());
         config.upstream.kubelet = Kubelet {
             ca_file: Some("none".into()),
             client: Some(pair),

@@ -13,6 +13,7 @@ pub mod telemetry;
 pub mod throttle;
 
 pub mod admin;
+pub mod audit;
 pub mod front;
 pub mod listen;
 pub mod pipeline;

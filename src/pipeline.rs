@@ -6,6 +6,7 @@
 use http::HeaderMap;
 use tracing::{error, info, warn};
 
+use crate::audit::Trail;
 use crate::authn::{Authn, Caller};
 use crate::authz::{self, Authz, Permit};
 use crate::listen::Conn;
@@ -30,23 +31,45 @@ pub struct Pipeline {
 // === impl Pipeline ===
 
 impl Pipeline {
-    /// Who is asking, and as whom: for every request, session or not.
+    /// Who is asking: for every request, session or not.
     ///
     /// # Errors
-    /// 401, or 403 for an impersonation that is not allowed, or that nobody could decide.
-    pub async fn identify(&self, conn: &Conn, headers: &HeaderMap, ask: &Ask) -> Result<Caller, Refusal> {
+    /// 401, or that nobody could say.
+    pub async fn identify(&self, conn: &Conn, headers: &HeaderMap) -> Result<Caller, Refusal> {
         let caller = self.authn.identify(conn, headers).await;
-        let caller = caller.map_err(|e| refused("authn", &e, e.refusal()))?;
+        caller.map_err(|e| refused("authn", &e, e.refusal()))
+    }
+
+    /// As whom they are asking.
+    ///
+    /// # Errors
+    /// 403 for an impersonation that is not allowed, or that nobody could decide.
+    pub async fn assume(
+        &self,
+        caller: Caller,
+        headers: &HeaderMap,
+        ask: &Ask,
+        trail: &mut Trail,
+    ) -> Result<Caller, Refusal> {
         let assumed = self.authz.assume(caller, headers, &ask.uri).await;
-        assumed.map_err(|e| refused("authz", &e, e.refusal()))
+        let caller = assumed.map_err(|e| refused("authz", &e, e.refusal()))?;
+        if caller.impersonator().is_some() {
+            trail.impersonated(caller.user());
+        }
+        Ok(caller)
     }
 
     /// May they open a session: the request itself, before anything of it is looked at.
     ///
     /// # Errors
     /// 403, or that nobody could decide.
-    pub async fn permit(&self, caller: Caller, ask: &Ask) -> Result<Permit, Refusal> {
+    pub async fn permit(&self, caller: Caller, ask: &Ask, trail: &mut Trail) -> Result<Permit, Refusal> {
         let permit = self.authz.review(caller, &ask.attributes, &ask.uri).await;
+        match &permit {
+            Ok(permit) => trail.decided(true, permit.reason()),
+            Err(authz::Error::Denied { reason, .. }) => trail.decided(false, reason),
+            Err(_) => trail.undecided(),
+        }
         permit.map_err(|e| refused("authz", &e, e.refusal()))
     }
 

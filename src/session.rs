@@ -184,6 +184,7 @@ impl Sessions {
         // Boxed: a session that lives needs no room for its end.
         Box::pin(async {
             let farewell = self.farewell(&mut splice, stop);
+            record.passed(&splice.out.tap);
             self.part(splice, socket, &meters, &farewell).await;
             record.end(farewell.reason, farewell.cause);
         })

@@ -420,7 +420,7 @@ fn accepts_json(accept: &str) -> (bool, bool) {
 }
 
 /// `<`, `>`, `&`, U+2028 and U+2029 as Go's `encoding/json` writes them; in JSON they only stand in strings.
-fn html_escape_json(text: &str) -> String {
+pub(crate) fn html_escape_json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for ch in text.chars() {
         match ch {

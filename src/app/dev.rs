@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 
 use super::stop::{self, Signals};
 use super::{Gateway, Ground};
+use crate::audit::{self, Audit};
 use crate::authn::{Methods, Tokens, tokens};
 use crate::config::Config;
 use crate::dev::cluster::DevCluster;
@@ -23,7 +24,7 @@ use crate::dev::state::{self, State};
 use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
 use crate::listen;
-use crate::reload::Live;
+use crate::reload::{Live, Reloader};
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients};
 use crate::upstream::{Route, Upstream};
@@ -57,6 +58,9 @@ pub enum Error {
     /// The token file cannot be used.
     #[error(transparent)]
     Tokens(#[from] tokens::Error),
+    /// The audit policy, or where events go.
+    #[error(transparent)]
+    Audit(#[from] audit::Error),
     /// A node is to speak what there is not.
     #[error(
         "node {name}: annotation {STREAMING} is {value:?}, it must be one of {}",
@@ -107,15 +111,16 @@ impl Dev {
     /// # Errors
     /// When anything of that fails; what was started is stopped.
     pub async fn start(config: &Config) -> Result<Self, Error> {
-        let drain = Drain::new();
-        let started = Self::start_under(config, &drain).await;
+        let (drain, background) = (Drain::new(), Drain::new());
+        let started = Self::start_under(config, &drain, &background).await;
         if started.is_err() {
             drain.finish(Duration::ZERO).await;
+            background.finish(Duration::ZERO).await;
         }
         started
     }
 
-    async fn start_under(config: &Config, drain: &Drain) -> Result<Self, Error> {
+    async fn start_under(config: &Config, drain: &Drain, background: &Drain) -> Result<Self, Error> {
         let loaded = match &config.dev.manifests {
             Some(folder) => manifests::folder(folder)?,
             None => manifests::builtin()?,
@@ -159,7 +164,10 @@ impl Dev {
             nodes.push((name, addr));
         }
 
+        let metrics = Metrics::new();
+        let reloader = Reloader::new(config.reload.period, background.clone(), metrics.clone());
         let ground = Ground {
+            audit: Audit::start(&config.audit, &reloader, background, &metrics).await?,
             server_tls: Live::fixed(tls::server(
                 state.api_server(),
                 &[tls::HTTP2, tls::HTTP1],
@@ -173,8 +181,8 @@ impl Dev {
             },
             route,
             ready: Vec::new(),
-            metrics: Metrics::new(),
-            background: Drain::new(),
+            metrics,
+            background: background.clone(),
             cluster: cluster.clone(),
         };
         let gateway = Gateway::start(config, ground, drain.clone()).await?;

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use super::stop::{self, Signals};
 use super::{Gateway, Ground};
 use crate::admin::Ready;
+use crate::audit::{self, Audit};
 use crate::authn::{FrontProxy, Methods, TokenReview, Tokens, oidc, tokens};
 use crate::cluster::kube::connect::{self, Connection, Source};
 use crate::cluster::kube::{self, KubeCluster, forward};
@@ -65,6 +66,9 @@ pub enum Unusable {
     /// A key, a certificate or a CA bundle.
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    /// The audit policy, or where events go.
+    #[error(transparent)]
+    Audit(#[from] audit::Error),
     /// A file of static tokens.
     #[error(transparent)]
     Tokens(#[from] tokens::Error),
@@ -175,6 +179,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         route,
         ready: vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }],
         metrics: metrics.clone(),
+        audit: files.audit(metrics).await?,
         background: background.clone(),
     };
     let mut patient = config.clone();
@@ -202,6 +207,7 @@ pub async fn check(config: &Config) -> Vec<Error> {
     wrong.extend(files.certificates().await.err());
     wrong.extend(files.tokens().await.err());
     wrong.extend(files.oidc().await.err());
+    wrong.extend(audit::check(&config.audit).into_iter().map(Error::from_audit));
     background.finish(Duration::ZERO).await;
     wrong
 }
@@ -224,6 +230,10 @@ fn warn_of_dangers(config: &Config) {
 // === impl Error ===
 
 impl Error {
+    fn from_audit(error: audit::Error) -> Self {
+        Self::Setting { key: error.key(), source: error.into() }
+    }
+
     /// Whether it is about what describes the way to the API server, whichever setting led there.
     fn is_of_the_source(&self) -> bool {
         matches!(self, Self::Setting { source: Unusable::Connect(_) | Unusable::NotInPod(_), .. })
@@ -258,6 +268,12 @@ impl Files<'_> {
     ) -> Result<Live<T>, Error> {
         let live = self.reloader.load_named(key, paths, build).await;
         live.map_err(|source| Error::Setting { key, source })
+    }
+
+    async fn audit(&self, metrics: &Metrics) -> Result<Audit, Error> {
+        audit::warn_of_gaps(&self.config.audit);
+        let started = Audit::start(&self.config.audit, &self.reloader, &self.background, metrics).await;
+        started.map_err(Error::from_audit)
     }
 
     async fn server_tls(&self) -> Result<Live<ServerConfig>, Error> {

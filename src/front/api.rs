@@ -14,11 +14,12 @@ mod upgrade;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
@@ -32,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 
 use super::takeover::{Mute, Takeover};
+use crate::audit::{Audit, Trail};
 use crate::cluster::{Body, Cluster};
 use crate::drain::Drain;
 use crate::listen::{Conn, Slot, Via};
@@ -88,6 +90,7 @@ struct Shared {
     sessions: Sessions,
     drain: Drain,
     metrics: Metrics,
+    audit: Audit,
     short: Short,
 }
 
@@ -106,6 +109,7 @@ struct Door {
 
 impl Api {
     /// The door in front of these stages; `cluster` answers whatever is no session.
+    #[allow(clippy::too_many_arguments, reason = "all that a door stands on, once")]
     pub fn new(
         tls: Live<ServerConfig>,
         settings: Settings,
@@ -114,10 +118,21 @@ impl Api {
         sessions: Sessions,
         drain: Drain,
         metrics: Metrics,
+        audit: Audit,
     ) -> Self {
         let short = Short::new(cluster.clone(), settings.max_in_flight, settings.request_timeout);
         Self {
-            shared: Arc::new(Shared { tls, settings, pipeline, cluster, sessions, drain, metrics, short }),
+            shared: Arc::new(Shared {
+                tls,
+                settings,
+                pipeline,
+                cluster,
+                sessions,
+                drain,
+                metrics,
+                audit,
+                short,
+            }),
         }
     }
 
@@ -269,6 +284,7 @@ impl Door {
             let mut response = Response::new(whole(Bytes::new()));
             *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             self.shared.metrics.requests.with_label_values(&["431"]).inc();
+            self.unread(&request).unknown_with(response.status());
             return Ok(response);
         }
         if self.conn.slot.as_ref().is_some_and(Slot::is_beyond) {
@@ -289,6 +305,7 @@ impl Door {
             retry_after: CONNECTION_RETRY,
         };
         self.shared.metrics.refused(&refusal);
+        self.unread(request).unknown(&refusal);
         let mut response = refusal.response(Encoding::of(request.headers(), None)).map(whole);
         match request.version() {
             Version::HTTP_2 => self.activity.unwelcome.notify_one(),
@@ -299,17 +316,29 @@ impl Door {
         response
     }
 
+    /// The trail of a request that is answered by its head.
+    fn unread(&self, request: &Request<Incoming>) -> Trail {
+        self.shared.audit.unread(request, self.conn.peer, layers::audit_id(request))
+    }
+
     async fn answer_within_bounds(self, request: Request<Incoming>) -> Response<Body> {
-        let started = Instant::now();
+        let (started, mut trail) = (Instant::now(), Trail::default());
         let (metrics, activity) = (self.shared.metrics.clone(), self.activity.clone());
         let http2 = request.version() == Version::HTTP_2;
         let (mut encoding, headers) = (Encoding::of(request.headers(), None), request.headers());
         let answered = match Ask::parse(request.method(), request.uri(), headers) {
             Ok(ask) => {
                 encoding = ask.encoding;
-                self.admitted(ask, request, started).await
+                let id = layers::audit_id(&request);
+                trail = self.shared.audit.trail(&request, self.conn.peer, id, &ask);
+                let admitted = AssertUnwindSafe(self.admitted(ask, request, started, &mut trail));
+                admitted.catch_unwind().await.unwrap_or_else(|panic| {
+                    trail.panicked(&layers::text_of(&*panic));
+                    std::panic::resume_unwind(panic)
+                })
             }
             Err(refusal) => {
+                self.unread(&request).unknown(&refusal);
                 info!(refusal.code = refusal.code().as_u16(), error = refusal.message(), "request refused");
                 Err(refusal)
             }
@@ -319,7 +348,7 @@ impl Door {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => response,
             Ok(response) => {
                 metrics.requests.with_label_values(&[response.status().as_str()]).inc();
-                response
+                trail.answered(response).await
             }
             Err(refusal) => {
                 // A 401 of what is behind podgate says nothing about the caller.
@@ -327,6 +356,7 @@ impl Door {
                     activity.unwelcome.notify_one();
                 }
                 metrics.refused(&refusal);
+                trail.refused(&refusal).await;
                 refusal.response(encoding).map(whole)
             }
         }
@@ -337,13 +367,19 @@ impl Door {
         mut ask: Ask,
         mut request: Request<Incoming>,
         started: Instant,
+        trail: &mut Trail,
     ) -> Result<Response<Body>, Refusal> {
-        let caller = self.shared.pipeline.identify(&self.conn, request.headers(), &ask).await?;
+        let (pipeline, headers) = (&self.shared.pipeline, request.headers());
+        let caller = pipeline.identify(&self.conn, headers).await.inspect_err(|refusal| {
+            trail.unauthenticated(refusal, headers, !self.conn.certificates.is_empty());
+        })?;
         self.activity.is_somebodys();
+        trail.received(caller.user()).await?;
+        let caller = pipeline.assume(caller, headers, &ask, trail).await?;
         upgrade::forget_token(request.headers_mut());
         self.shared.pipeline.authn.forget(request.headers_mut());
         if let Some(exec) = ask.exec.take() {
-            let permit = self.shared.pipeline.permit(caller, &ask).await?;
+            let permit = self.shared.pipeline.permit(caller, &ask, trail).await?;
             let exec = exec?;
             let place = self.shared.pipeline.place(permit, exec, &ask).await?;
             let (origins, translate) =
@@ -356,16 +392,18 @@ impl Door {
             if self.shared.drain.is_stopping() {
                 return Err(Refusal::Unavailable("podgate is shutting down, try another replica".into()));
             }
-            return hijack::open(self, request, place, carriage, ask.attributes, started).await;
+            return hijack::open(self, request, place, carriage, ask.attributes, started, trail).await;
         }
         upgrade::check_page(&caller, request.headers(), &self.shared.settings.allowed_origins)?;
         let user = caller.user().clone();
         // An upgrade that is passed through outlives this door, and its connection is still one under the cap.
-        let via = Via::new(self.conn.peer, (self.conn.clone(), self._open.clone()));
+        let upgraded = Arc::new(OnceLock::new());
+        let via = Via::new(self.conn.peer, (self.conn.clone(), self._open.clone(), upgraded.clone()));
         request.extensions_mut().insert(via);
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let request = trail.listen(request.map(|body| body.map_err(Into::into).boxed_unsync()));
         if ask.long_running() {
             let response = self.shared.cluster.serve(&user, &ask, request).await?;
+            let response = passed_through(response, trail, &upgraded).await;
             if ask.attributes.verb != "watch" {
                 // It may be over in time, and where it is not, the cut shows that something is missing.
                 return Ok(response);
@@ -374,8 +412,23 @@ impl Door {
             let drain = self.shared.drain.clone();
             return Ok(response.map(|body| until(body, async move { drain.stopping().await })));
         }
-        self.shared.short.serve(user, ask, request).await
+        let response = self.shared.short.serve(user, ask, request).await?;
+        Ok(passed_through(response, trail, &upgraded).await)
     }
+}
+
+/// Gives the trail of a connection that goes on in another protocol to what lasts as long as that does.
+async fn passed_through(
+    response: Response<Body>,
+    trail: &mut Trail,
+    upgraded: &OnceLock<Trail>,
+) -> Response<Body> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        trail.begun(response.status()).await;
+        // Nobody else sets it.
+        let _ = upgraded.set(trail.take());
+    }
+    response
 }
 
 /// The same body, ended early when `stop` resolves.

@@ -91,7 +91,7 @@ fn record(metrics: &Metrics) -> Record {
         arguments: 0,
         tty: false,
     };
-    Record::begin(subject, metrics.clone())
+    Record::begin(subject, metrics.clone(), crate::audit::Trail::default())
 }
 
 /// A session between two ends that a test holds.

@@ -38,6 +38,18 @@ pub struct Metrics {
     pub watch_synced: IntGaugeVec,
     /// Watches begun again, by resource.
     pub watch_restarts: IntCounterVec,
+    /// Audit events that a sink has, by sink.
+    pub audit_events: IntCounterVec,
+    /// Audit events that found no room or were not taken, by sink.
+    pub audit_lost: IntCounterVec,
+    /// Requests refused because they could not be audited.
+    pub audit_refused: IntCounter,
+    /// Audit events that wait, by sink.
+    pub audit_queue_events: IntGaugeVec,
+    /// Their bytes.
+    pub audit_queue_bytes: IntGaugeVec,
+    /// Whether a sink takes what it is given.
+    pub audit_up: IntGaugeVec,
     /// Sessions alive.
     pub sessions: IntGauge,
     sessions_ended: IntCounterVec,
@@ -82,6 +94,12 @@ impl Metrics {
         )
         .expect("a counter's name is valid");
         registry.register(Box::new(accepted.clone())).expect("a name is registered once");
+        let unaudited = IntCounter::new(
+            "podgate_audit_refused_requests_total",
+            "Requests refused because their audit events could not be written. Stable.",
+        )
+        .expect("a counter's name is valid");
+        registry.register(Box::new(unaudited.clone())).expect("a name is registered once");
         let metrics = Self {
             connections: gauge("podgate_connections", "Connections open at the API door. Stable."),
             connections_accepted: accepted,
@@ -124,6 +142,32 @@ impl Metrics {
                 "podgate_watch_restarts_total",
                 "Watches of the API server begun again, by resource; a few each hour are normal. Stable.",
                 &["resource"],
+            ),
+            audit_events: counter(
+                "podgate_audit_events_total",
+                "Audit events written, by sink: file, stdout, webhook. Stable.",
+                &["sink"],
+            ),
+            audit_lost: counter(
+                "podgate_audit_lost_events_total",
+                "Audit events that found no room or were not taken, by sink. Stable.",
+                &["sink"],
+            ),
+            audit_refused: unaudited,
+            audit_queue_events: gauges(
+                "podgate_audit_queue_events",
+                "Audit events that wait, by sink. Stable.",
+                &["sink"],
+            ),
+            audit_queue_bytes: gauges(
+                "podgate_audit_queue_bytes",
+                "Bytes of audit events that wait, by sink. Stable.",
+                &["sink"],
+            ),
+            audit_up: gauges(
+                "podgate_audit_up",
+                "1 while a sink takes audit events, by sink. Stable.",
+                &["sink"],
             ),
             sessions: gauge("podgate_sessions", "Sessions alive. Stable."),
             sessions_ended: counter(

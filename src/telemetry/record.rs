@@ -8,6 +8,9 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::Metrics;
+use crate::audit::Trail;
+use crate::wire::remotecommand::{Outcome, Protocol};
+use crate::wire::tap::Tap;
 
 /// Longest program name in a record, in bytes. Arguments are only counted: people type secrets there.
 const PROGRAM: usize = 256;
@@ -88,6 +91,8 @@ pub struct Record {
     started: Instant,
     end: EndReason,
     cause: String,
+    /// Writes the last audit event, with this record.
+    trail: Trail,
 }
 
 // === impl EndReason ===
@@ -141,8 +146,8 @@ impl Subject {
 // === impl Record ===
 
 impl Record {
-    /// Begins a record, now.
-    pub fn begin(subject: Subject, metrics: Metrics) -> Self {
+    /// Begins a record, now; the request's trail ends with it.
+    pub fn begin(subject: Subject, metrics: Metrics, trail: Trail) -> Self {
         metrics.sessions.inc();
         Self {
             subject,
@@ -151,6 +156,40 @@ impl Record {
             started: Instant::now(),
             end: EndReason::Aborted,
             cause: String::new(),
+            trail,
+        }
+    }
+
+    /// Says something that goes into the audit log alone; see [`Trail::annotate`].
+    pub fn annotate(&mut self, key: &str, value: impl Into<String>) {
+        self.trail.annotate(key, value);
+    }
+
+    /// Says what has passed, and with which result.
+    pub fn passed(&mut self, tap: &Tap) {
+        let moved = tap.moved();
+        let counts = match self.subject.subresource {
+            "portforward" => {
+                [("connections", moved.connections), ("bytes-up", moved.up), ("bytes-down", moved.down)]
+            }
+            _ => {
+                [("bytes-stdin", moved.stdin), ("bytes-stdout", moved.stdout), ("bytes-stderr", moved.stderr)]
+            }
+        };
+        for (key, count) in counts {
+            self.trail.annotate(key, count.to_string());
+        }
+        // Without a word of the far side nobody knows; in v1 to v3 it says what is wrong and not with which code.
+        if !tap.result().is_empty()
+            && let Ok(outcome) = Outcome::parse(Protocol::V4, tap.result())
+        {
+            match outcome {
+                Outcome::Success => self.trail.annotate("exit-code", "0"),
+                Outcome::Exit { code, .. } => self.trail.annotate("exit-code", code.to_string()),
+                Outcome::Internal { text } | Outcome::Other { message: text } => {
+                    self.trail.annotate("error", text);
+                }
+            }
         }
     }
 
@@ -185,6 +224,10 @@ impl Drop for Record {
         let seconds = self.started.elapsed().as_secs_f64();
         let (up, down) = (self.meters.up.bytes(), self.meters.down.bytes());
         self.metrics.session_ended(subresource, self.end, up, down, seconds);
+        self.trail.annotate("end-reason", self.end.word());
+        if !self.cause.is_empty() {
+            self.trail.annotate("end-cause", self.cause.as_str());
+        }
         info!(
             target: "access",
             {
@@ -232,7 +275,7 @@ mod tests {
             arguments: 0,
             tty: false,
         };
-        let record = Record::begin(subject, metrics.clone());
+        let record = Record::begin(subject, metrics.clone(), Trail::default());
         record.meters().down.add(5);
         assert_eq!(metrics.sessions.get(), 1);
         drop(record);

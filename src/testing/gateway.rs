@@ -14,10 +14,11 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Answer, FakeCluster, Far, Pki, soon};
 use crate::app::{Gateway, Ground};
+use crate::audit::Audit;
 use crate::authn::{Methods, Tokens};
 use crate::config::Config;
 use crate::drain::{Drain, Drained};
-use crate::reload::Live;
+use crate::reload::{Live, Reloader};
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients, Identity};
 use crate::upstream::Route;
@@ -61,6 +62,7 @@ impl TestGateway {
     /// When it cannot be started.
     pub async fn knowing(methods: Methods, config: Config, pki: Arc<Pki>, cluster: Arc<FakeCluster>) -> Self {
         let ground = Ground { authn: methods, ..Self::ground(&pki, cluster.clone()) };
+        let ground = audited(&config, ground).await;
         let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
         Self { gateway, pki, cluster }
     }
@@ -94,6 +96,7 @@ impl TestGateway {
             route: Self::route(pki),
             ready: Vec::new(),
             metrics: Metrics::new(),
+            audit: Audit::off(),
             background: Drain::new(),
         }
     }
@@ -117,6 +120,7 @@ impl TestGateway {
         cluster.simple_pod("default/web", "n");
         let authn = Methods { anonymous: config.authentication.anonymous, ..Self::methods(&pki) };
         let ground = Ground { route, authn, ..Self::ground(&pki, cluster.clone()) };
+        let ground = audited(&config, ground).await;
         let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
         Self { gateway, pki, cluster }
     }
@@ -227,6 +231,13 @@ impl TestGateway {
     pub async fn stop(self) {
         assert_eq!(self.gateway.stop(Duration::from_secs(10)).await, Drained::Clean);
     }
+}
+
+/// The same, with the sinks that these settings name.
+async fn audited(config: &Config, ground: Ground) -> Ground {
+    let reloader = Reloader::new(config.reload.period, ground.background.clone(), ground.metrics.clone());
+    let audit = Audit::start(&config.audit, &reloader, &ground.background, &ground.metrics).await;
+    Ground { audit: audit.expect("open the audit sinks"), ..ground }
 }
 
 /// TLS of a client that has no certificate.

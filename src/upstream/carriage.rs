@@ -63,6 +63,10 @@ pub struct Switched {
     pub link: Box<dyn Link>,
     /// What is done by the clock.
     pub timing: Timing,
+    /// What the client speaks, such as `websocket v5.channel.k8s.io`.
+    pub client_protocol: String,
+    /// What the far side speaks, such as `SPDY/3.1 v4.channel.k8s.io`.
+    pub far_protocol: String,
 }
 
 // === impl Carriage ===
@@ -157,7 +161,19 @@ impl Carriage {
         let pinged = matches!(self, Self::Translated(_) | Self::WebSocket);
         let idle_limit = matches!(self, Self::Translated(_));
         let timing = Timing { keepalive: pinged.then_some(KEEPALIVE), idle_limit };
-        Ok(Switched { answer, link, timing })
+        let name = |name: &str| String::from_utf8_lossy(first(head, name)).into_owned();
+        let far_protocol = match self {
+            Self::WebSocket => format!("websocket {}", name(handshake::PROTOCOL_HEADER)),
+            _ => format!("SPDY/3.1 {}", name(remotecommand::PROTOCOL_HEADER)),
+        };
+        let client_protocol = match self {
+            Self::Spdy | Self::WebSocket => far_protocol.clone(),
+            Self::Translated(answer) => format!("websocket {}", answer.protocol()),
+            Self::Tunnelled(_) => format!("websocket {}", portforward::TUNNEL_PROTOCOL),
+        };
+        let [client_protocol, far_protocol] =
+            [client_protocol, far_protocol].map(|text| text.trim_end().to_owned());
+        Ok(Switched { answer, link, timing, client_protocol, far_protocol })
     }
 }
 

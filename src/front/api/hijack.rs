@@ -14,12 +14,13 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, warn};
 
-use super::layers::{AUDIT_ID, AuditIdGiven};
+use super::layers::{AUDIT_ID, AuditIdGiven, audit_id};
 use super::{ClientIo, Door, whole};
+use crate::audit::Trail;
 use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::locate::Place;
-use crate::request::Attributes;
+use crate::request::{Attributes, Subresource};
 use crate::session::seats::Seat;
 use crate::session::socket::Socket;
 use crate::session::{Session, close};
@@ -45,13 +46,15 @@ pub(super) async fn open(
     carriage: Carriage,
     attributes: Attributes,
     started: Instant,
+    trail: &mut Trail,
 ) -> Result<Response<Body>, Refusal> {
     let sessions = &door.shared.sessions;
     let seat = sessions.seat(&place.caller().user().name).map_err(|full| {
         info!(error = %full, "request refused");
         Refusal::TooManyRequests { message: full.to_string(), retry_after: SEAT_RETRY }
     })?;
-    let audit_id = request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok()).unwrap_or("").to_owned();
+    tell(trail, &place);
+    let audit_id = audit_id(&request).to_owned();
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
@@ -64,12 +67,14 @@ pub(super) async fn open(
     let answer = door.shared.pipeline.open(&place, &head).await?;
     let metrics = &door.shared.metrics;
     let upgrade = hyper::upgrade::on(&mut request);
-    door.mute.on();
     match answer {
         Answer::Switched(far, switched) => {
             metrics.setup.observe(started.elapsed().as_secs_f64());
             debug!(node.name = place.node(), far.side = %place.far_side(), "session opened");
-            let record = Record::begin(subject(&door, &place, audit_id), metrics.clone());
+            trail.annotate("client-protocol", &switched.client_protocol);
+            trail.annotate("far-protocol", &switched.far_protocol);
+            trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
+            let record = Record::begin(subject(&door, &place, audit_id), metrics.clone(), trail.take());
             let lapse = lapse(door.clone(), place.caller().clone(), attributes);
             let task = run(door.clone(), upgrade, far, switched, record, seat, lapse);
             door.shared.drain.spawn(task.in_current_span());
@@ -78,14 +83,33 @@ pub(super) async fn open(
             let code = far.head.status;
             metrics.far_refusals.with_label_values(&[&code.to_string()]).inc();
             info!(node.name = place.node(), far.code = code, "the far side refused the session");
-            let task = echo(door.clone(), upgrade, far);
+            // As upstream, which takes the connection over for that; what the client is told is beside it.
+            trail.annotate("far-code", code.to_string());
+            trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
+            let task = echo(door.clone(), upgrade, far, trail.take());
             door.shared.drain.spawn(task.in_current_span());
         }
     }
+    door.mute.on();
     // What hyper writes of this is muted; it makes hyper hand the connection over.
     let mut response = Response::new(whole(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     Ok(response)
+}
+
+/// What the API server cannot know.
+fn tell(trail: &mut Trail, place: &Place) {
+    let exec = place.exec();
+    trail.annotate("node", place.node());
+    if exec.subresource == Subresource::PortForward {
+        return;
+    }
+    trail.annotate("container", place.container());
+    trail.annotate("tty", exec.tty.to_string());
+    if exec.subresource == Subresource::Exec {
+        let words: Vec<_> = exec.command.iter().map(|word| String::from_utf8_lossy(word)).collect();
+        trail.annotate("command", serde_json::Value::from(words).to_string());
+    }
 }
 
 fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
@@ -161,7 +185,7 @@ async fn run(
     let socket = Socket::of(client.get_ref().0).inspect_err(|error| {
         warn!(error = %error, "no descriptor left to watch the client with");
     });
-    let Switched { answer, link, timing } = switched;
+    let Switched { answer, link, timing, .. } = switched;
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
     let socket = socket.ok();
@@ -171,7 +195,7 @@ async fn run(
 
 /// Writes the far side's refusal to the client, re-serialised as Go does, and closes both sides: never reused,
 /// never kept alive (`protocol.md` 4.3 step 4; CVE-2018-1002105 is what happens otherwise).
-async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far) {
+async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far, _trail: Trail) {
     let Some(Taken { mut client, owed, early: _ }) = taken_over(upgrade).await else { return };
     let settings = door.shared.sessions.settings();
     let drain = &door.shared.drain;

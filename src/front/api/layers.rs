@@ -81,12 +81,22 @@ pub(super) fn around(
         .service(door)
 }
 
+/// The audit id of a request, the client's own or one that was made for it.
+pub(super) fn audit_id<B>(request: &Request<B>) -> &str {
+    request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok()).unwrap_or("")
+}
+
+/// What a panic says.
+pub(super) fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default()
+}
+
 /// The query stays out of the span: it holds the command line.
 fn span(request: &Request<Incoming>, peer: std::net::SocketAddr) -> Span {
-    let audit_id = request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok()).unwrap_or("");
     info_span!(
         "request",
-        audit.id = audit_id,
+        audit.id = audit_id(request),
         client.addr = %peer,
         http.method = %request.method(),
         http.path = request.uri().path(),
@@ -94,12 +104,7 @@ fn span(request: &Request<Incoming>, peer: std::net::SocketAddr) -> Span {
 }
 
 fn panicked(panic: Box<dyn Any + Send>, metrics: &Metrics) -> Response<Body> {
-    let text = panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
-        .unwrap_or_default();
-    error!(panic = text, "a request made podgate panic");
+    error!(panic = text_of(&*panic), "a request made podgate panic");
     metrics.refused(&Refusal::Panic);
     Refusal::Panic.response(Encoding::default()).map(whole)
 }

@@ -1,0 +1,410 @@
+//! Queue: the events that wait for one sink, and the task that writes them.
+//!
+//! Bounded in events and in bytes. Who is let in has room reserved for every event that is still to come of them, so
+//! that the end of what has begun is always written. What finds no room is counted, and once the sink takes events
+//! again it gets one that says how many are missing. An event leaves the queue when the sink has it, and not before:
+//! one that fails is tried again for as long as it takes.
+//! Invariant: events that went in = events the sink has + events in the queue + events counted as lost.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use prometheus::{IntCounter, IntGauge};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{error, info, warn};
+
+use super::event::Event;
+use super::sink::{Batching, Failure, Sink};
+use crate::drain::Drain;
+use crate::telemetry::{Metrics, chain};
+
+/// The pause before a failed batch is tried again, doubled up to the last one: a sink that is back is to be used soon,
+/// and one that is down is not to be kept busy.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// What may wait for a sink.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
+/// Events for one sink.
+#[derive(Debug)]
+pub(super) struct Queue {
+    name: &'static str,
+    limits: Limits,
+    state: Mutex<State>,
+    filled: Notify,
+    emptied: Notify,
+    /// Whether batches wait for no more events.
+    hurry: AtomicBool,
+    series: Series,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Entry>,
+    bytes: usize,
+    /// Reserved for events that are still to come.
+    held: usize,
+    held_bytes: usize,
+    gap: Option<Gap>,
+    /// Entries that somebody waits for.
+    urgent: usize,
+    /// Whether a batch is on its way.
+    writing: bool,
+    down: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    line: Bytes,
+    /// Told when the sink has it.
+    written: Option<oneshot::Sender<()>>,
+}
+
+/// What a sink did not get.
+#[derive(Debug, Clone)]
+struct Gap {
+    events: u64,
+    refused: u64,
+    from: Timestamp,
+    to: Timestamp,
+}
+
+/// Room for events to come; what was not used is free again on drop.
+#[derive(Debug)]
+pub(super) struct Room {
+    queue: Arc<Queue>,
+    events: usize,
+    each: usize,
+}
+
+#[derive(Debug)]
+struct Series {
+    written: IntCounter,
+    lost: IntCounter,
+    events: IntGauge,
+    bytes: IntGauge,
+    up: IntGauge,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    pub(super) fn new(name: &'static str, limits: Limits, metrics: &Metrics) -> Arc<Self> {
+        let series = Series {
+            written: metrics.audit_events.with_label_values(&[name]),
+            lost: metrics.audit_lost.with_label_values(&[name]),
+            events: metrics.audit_queue_events.with_label_values(&[name]),
+            bytes: metrics.audit_queue_bytes.with_label_values(&[name]),
+            up: metrics.audit_up.with_label_values(&[name]),
+        };
+        series.up.set(1);
+        Arc::new(Self {
+            name,
+            limits,
+            state: Mutex::default(),
+            filled: Notify::new(),
+            emptied: Notify::new(),
+            hurry: AtomicBool::new(false),
+            series,
+        })
+    }
+
+    /// Whether the sink did not take what it was last given.
+    pub(super) fn is_down(&self) -> bool {
+        self.lock().down
+    }
+
+    /// Room for so many events of so many bytes; nothing when there is not enough.
+    pub(super) fn reserve(self: &Arc<Self>, events: usize, each: usize) -> Option<Room> {
+        let mut state = self.lock();
+        if !state.has_room(self.limits, events, events.saturating_mul(each)) {
+            return None;
+        }
+        state.held += events;
+        state.held_bytes += events * each;
+        Some(Room { queue: self.clone(), events, each })
+    }
+
+    /// An event without a room of its own. Without room in the queue it is lost, and counted.
+    pub(super) fn push(&self, line: Bytes) {
+        let mut state = self.lock();
+        if !state.has_room(self.limits, 1, line.len()) {
+            state.gap().events += 1;
+            self.series.lost.inc();
+            return;
+        }
+        self.add(state, Entry { line, written: None });
+    }
+
+    /// A request was refused because its events would have found no room.
+    pub(super) fn refused(&self) {
+        self.lock().gap().refused += 1;
+        self.filled.notify_one();
+    }
+
+    /// Resolves when everything that is waiting now or comes meanwhile was written. Cancel safe.
+    pub(super) async fn flush(&self) {
+        self.hurry.store(true, Ordering::Release);
+        self.filled.notify_one();
+        loop {
+            let emptied = self.emptied.notified();
+            let state = self.lock();
+            if state.waiting.is_empty() && state.gap.is_none() && !state.writing {
+                return;
+            }
+            drop(state);
+            emptied.await;
+        }
+    }
+
+    fn add(&self, mut state: MutexGuard<'_, State>, entry: Entry) {
+        state.bytes += entry.line.len();
+        state.urgent += usize::from(entry.written.is_some());
+        state.waiting.push_back(entry);
+        self.show(&state);
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    fn show(&self, state: &State) {
+        self.series.events.set(i64::try_from(state.waiting.len()).unwrap_or(i64::MAX));
+        self.series.bytes.set(i64::try_from(state.bytes).unwrap_or(i64::MAX));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what comes until `drain` cuts. Dropped, it loses nothing that was not being written.
+    pub(super) async fn run(self: Arc<Self>, mut sink: Box<dyn Sink>, drain: Drain) {
+        tokio::select! {
+            biased;
+            () = drain.cutting() => {}
+            () = self.write_all(&mut *sink) => {}
+        }
+        let left = self.lock().waiting.len();
+        if left > 0 {
+            error!(audit.sink = self.name, events = left, "stopped with audit events that were not written");
+        }
+    }
+
+    async fn write_all(&self, sink: &mut dyn Sink) {
+        let batching = sink.batching();
+        // Fewer while it is found out which event of a batch a sink does not take.
+        let mut most = batching.events;
+        loop {
+            self.filled(batching).await;
+            let (batch, told) = self.batch(most, batching.bytes);
+            if batch.is_empty() {
+                continue;
+            }
+            let mut retry = FIRST_RETRY;
+            let taken = loop {
+                match sink.write(&batch).await {
+                    Ok(()) => break true,
+                    Err(Failure::Unacceptable(error)) => {
+                        warn!(
+                            audit.sink = self.name,
+                            events = batch.len(),
+                            error = chain(&*error),
+                            "not taken"
+                        );
+                        break false;
+                    }
+                    Err(Failure::Down(error)) => self.down(&*error),
+                }
+                sleep(retry).await;
+                retry = (retry * 2).min(LAST_RETRY);
+            };
+            self.up();
+            match (taken, batch.len()) {
+                (true, written) => {
+                    self.series.written.inc_by(written as u64);
+                    self.remove(written - usize::from(told.is_some()));
+                    most = batching.events;
+                }
+                (false, 1) if told.is_none() => {
+                    error!(audit.sink = self.name, "an audit event is lost: the sink does not take it");
+                    self.lock().gap().events += 1;
+                    self.series.lost.inc();
+                    self.remove(1);
+                    most = batching.events;
+                }
+                // What the sink misses stays a number in the metrics.
+                (false, 1) => self.remove(0),
+                (false, several) => {
+                    if let Some(gap) = told {
+                        self.lock().add_gap(&gap);
+                    }
+                    self.remove(0);
+                    most = (several / 2).max(1);
+                }
+            }
+        }
+    }
+
+    /// Resolves when there is enough for a batch, or there was something for long enough. Cancel safe.
+    async fn filled(&self, batching: Batching) {
+        let mut until = None;
+        loop {
+            let filled = self.filled.notified();
+            let (some, enough) = {
+                let state = self.lock();
+                let some = !state.waiting.is_empty() || state.gap.is_some();
+                let enough = state.waiting.len() >= batching.events || state.bytes >= batching.bytes;
+                let enough = enough || state.urgent > 0;
+                (some, enough)
+            };
+            if some && (enough || batching.wait.is_zero() || self.hurry.load(Ordering::Acquire)) {
+                return;
+            }
+            if some && until.is_none() {
+                until = Some(Instant::now() + batching.wait);
+            }
+            match until {
+                None => filled.await,
+                Some(until) => tokio::select! {
+                    () = filled => {}
+                    () = sleep_until(until) => return,
+                },
+            }
+        }
+    }
+
+    /// What to write next; it stays in the queue until it is written. First of all what is missing.
+    fn batch(&self, events: usize, bytes: usize) -> (Vec<Bytes>, Option<Gap>) {
+        let mut state = self.lock();
+        let gap = state.gap.take();
+        let mut batch: Vec<Bytes> = gap.iter().map(Gap::encode).collect();
+        let mut size = 0;
+        for Entry { line, .. } in &state.waiting {
+            size += line.len();
+            if batch.len() >= events || !batch.is_empty() && size > bytes {
+                break;
+            }
+            batch.push(line.clone());
+        }
+        state.writing = !batch.is_empty();
+        (batch, gap)
+    }
+
+    fn remove(&self, events: usize) {
+        let mut state = self.lock();
+        state.writing = false;
+        for _ in 0..events {
+            let Some(Entry { line, written }) = state.waiting.pop_front() else { break };
+            state.bytes -= line.len();
+            if let Some(written) = written {
+                state.urgent -= 1;
+                // Who does not wait any more needs not to know.
+                let _ = written.send(());
+            }
+        }
+        self.show(&state);
+        drop(state);
+        self.emptied.notify_waiters();
+    }
+
+    fn down(&self, cause: &(dyn std::error::Error + Send + Sync + 'static)) {
+        self.series.up.set(0);
+        if !std::mem::replace(&mut self.lock().down, true) {
+            error!(audit.sink = self.name, error = chain(cause), "audit events cannot be written");
+        }
+    }
+
+    fn up(&self) {
+        self.series.up.set(1);
+        if std::mem::replace(&mut self.lock().down, false) {
+            info!(audit.sink = self.name, "audit events are written again");
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn has_room(&self, limits: Limits, events: usize, bytes: usize) -> bool {
+        self.waiting.len() + self.held + events <= limits.events
+            && self.bytes + self.held_bytes + bytes <= limits.bytes
+    }
+
+    /// What is missing up to now.
+    fn gap(&mut self) -> &mut Gap {
+        let now = Timestamp::now();
+        let gap = self.gap.get_or_insert(Gap { events: 0, refused: 0, from: now, to: now });
+        gap.to = now;
+        gap
+    }
+
+    fn add_gap(&mut self, other: &Gap) {
+        let to = self.gap.as_ref().map_or(other.to, |gap| gap.to);
+        let gap = self.gap();
+        gap.events += other.events;
+        gap.refused += other.refused;
+        gap.from = gap.from.min(other.from);
+        gap.to = to;
+    }
+}
+
+// === impl Room ===
+
+impl Room {
+    /// Whether an event of this size takes no more than there is.
+    pub(super) fn fits(&self, bytes: usize) -> bool {
+        let state = self.queue.lock();
+        bytes <= self.each || state.bytes + state.held_bytes + bytes - self.each <= self.queue.limits.bytes
+    }
+
+    /// An event for which there is room. With `wait`, what resolves when the sink has it.
+    pub(super) fn push(&mut self, line: Bytes, wait: bool) -> Option<oneshot::Receiver<()>> {
+        let (written, has_it) = wait.then(oneshot::channel).unzip();
+        let mut state = self.queue.lock();
+        if self.events == 0 {
+            drop(state);
+            self.queue.push(line);
+            return None;
+        }
+        self.events -= 1;
+        state.held -= 1;
+        state.held_bytes -= self.each;
+        self.queue.add(state, Entry { line, written });
+        has_it
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        state.held -= self.events;
+        state.held_bytes -= self.events * self.each;
+    }
+}
+
+// === impl Gap ===
+
+impl Gap {
+    fn encode(&self) -> Bytes {
+        let mut annotations: BTreeMap<Cow<'static, str>, String> = BTreeMap::new();
+        annotations.insert("podgate.dev/gap-events".into(), self.events.to_string());
+        annotations.insert("podgate.dev/gap-refused-requests".into(), self.refused.to_string());
+        annotations
+            .insert("podgate.dev/gap-from".into(), self.from.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
+        annotations
+            .insert("podgate.dev/gap-to".into(), self.to.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
+        Event::of_podgate(annotations).encode()
+    }
+}
+
+#[cfg(test)]
+mod tests;
