@@ -1,6 +1,7 @@
 //! Properties of the links: whatever both sides say, and in whatever pieces it comes and goes, nobody is sent half
 //! a frame, a channel's bytes are those that were written, and a client whose session was ended is not told that it
-//! went well.
+//! went well. Where the session is recorded, the tape has, by channel, the bytes that the peers got and take, and they
+//! got no others.
 //!
 //! The data is a list of operations: a side writes, podgate writes out some of what it has queued, time passes, a
 //! side goes away. What the sides write is mostly frames, because few other bytes get past the first. What should
@@ -13,7 +14,7 @@ use bytes::{Buf, BytesMut};
 
 use super::frames::asked;
 use super::{Choices, Cuts};
-use crate::wire::channel::{self, Encoding, Subprotocol};
+use crate::wire::channel::{self, CLOSE, Encoding, Subprotocol};
 use crate::wire::link::spdy::SpdyLink;
 use crate::wire::link::translate::Translator;
 use crate::wire::link::tunnel::Tunnel;
@@ -22,9 +23,10 @@ use crate::wire::link::{Fate, Fault, Link, Out, Queue};
 use crate::wire::portforward::Half;
 use crate::wire::remotecommand::{Asked, Outcome, Protocol, StreamType};
 use crate::wire::spdy;
+use crate::wire::tape::Taped;
 use crate::wire::ws::{self, CloseCode, Kind, MaskKey};
 use peers::{SpdyPeer, TunnelPeer, WsPeer};
-use views::{Channels, Spdy, Stop, Streams, Ws};
+use views::{Channels, Spdy, Stop, Streams, Taken, Ws};
 
 /// Bytes that a link may queue for each that it is given. The worst are those of a result that has to be told in a
 /// Status: six when it is escaped, in two places, and in base64.
@@ -75,6 +77,8 @@ struct Session<'a, L> {
     end: Option<End>,
     /// How it ends if it does not end before.
     client_leaves: bool,
+    /// What is on the tape, where there is one.
+    taped: Option<Taped>,
 }
 
 /// The connection to a peer.
@@ -105,6 +109,10 @@ enum End {
 
 /// A WebSocket client in any subprotocol, and a SPDY far side.
 pub fn translator(data: &[u8]) {
+    [false, true].into_iter().for_each(|recorded| translator_of(data, recorded));
+}
+
+fn translator_of(data: &[u8], recorded: bool) {
     let mut choices = Choices(data);
     let subprotocol = choices.pick(&SUBPROTOCOLS);
     let asked = asked(&mut choices);
@@ -112,7 +120,7 @@ pub fn translator(data: &[u8]) {
     let mut client = WsPeer::client(subprotocol.encoding());
     let mut far = SpdyPeer::new();
     let link = Translator::new(subprotocol, asked, protocol);
-    let mut session = Session::new(link, (ws::MAX_BUFFERED, spdy::MAX_BUFFERED), &mut choices);
+    let mut session = Session::new(link, (ws::MAX_BUFFERED, spdy::MAX_BUFFERED), &mut choices, recorded);
     if choices.flag() {
         session.far_writes(&far.replies(asked.streams(protocol).len()));
     }
@@ -124,12 +132,16 @@ pub fn translator(data: &[u8]) {
 
 /// SPDY on both sides: a command in any protocol, or a port-forward.
 pub fn spdy_link(data: &[u8]) {
+    [false, true].into_iter().for_each(|recorded| spdy_link_of(data, recorded));
+}
+
+fn spdy_link_of(data: &[u8], recorded: bool) {
     let mut choices = Choices(data);
     let protocols = [Protocol::V4, Protocol::V3, Protocol::V2, Protocol::V1].map(Some);
     let protocol = if choices.flag() { None } else { choices.pick(&protocols) };
     let link = protocol.map_or_else(SpdyLink::port_forward, SpdyLink::command);
     let (mut client, mut far) = (SpdyPeer::new(), SpdyPeer::new());
-    let mut session = Session::new(link, (spdy::MAX_HELD + 1, spdy::MAX_HELD + 1), &mut choices);
+    let mut session = Session::new(link, (spdy::MAX_HELD + 1, spdy::MAX_HELD + 1), &mut choices, recorded);
     session.begun = choices.flag();
     if session.begun {
         session.client_writes(&client.opens(opening(protocol)));
@@ -146,9 +158,14 @@ pub fn spdy_link(data: &[u8]) {
 
 /// SPDY in a WebSocket, and a SPDY far side.
 pub fn tunnel(data: &[u8]) {
+    [false, true].into_iter().for_each(|recorded| tunnel_of(data, recorded));
+}
+
+fn tunnel_of(data: &[u8], recorded: bool) {
     let mut choices = Choices(data);
     let (mut client, mut far) = (TunnelPeer::new(), SpdyPeer::new());
-    let mut session = Session::new(Tunnel::new(), (ws::MAX_BUFFERED, spdy::MAX_HELD + 1), &mut choices);
+    let mut session =
+        Session::new(Tunnel::new(), (ws::MAX_BUFFERED, spdy::MAX_HELD + 1), &mut choices, recorded);
     session.begun = choices.flag();
     if session.begun {
         session.client_writes(&client.opens(opening(None)));
@@ -162,6 +179,10 @@ pub fn tunnel(data: &[u8]) {
 
 /// WebSockets on both sides: a command in any subprotocol, or a port-forward of an old client.
 pub fn ws_link(data: &[u8]) {
+    [false, true].into_iter().for_each(|recorded| ws_link_of(data, recorded));
+}
+
+fn ws_link_of(data: &[u8], recorded: bool) {
     const KEY: fn() -> MaskKey = || MaskKey([1, 2, 3, 4]);
     let mut choices = Choices(data);
     let bounds = (ws::MAX_BUFFERED, ws::MAX_BUFFERED);
@@ -176,12 +197,12 @@ pub fn ws_link(data: &[u8]) {
     };
     let encoding = subprotocol.map_or(encoding, Subprotocol::encoding);
     let (mut client, mut far) = (WsPeer::client(encoding), WsPeer::server(encoding));
-    let mut session = Session::new(link, bounds, &mut choices);
+    let mut session = Session::new(link, bounds, &mut choices, recorded);
     session.own += ports * OWN_PORT;
     session.run(choices, |choices| client.write(choices), |choices| far.write(choices));
-    check_ws(&session, subprotocol, encoding);
+    check_ws(&session, (subprotocol, asked, ports), encoding);
     session.finish();
-    check_ws(&session, subprotocol, encoding);
+    check_ws(&session, (subprotocol, asked, ports), encoding);
 }
 
 /// The streams that clients open first.
@@ -219,6 +240,18 @@ fn check_translator(
         if session.is_settled() && far.stop.is_none() {
             assert_eq!(sent.bytes.len(), written.len(), "{kind:?}: bytes are missing");
         }
+    }
+    if let Some(taped) = &session.taped {
+        let sent = |kind| id(kind).map_or_else(Vec::new, |id| to_far.on(id).bytes);
+        assert_eq!(taped.stdin, sent(StreamType::Stdin), "stdin on the tape");
+        assert_eq!(taped.sizes, sent(StreamType::Resize), "sizes on the tape");
+        assert_eq!(taped.stdout, heard.on(StreamType::Stdout), "stdout on the tape");
+        assert_eq!(taped.stderr, heard.on(StreamType::Stderr), "stderr on the tape");
+        assert_eq!(taped.result, heard.on(StreamType::Error), "the result on the tape");
+        assert!(
+            taped.stdin_ends <= usize::from(said.closed(StreamType::Stdin)),
+            "an end of stdin on the tape"
+        );
     }
     let success = views::verdict(subprotocol.version(), &to_client, heard.on(StreamType::Error))
         == Some(Outcome::Success);
@@ -263,8 +296,13 @@ fn check_spdy<L: Link>(session: &Session<'_, L>, protocol: Option<Protocol>, sai
     let (from_far, to_client) = (Spdy::read(&session.far.said), Spdy::read(heard));
     assert!(to_far.whole, "half a frame for the far side");
     assert!(to_client.whole, "half a frame for the client");
-    assert!(to_far.begins(&from_client), "not what the client wrote");
-    if session.is_settled() {
+    match &session.taped {
+        // Some of what the client wrote may be dropped, behind the end of a stream.
+        Some(taped) => check_spdy_tape(session, protocol, taped, &to_far, &to_client),
+        None => assert!(to_far.begins(&from_client), "not what the client wrote"),
+    }
+    let all = session.is_settled() && session.taped.is_none();
+    if all {
         assert_eq!(to_far.frames, from_client.frames, "frames are missing");
     }
 
@@ -281,7 +319,7 @@ fn check_spdy<L: Link>(session: &Session<'_, L>, protocol: Option<Protocol>, sai
     }
     if session.is_settled() && from_far.left().is_none() && from_client.left().is_none() {
         assert_eq!(to_client.controls(), from_far.controls(), "control frames are missing");
-        for id in from_far.streams().into_iter().filter(|id| !errors.contains(id)) {
+        for id in from_far.streams().into_iter().filter(|id| all && !errors.contains(id)) {
             assert_eq!(to_client.on(id).bytes, from_far.on(id).bytes, "stream {id}: bytes are missing");
         }
     }
@@ -315,6 +353,41 @@ fn check_spdy<L: Link>(session: &Session<'_, L>, protocol: Option<Protocol>, sai
     }
 }
 
+/// The tape of a session in SPDY against what reached the peers: by the types of the streams that did.
+fn check_spdy_tape<L: Link>(
+    session: &Session<'_, L>,
+    protocol: Option<Protocol>,
+    taped: &Taped,
+    to_far: &Spdy,
+    to_client: &Spdy,
+) {
+    let opened = views::opened(&session.far.heard);
+    let (mut up, mut down) = (Taken::of(to_far), Taken::of(to_client));
+    let id = |name: &str| opened.iter().find(|(_, kind)| kind == name.as_bytes()).map(|(id, _)| *id);
+    if protocol.is_some() {
+        assert_eq!(taped.stdin, up.take(id("stdin")), "stdin on the tape");
+        assert_eq!(taped.sizes, up.take(id("resize")), "sizes on the tape");
+        assert_eq!(taped.stdout, down.take(id("stdout")), "stdout on the tape");
+        assert_eq!(taped.stderr, down.take(id("stderr")), "stderr on the tape");
+        assert_eq!(taped.result, down.take(id("error")), "the result on the tape");
+        assert_eq!(taped.stdin_ends, usize::from(id("stdin").is_some_and(|id| up.has_ended(id))));
+    } else {
+        let data = || opened.iter().filter(|(_, kind)| kind == Half::Data.name().as_bytes());
+        let (mut sent, mut got) = (0, 0);
+        for (id, _) in data() {
+            sent += up.take(Some(*id)).len() as u64;
+            got += down.take(Some(*id)).len() as u64;
+        }
+        let moved = session.out.tap.moved();
+        assert_eq!((moved.up, moved.down), (sent, got), "what connections carry");
+        assert_eq!(moved.connections, data().count() as u64, "connections");
+        // Errors are text, on streams that the client opened.
+        opened.iter().for_each(|(id, _)| drop(down.take(Some(*id))));
+    }
+    up.assert_all_taken();
+    down.assert_all_taken();
+}
+
 fn check_tunnel(session: &Session<'_, Tunnel>) {
     let from_client = Ws::read(ws::Role::Server, &session.client.said);
     let to_client = Ws::read(ws::Role::Client, &session.client.heard);
@@ -333,7 +406,12 @@ fn check_tunnel(session: &Session<'_, Tunnel>) {
     }
 }
 
-fn check_ws(session: &Session<'_, WsLink>, subprotocol: Option<Subprotocol>, encoding: Encoding) {
+/// `ports` is how many the client has named, and `asked` the streams that it wants, whichever it does.
+fn check_ws(
+    session: &Session<'_, WsLink>,
+    (subprotocol, asked, ports): (Option<Subprotocol>, Asked, usize),
+    encoding: Encoding,
+) {
     let from_client = Ws::read(ws::Role::Server, &session.client.said);
     let to_client = Ws::read(ws::Role::Client, &session.client.heard);
     let from_far = Ws::read(ws::Role::Client, &session.far.said);
@@ -354,11 +432,15 @@ fn check_ws(session: &Session<'_, WsLink>, subprotocol: Option<Subprotocol>, enc
                 all.starts_with(bytes) || added && bytes.starts_with(&all[..all.len().min(bytes.len())]);
             assert!(same || added && session.end.is_some(), "channel {channel}: not what was written");
         }
-        if session.is_settled() {
+        if session.is_settled() && session.taped.is_none() {
             for (channel, len) in &said.settled {
                 assert!(got.on(*channel).len() >= *len, "channel {channel}: bytes are missing");
             }
         }
+    }
+    if let Some(taped) = &session.taped {
+        let (up, down) = (Channels::read(encoding, &to_far), Channels::read(encoding, &to_client));
+        check_ws_tape(session, (subprotocol, asked, ports), taped, &up, &down);
     }
     if session.end.is_none() {
         assert!(to_client.close.is_none() && to_far.close.is_none(), "the end was told before it came");
@@ -378,10 +460,42 @@ fn check_ws(session: &Session<'_, WsLink>, subprotocol: Option<Subprotocol>, enc
     }
 }
 
+/// The tape of a session in WebSocket against what reached the peers, by channel.
+fn check_ws_tape(
+    session: &Session<'_, WsLink>,
+    (subprotocol, asked, ports): (Option<Subprotocol>, Asked, usize),
+    taped: &Taped,
+    up: &Channels,
+    down: &Channels,
+) {
+    if let Some(subprotocol) = subprotocol {
+        up.assert_only(|channel| match channel {
+            0 => asked.stdin,
+            CLOSE => subprotocol == Subprotocol::V5,
+            channel => channel == channel::number(StreamType::Resize),
+        });
+        down.assert_only(|channel| matches!(channel, 1..=3));
+        assert_eq!((&taped.stdin[..], &taped.sizes[..]), (up.on(0), up.on(4)), "input on the tape");
+        assert_eq!((&taped.stdout[..], &taped.stderr[..]), (down.on(1), down.on(2)), "output on the tape");
+        assert_eq!(taped.result, down.on(3), "the result on the tape");
+        return;
+    }
+    up.assert_only(|channel| channel.is_multiple_of(2) && usize::from(channel / 2) < ports);
+    down.assert_only(|channel| usize::from(channel / 2) < ports);
+    // The far side names the port in two bytes before it carries anything.
+    let carried = |channels: &Channels, named: usize| -> usize {
+        let data = channels.bytes.iter().filter(|(channel, _)| channel.is_multiple_of(2));
+        data.map(|(_, bytes)| bytes.len().saturating_sub(named)).sum()
+    };
+    let moved = session.out.tap.moved();
+    let passed = [carried(up, 0), carried(down, 2), ports].map(|count| count as u64);
+    assert_eq!([moved.up, moved.down, moved.connections], passed, "what connections carry");
+}
+
 // === impl Session ===
 
 impl<'a, L: Link> Session<'a, L> {
-    fn new(link: L, (client, far): (usize, usize), choices: &mut Choices<'a>) -> Self {
+    fn new(link: L, (client, far): (usize, usize), choices: &mut Choices<'a>, recorded: bool) -> Self {
         let mut session = Self {
             link,
             out: Out::default(),
@@ -392,7 +506,11 @@ impl<'a, L: Link> Session<'a, L> {
             begun: false,
             end: None,
             client_leaves: choices.flag(),
+            taped: recorded.then(Taped::default),
         };
+        if recorded {
+            session.out.tap.record();
+        }
         session.link.begin(&mut session.out);
         session
     }
@@ -520,8 +638,14 @@ impl<'a, L: Link> Session<'a, L> {
             self.write_client(usize::MAX);
             self.write_far(usize::MAX);
             if self.out.client.is_empty() && self.out.far.is_empty() {
-                return;
+                break;
             }
+        }
+        if let (Some(taped), Some(tape)) = (&mut self.taped, self.out.tap.tape()) {
+            taped.read(&tape.take());
+            let moved = self.out.tap.moved();
+            let lens = [&taped.stdin, &taped.stdout, &taped.stderr].map(|bytes| bytes.len() as u64);
+            assert_eq!([moved.stdin, moved.stdout, moved.stderr], lens, "counted, and not written down");
         }
     }
 

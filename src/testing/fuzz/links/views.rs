@@ -10,6 +10,7 @@ use crate::wire::spdy::{self, Frame};
 use crate::wire::ws::{self, Close, CloseCode, Data, Event};
 
 const HEAD: usize = 8;
+const SYN_STREAM: u8 = 1;
 const SYN_REPLY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
@@ -37,6 +38,13 @@ pub(super) struct Said {
     pub(super) replied: bool,
     pub(super) bytes: Vec<u8>,
     pub(super) stop: Option<Stop>,
+}
+
+/// What a peer of upstream takes of one direction, by stream.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    streams: BTreeMap<u32, Vec<u8>>,
+    ended: Vec<u32>,
 }
 
 /// How a side ended a stream.
@@ -199,6 +207,48 @@ impl Spdy {
     }
 }
 
+// === impl Taken ===
+
+impl Taken {
+    /// Panics when there are bytes that it would drop: behind the end of their stream, or a GOAWAY.
+    pub(super) fn of(spdy: &Spdy) -> Self {
+        let (mut taken, mut left) = (Self::default(), false);
+        for frame in &spdy.frames {
+            match frame {
+                Raw::Data { stream, bytes, fin } => {
+                    let dropped = left || taken.ended.contains(stream);
+                    assert!(!dropped || bytes.is_empty(), "stream {stream}: nobody takes these");
+                    if !bytes.is_empty() {
+                        taken.streams.entry(*stream).or_default().extend_from_slice(bytes);
+                    }
+                    taken.ended.extend(fin.then_some(*stream));
+                }
+                Raw::Control(frame) if frame[3] == GOAWAY => left = true,
+                Raw::Control(frame) if frame.len() < 12 => {}
+                Raw::Control(frame)
+                    if frame[3] == RST_STREAM || frame[3] == SYN_STREAM && frame[4] & 1 != 0 =>
+                {
+                    taken.ended.push(word(frame, 8));
+                }
+                Raw::Control(_) => {}
+            }
+        }
+        taken
+    }
+
+    pub(super) fn take(&mut self, id: Option<u32>) -> Vec<u8> {
+        id.and_then(|id| self.streams.remove(&id)).unwrap_or_default()
+    }
+
+    pub(super) fn has_ended(&self, id: u32) -> bool {
+        self.ended.contains(&id)
+    }
+
+    pub(super) fn assert_all_taken(&self) {
+        assert!(self.streams.is_empty(), "not on the tape: {:?}", self.streams.keys());
+    }
+}
+
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
@@ -318,6 +368,12 @@ impl Channels {
             }
         }
         channels
+    }
+
+    /// Panics when there are bytes on any other channel.
+    pub(super) fn assert_only(&self, may: impl Fn(u8) -> bool) {
+        let other = self.bytes.iter().find(|(channel, bytes)| !may(**channel) && !bytes.is_empty());
+        assert!(other.is_none(), "not on the tape: {other:?}");
     }
 
     pub(super) fn on(&self, channel: u8) -> &[u8] {

@@ -53,7 +53,11 @@ fn opened(asked: Asked, protocol: Protocol) -> (Bench<Translator>, Server) {
 }
 
 fn begun(asked: Asked, protocol: Protocol) -> (Bench<Translator>, Server) {
-    let bench = Bench::new(Translator::new(Subprotocol::V5, asked, protocol));
+    read(Bench::new(Translator::new(Subprotocol::V5, asked, protocol)))
+}
+
+/// The far side, once it has read what is said first.
+fn read(bench: Bench<Translator>) -> (Bench<Translator>, Server) {
     let mut input = BytesMut::from(&bench.to_far[..]);
     let mut decoder = spdy::Decoder::new();
     let mut streams = Vec::new();
@@ -288,6 +292,38 @@ fn item_061_080_a_close_of_stdin_is_a_fin_and_the_rest_goes_on() {
         let told = server.told(&bench.to_far);
         assert_eq!(told.resets, [StreamType::Error, StreamType::Stdout, StreamType::Stderr]);
     }
+}
+
+#[test]
+fn what_is_dropped_is_not_on_the_tape_and_the_result_is_the_clients() {
+    let (mut bench, mut server) = read(Bench::recorded(Translator::new(Subprotocol::V4, ALL, Protocol::V2)));
+    bench.far(&server.data(StreamType::Stdout, b"early")).unwrap();
+    bench.far(&server.replies()).unwrap();
+    bench.client(&from_client(b"\0in")).unwrap();
+    bench.client(&from_client(b"\x01out")).unwrap();
+    bench.client(&from_client(b"\x04{}")).unwrap();
+    bench.far(&server.data(StreamType::Stdin, b"not read")).unwrap();
+    bench.far(&server.fin(StreamType::Stdin)).unwrap();
+    bench.client(&from_client(b"\0late")).unwrap();
+    bench.far(&server.data(StreamType::Stderr, b"err")).unwrap();
+    bench.far(&server.fin(StreamType::Stderr)).unwrap();
+    bench.far(&server.data(StreamType::Stderr, b"late")).unwrap();
+    bench.far(&server.ends(b"no such thing", Manner::Fins)).unwrap();
+    let taped = bench.taped();
+    assert_eq!((&taped.stdin[..], &taped.sizes[..], taped.stdin_ends), (&b"in"[..], &b""[..], 0));
+    assert_eq!((&taped.stdout[..], &taped.stderr[..]), (&b"early"[..], &b"err"[..]));
+    let heard = bench.heard_by_client();
+    assert_eq!((taped.result, bench.out.tap.exit_code()), (heard.channel(3), None));
+    assert_eq!((taped.stdout, taped.stderr), (heard.channel(1), heard.channel(2)));
+
+    // An end that the client asked for, and a result that podgate makes.
+    let (mut bench, mut server) = read(Bench::recorded(Translator::new(Subprotocol::V5, ALL, Protocol::V4)));
+    bench.far(&server.replies()).unwrap();
+    bench.client(&from_client(&[CLOSE, 0])).unwrap();
+    bench.client(&from_client(&[CLOSE, 0])).unwrap();
+    assert_eq!(bench.end("the node is gone"), Fate::Cut);
+    let taped = bench.taped();
+    assert_eq!((taped.stdin_ends, taped.result), (1, internal("the node is gone").into_bytes()));
 }
 
 #[test]
@@ -805,7 +841,8 @@ proptest! {
         fragments in cuts(),
         (up_cuts, down_cuts) in (cuts(), cuts()),
     ) {
-        let (mut bench, mut server) = begun(Asked { tty, ..ALL }, protocol);
+        let link = Translator::new(Subprotocol::V5, Asked { tty, ..ALL }, protocol);
+        let (mut bench, mut server) = read(Bench::recorded(link));
         bench.far(&server.replies()).unwrap();
         let [mut client, mut far] = [(); 2].map(|()| Vec::<u8>::new());
         let [mut stdin, mut sizes, mut stdout, mut stderr] = [(); 4].map(|()| Vec::<u8>::new());
@@ -852,6 +889,10 @@ proptest! {
             (outcome, true) => prop_assert_eq!(text.as_bytes(), &outcome.to_bytes(Protocol::V5)[..]),
             (outcome, false) => prop_assert_eq!(text, internal(&outcome.client_error(protocol).unwrap())),
         }
+        let taped = bench.taped();
+        prop_assert!(taped.stdin == told.stdin() && taped.sizes == told.of(StreamType::Resize));
+        prop_assert!(taped.stdout == stdout && taped.stderr == stderr);
+        prop_assert_eq!((taped.result, taped.stdin_ends), (heard.channel(3), 0));
     }
 
     #[test]

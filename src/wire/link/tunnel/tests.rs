@@ -11,6 +11,7 @@ use crate::wire::portforward::Half;
 use crate::wire::spdy;
 use crate::wire::spdy::tests::hex;
 use crate::wire::spdy::{Frame, Headers, RstStatus};
+use crate::wire::tape::Taped;
 use crate::wire::ws::{Kind, MaskKey};
 
 const WHY: &str = "the node is gone";
@@ -263,6 +264,32 @@ fn a_flood_of_spdy_frames_and_empty_messages_passes_and_stays_under_its_bound() 
         assert_eq!((rig.out.far.len(), rig.out.client.len()), (12_000, 0));
         rig.drain();
     }
+}
+
+#[test]
+fn connections_in_a_tunnel_are_told_as_those_outside() {
+    let mut rig = Rig::new();
+    rig.out.tap.record();
+    let mut bytes = BytesMut::new();
+    let mut encoder = spdy::Encoder::new();
+    for (id, half) in [(1, Half::Error), (3, Half::Data)] {
+        encoder.syn_stream(&mut bytes, id, &half.headers(80, 0)).unwrap();
+    }
+    rig.client(&message(&bytes)).unwrap();
+    let (mut replies, mut encoder) = (BytesMut::new(), spdy::Encoder::new());
+    [1, 3].into_iter().for_each(|id| encoder.syn_reply(&mut replies, id));
+    rig.far(&replies).unwrap();
+    let data = [&spdy::Encoder::data_head(3, 2, false)[..], b"up"].concat();
+    rig.client(&message(&data[..9])).unwrap();
+    rig.client(&message(&data[9..])).unwrap();
+    rig.far(&[&spdy::Encoder::data_head(3, 4, false)[..], b"down"].concat()).unwrap();
+    assert_eq!(rig.link.end(WHY, &mut rig.out), Fate::Cut);
+    rig.out.tap.end();
+    let mut taped = Taped::default();
+    taped.read(&rig.out.tap.tape().unwrap().take());
+    let last = taped.connections.last().unwrap();
+    assert_eq!((last.port, last.up, last.down, last.error.as_str()), (80, 2, 4, WHY));
+    assert!(rig.link.inner.tap.tape().is_none(), "there is one tape");
 }
 
 proptest! {

@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::wire::remotecommand::Protocol;
+use crate::wire::tape::Taped;
 use crate::wire::ws::Kind;
 use proptest::prelude::*;
 use std::cell::Cell;
@@ -48,12 +49,30 @@ struct Pipe<'a>(&'a [u8]);
 
 impl<L: Link> Bench<L> {
     pub(in crate::wire::link) fn new(link: L) -> Self {
+        Self::with(link, Out::default())
+    }
+
+    /// Whose session is recorded.
+    pub(in crate::wire::link) fn recorded(link: L) -> Self {
+        let mut out = Out::default();
+        out.tap.record();
+        Self::with(link, out)
+    }
+
+    fn with(link: L, out: Out) -> Self {
         let (client, far) = Default::default();
-        let mut bench =
-            Self { link, out: Out::default(), client, far, to_client: Vec::new(), to_far: Vec::new() };
+        let mut bench = Self { link, out, client, far, to_client: Vec::new(), to_far: Vec::new() };
         bench.link.begin(&mut bench.out);
         bench.drain();
         bench
+    }
+
+    /// What is on the tape.
+    pub(in crate::wire::link) fn taped(&mut self) -> Taped {
+        self.out.tap.end();
+        let mut taped = Taped::default();
+        taped.read(&self.out.tap.tape().unwrap().take());
+        taped
     }
 
     /// The client writes; the link is written out before and after.
@@ -695,6 +714,29 @@ fn raw(encoding: Encoding, channel: u8, payload: &[u8]) -> Vec<u8> {
     }
 }
 
+/// A payload in as many messages as it needs.
+fn coded_all(encoding: Encoding, channel: u8, payload: &[u8], mask: Option<MaskKey>) -> Vec<u8> {
+    let parts = payload.chunks(encoding.max_payload());
+    parts.flat_map(|part| coded(encoding, channel, part, mask)).collect()
+}
+
+#[test]
+fn what_the_far_side_would_drop_passes_unless_it_is_recorded() {
+    let asked = Asked { stdin: false, ..ASKED };
+    for recorded in [true, false] {
+        let link = WsLink::command(Subprotocol::V5, asked, key);
+        let mut bench = if recorded { Bench::recorded(link) } else { Bench::new(link) };
+        bench.client(&from_client(b"\0in")).unwrap();
+        bench.client(&from_client(b"\x01out")).unwrap();
+        bench.far(&from_far(b"\0in")).unwrap();
+        bench.far(&from_far(b"\x09other")).unwrap();
+        let passed = if recorded { 0 } else { 2 };
+        assert_eq!(bench.heard_by_far().messages.len(), passed);
+        assert_eq!(bench.heard_by_client().messages.len(), passed);
+        assert_eq!(bench.out.tap.moved(), crate::wire::tap::Moved::default());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -748,6 +790,110 @@ proptest! {
         }
         prop_assert_eq!(heard.decoded(encoding, 3).concat(), result);
         prop_assert_eq!(heard.close_code(), Some(1000));
+    }
+
+    #[test]
+    fn a_tape_has_what_each_peer_takes_and_nothing_passes_beside_it(
+        subprotocol in prop::sample::select(&ALL[..]),
+        (stdin, tty) in any::<(bool, bool)>(),
+        up in messages(&[0, 0, 0, 4, 1, 3, 7]),
+        down in messages(&[1, 1, 2, 3, 0, 4, 9]),
+        closes in any::<bool>(),
+        ends in 0..3u8,
+        fragments in cuts(),
+        (up_cuts, down_cuts) in (cuts(), cuts()),
+    ) {
+        let encoding = subprotocol.encoding();
+        let asked = Asked { stdin, tty, ..ASKED };
+        let mut bench = Bench::recorded(WsLink::command(subprotocol, asked, key));
+        let mut client = Vec::new();
+        for (at, (channel, payload)) in up.iter().enumerate() {
+            client.extend(fragmented(&raw(encoding, *channel, payload), &fragments));
+            if closes && subprotocol == Subprotocol::V5 && at >= 2 {
+                client.extend(from_client(&[CLOSE, 0]));
+            }
+        }
+        let mut far = coded(encoding, 1, b"", None);
+        far.extend(down.iter().flat_map(|(channel, payload)| from_far(&raw(encoding, *channel, payload))));
+        let (mut client, mut far) = (cut(&client, &up_cuts).into_iter(), cut(&far, &down_cuts).into_iter());
+        loop {
+            match (client.next(), far.next()) {
+                (None, None) => break,
+                (client, far) => {
+                    bench.client(client.unwrap_or_default()).unwrap();
+                    bench.far(far.unwrap_or_default()).unwrap();
+                }
+            }
+        }
+        match ends {
+            0 => drop(bench.end("podgate is done")),
+            1 => bench.far(&close_from_far(1000, "")).unwrap(),
+            _ => bench.client(&close_from_client(1000)).unwrap(),
+        }
+
+        let (taped, far, client) = (bench.taped(), bench.heard_by_far(), bench.heard_by_client());
+        let taken = |heard: &Heard, channel| heard.decoded(encoding, channel).concat();
+        prop_assert!(taped.stdin == taken(&far, 0) && taped.sizes == taken(&far, 4));
+        let mut server = channel::Decoder::server(subprotocol, Asked { tty: true, ..asked });
+        let (mut taken_stdin, mut closed) = (Vec::new(), 0);
+        for message in &far.messages {
+            let bytes = Bytes::copy_from_slice(message);
+            match server.decode(Data { kind: Kind::Binary, bytes, start: true, end: true }).unwrap() {
+                Some(channel::Event::Data { stream: StreamType::Stdin, bytes }) => taken_stdin.extend(bytes),
+                Some(channel::Event::Data { .. }) => {}
+                Some(channel::Event::Closed(stream)) => closed += usize::from(stream == StreamType::Stdin),
+                None => prop_assert!(message[0] == CLOSE || message.len() == 1, "nobody takes {:?}", message),
+            }
+        }
+        prop_assert!(taped.stdin == taken_stdin && taped.stdin_ends == closed);
+        prop_assert!(taped.stdout == taken(&client, 1) && taped.stderr == taken(&client, 2));
+        prop_assert_eq!(&taped.result, &taken(&client, 3));
+        for channel in [0, 4, 9] {
+            prop_assert!(taken(&client, channel).is_empty(), "channel {} is not on the tape", channel);
+        }
+    }
+
+    #[test]
+    fn a_tape_of_a_port_forward_has_its_connections_and_counts_what_passes(
+        encoding in prop::sample::select(&[Encoding::Binary, Encoding::Base64][..]),
+        up in messages(&[0, 2, 1, 3, 4, 9]),
+        down in messages(&[0, 2, 3, 6, 9]),
+        (up_cuts, down_cuts) in (cuts(), cuts()),
+    ) {
+        let mut bench = Bench::recorded(WsLink::port_forward(encoding, vec![80, 8443], key).unwrap());
+        let client: Vec<u8> =
+            up.iter().flat_map(|(channel, payload)| coded_all(encoding, *channel, payload, KEY)).collect();
+        let legacy = Legacy::new(encoding, vec![80, 8443]).unwrap();
+        let mut far = written(|out| legacy.put_ports(out));
+        far.extend(down.iter().flat_map(|(channel, payload)| coded_all(encoding, *channel, payload, None)));
+        let (mut client, mut far) = (cut(&client, &up_cuts).into_iter(), cut(&far, &down_cuts).into_iter());
+        loop {
+            match (client.next(), far.next()) {
+                (None, None) => break,
+                (client, far) => {
+                    bench.client(client.unwrap_or_default()).unwrap();
+                    bench.far(far.unwrap_or_default()).unwrap();
+                }
+            }
+        }
+        bench.end("the node is gone");
+        let (taped, far, client) = (bench.taped(), bench.heard_by_far(), bench.heard_by_client());
+        let len = |heard: &Heard, channel| heard.decoded(encoding, channel).concat().len() as u64;
+        let closed: Vec<_> = taped.connections.iter().filter(|event| !event.open).collect();
+        prop_assert_eq!(closed.len(), 2);
+        for (event, (channel, port)) in closed.iter().zip([(0, 80), (2, 8443)]) {
+            let passed = (len(&far, channel), len(&client, channel) - 2);
+            prop_assert_eq!((event.port, event.up, event.down), (port, passed.0, passed.1));
+            // Shortened where there is more; see the tap.
+            let told = len(&client, channel + 1) > 1000 || event.error.ends_with("the node is gone");
+            prop_assert!(told, "{:?}", event.error);
+        }
+        for channel in [1, 3, 4, 9] {
+            prop_assert_eq!(len(&far, channel), 0);
+        }
+        for channel in [6, 9] {
+            prop_assert_eq!(len(&client, channel), 0);
+        }
     }
 
     #[test]
