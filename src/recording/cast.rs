@@ -275,3 +275,90 @@ fn parse_time(text: &str) -> Option<Duration> {
     let micros: u32 = micros.parse().ok().filter(|_| micros.len() == 6)?;
     Some(Duration::from_secs(seconds.parse().ok()?) + Duration::from_micros(micros.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cast(pieces: &[(u64, Kind, &[u8])]) -> String {
+        let facts = serde_json::json!({
+            "id": "", "auditId": "", "started": "2026-11-21T10:00:00Z", "subresource": "exec", "namespace": "",
+            "pod": "", "node": "", "user": "", "client": "", "tty": true, "stdin": true, "recordsStdin": "all",
+            "rule": "",
+        });
+        let details = Details { command: vec!["bash".into(), "-l".into()], ports: vec![] };
+        let mut writer = Writer::new(&serde_json::from_value(facts).unwrap(), &details);
+        let mut tape = Tape::default();
+        for (at, kind, bytes) in pieces {
+            tape.at(Duration::from_micros(*at));
+            tape.put(*kind, bytes);
+        }
+        let (tape, mut out) = (tape.take(), Vec::new());
+        writer.write(&tape, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lines_are_those_of_the_format() {
+        let text = cast(&[
+            (5, Kind::Stdout, b"$ "),
+            (1_000_000, Kind::Resize, b"{\"Width\":132,"),
+            (1_000_001, Kind::Resize, b"\"Height\":43}\n{\"Width\":90,\"Height\":30}"),
+            (61_000_000, Kind::Stdin, b"\x03\"\\"),
+            (61_000_001, Kind::Withheld, b"8"),
+            (61_000_002, Kind::Gap, b"4096 bytes are missing"),
+            (61_000_003, Kind::StdinEnd, b""),
+            (61_000_004, Kind::Result, b"{}"),
+        ]);
+        let lines = [
+            r#"{"version":2,"width":132,"height":43,"timestamp":1795255200,"command":"bash -l","env":{"TERM":"xterm"}}"#,
+            r#"[0.000005, "o", "$ "]"#,
+            r#"[1.000000, "z", "{\"Width\":132,"]"#,
+            r#"[1.000001, "z", "\"Height\":43}\n{\"Width\":90,\"Height\":30}"]"#,
+            r#"[1.000001, "r", "132x43"]"#,
+            r#"[1.000001, "r", "90x30"]"#,
+            r#"[61.000000, "i", "\u0003\"\\"]"#,
+            r#"[61.000001, "w", "8"]"#,
+            r#"[61.000002, "m", "4096 bytes are missing"]"#,
+            r#"[61.000003, "d", ""]"#,
+            r#"[61.000004, "s", "{}"]"#,
+        ];
+        assert_eq!(text.lines().collect::<Vec<_>>(), lines);
+    }
+
+    #[test]
+    fn players_see_a_cut_character_once_and_whole() {
+        let shown = |pieces: &[&[u8]]| {
+            let pieces: Vec<_> = pieces.iter().map(|bytes| (0, Kind::Stdout, *bytes)).collect();
+            let text = cast(&pieces);
+            let events = text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap());
+            let output = events.filter(|(_, code, _): &(f64, String, String)| code == "o");
+            output.map(|(_, _, text)| text).collect::<String>()
+        };
+        let text = "aé€😀z";
+        for cut in 0..text.len() {
+            for next in cut..text.len() {
+                let bytes = text.as_bytes();
+                assert_eq!(shown(&[&bytes[..cut], &bytes[cut..next], &bytes[next..]]), text);
+            }
+        }
+        assert_eq!(shown(&[b"a\xe2\x82", b"b"]), "a\u{fffd}b");
+        assert_eq!(shown(&[b"a\xe2", b"\xe2\x82\xac"]), "a\u{fffd}€");
+        assert_eq!(shown(&[b"\xff\xe2", b"\x82", b"\xac"]), "\u{fffd}€");
+    }
+
+    #[test]
+    fn what_podgate_does_not_write_is_refused() {
+        let fault = |text: &str| read(text.as_bytes(), false).unwrap_err();
+        assert!(matches!(fault("{}"), Error::Event(_)));
+        assert!(matches!(fault(r#"[0.000001, "b", "AA=="]"#), Error::Exact));
+        assert!(matches!(fault("[0.000001, \"o\", \"\"]\n[0.000001, \"b\", \"?\"]"), Error::Exact));
+        assert!(matches!(fault(r#"[0.1, "o", ""]"#), Error::Time));
+        assert!(matches!(fault(r#"[99999999999999999999999.000001, "o", ""]"#), Error::Time));
+        assert!(matches!(fault(r#"[0.000001, "?", ""]"#), Error::Code));
+        assert!(matches!(fault(&"[".repeat(100_000)), Error::Event(_)));
+        assert!(matches!(read(br#"[0.000001, "o", ""]"#, true), Err(Error::Header)));
+        assert!(matches!(read(b"", true), Err(Error::Header)));
+        assert_eq!(read(b"", false).unwrap(), b"");
+    }
+}

@@ -19,7 +19,7 @@ mod write;
 use std::fmt;
 use std::time::Duration;
 
-pub use open::{Chunk, Reader, Trust};
+pub use open::{Chunk, Reader, SoFar, Trust};
 pub use recover::{Recovered, recover};
 pub use write::Writer;
 
