@@ -4,7 +4,8 @@
 //! that the end of what has begun is always written. What finds no room is counted, and once the sink takes events
 //! again it gets one that says how many are missing. An event leaves the queue when the sink has it, and not before:
 //! one that fails is tried again for as long as it takes.
-//! Invariant: events that went in = events the sink has + events in the queue + events counted as lost.
+//! Invariant: events that went in = events the sink has + events in the queue + events counted as lost. A sink may have
+//! one twice that failed after it had been taken.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -203,52 +204,44 @@ impl Queue {
         let batching = sink.batching();
         // Fewer while it is found out which event of a batch a sink does not take.
         let mut most = batching.events;
+        let mut retry = FIRST_RETRY;
         loop {
             self.filled(batching).await;
-            let (batch, told) = self.batch(most, batching.bytes);
-            if batch.is_empty() {
-                continue;
-            }
-            let mut retry = FIRST_RETRY;
-            let taken = loop {
-                match sink.write(&batch).await {
-                    Ok(()) => break true,
-                    Err(Failure::Unacceptable(error)) => {
-                        warn!(
-                            audit.sink = self.name,
-                            events = batch.len(),
-                            error = chain(&*error),
-                            "not taken"
-                        );
-                        break false;
+            let (batch, gap) = self.batch(most, batching.bytes);
+            let events = batch.len() - usize::from(gap.is_some());
+            match sink.write(&batch).await {
+                Ok(()) => {
+                    self.series.written.inc_by(batch.len() as u64);
+                    self.done(events, None);
+                    (most, retry) = (batching.events, FIRST_RETRY);
+                    self.up();
+                }
+                Err(Failure::Down(error)) => {
+                    self.done(0, gap);
+                    self.down(&*error);
+                    sleep(retry).await;
+                    retry = (retry * 2).min(LAST_RETRY);
+                }
+                Err(Failure::Unacceptable(error)) if batch.len() > 1 => {
+                    warn!(audit.sink = self.name, events, error = chain(&*error), "a batch was not taken");
+                    self.done(0, gap);
+                    most = (batch.len() / 2).max(1);
+                    self.up();
+                }
+                Err(Failure::Unacceptable(error)) => {
+                    error!(
+                        audit.sink = self.name,
+                        error = chain(&*error),
+                        "an audit event is lost: not taken"
+                    );
+                    self.series.lost.inc_by(events as u64);
+                    self.done(events, None);
+                    // That of a gap would not be taken the next time either: it stays a number in the metrics.
+                    if events > 0 {
+                        self.lock().gap().events += 1;
                     }
-                    Err(Failure::Down(error)) => self.down(&*error),
-                }
-                sleep(retry).await;
-                retry = (retry * 2).min(LAST_RETRY);
-            };
-            self.up();
-            match (taken, batch.len()) {
-                (true, written) => {
-                    self.series.written.inc_by(written as u64);
-                    self.remove(written - usize::from(told.is_some()));
                     most = batching.events;
-                }
-                (false, 1) if told.is_none() => {
-                    error!(audit.sink = self.name, "an audit event is lost: the sink does not take it");
-                    self.lock().gap().events += 1;
-                    self.series.lost.inc();
-                    self.remove(1);
-                    most = batching.events;
-                }
-                // What the sink misses stays a number in the metrics.
-                (false, 1) => self.remove(0),
-                (false, several) => {
-                    if let Some(gap) = told {
-                        self.lock().add_gap(&gap);
-                    }
-                    self.remove(0);
-                    most = (several / 2).max(1);
+                    self.up();
                 }
             }
         }
@@ -282,10 +275,11 @@ impl Queue {
         }
     }
 
-    /// What to write next; it stays in the queue until it is written. First of all what is missing.
+    /// What to write next, first of all what is missing; events stay in the queue until they are written. While the sink
+    /// is down nobody is told what is missing, because more may be by the time it is back.
     fn batch(&self, events: usize, bytes: usize) -> (Vec<Bytes>, Option<Gap>) {
         let mut state = self.lock();
-        let gap = state.gap.take();
+        let gap = if state.down && !state.waiting.is_empty() { None } else { state.gap.take() };
         let mut batch: Vec<Bytes> = gap.iter().map(Gap::encode).collect();
         let mut size = 0;
         for Entry { line, .. } in &state.waiting {
@@ -295,13 +289,17 @@ impl Queue {
             }
             batch.push(line.clone());
         }
-        state.writing = !batch.is_empty();
+        state.writing = true;
         (batch, gap)
     }
 
-    fn remove(&self, events: usize) {
+    /// So many events were written, and this gap was not.
+    fn done(&self, events: usize, gap: Option<Gap>) {
         let mut state = self.lock();
         state.writing = false;
+        if let Some(gap) = gap {
+            state.add_gap(&gap);
+        }
         for _ in 0..events {
             let Some(Entry { line, written }) = state.waiting.pop_front() else { break };
             state.bytes -= line.len();
@@ -318,16 +316,21 @@ impl Queue {
 
     fn down(&self, cause: &(dyn std::error::Error + Send + Sync + 'static)) {
         self.series.up.set(0);
-        if !std::mem::replace(&mut self.lock().down, true) {
+        if !self.turn(true) {
             error!(audit.sink = self.name, error = chain(cause), "audit events cannot be written");
         }
     }
 
     fn up(&self) {
         self.series.up.set(1);
-        if std::mem::replace(&mut self.lock().down, false) {
+        if self.turn(false) {
             info!(audit.sink = self.name, "audit events are written again");
         }
+    }
+
+    /// Whether it was down before.
+    fn turn(&self, down: bool) -> bool {
+        std::mem::replace(&mut self.lock().down, down)
     }
 }
 
