@@ -4,9 +4,11 @@
 //! the keys that prove and hide it. Podgate writes recordings through `tap`; auditors read them through `app`'s faces
 //! `verify`, `play` and `recordings`.
 
+pub mod card;
 pub mod cast;
 pub mod container;
 pub mod facts;
 pub mod keys;
 pub mod safe;
+pub mod text;
 pub mod typed;
