@@ -111,6 +111,7 @@ async fn gateway() {
         ready: Vec::new(),
         metrics: Metrics::new(),
         audit: podgate::audit::Audit::off(),
+        recordings: None,
         background: Drain::new(),
     };
     let mut config = Config::default();

@@ -1,14 +1,17 @@
 //! App: the only wiring. Builds rooms from their own part of the config, binds, and runs until told to stop.
 
 pub mod dev;
+pub mod recording;
 pub mod serve;
 mod stop;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::admin::{Admin, Ready};
@@ -24,6 +27,7 @@ use crate::locate::Locate;
 use crate::pipeline::Pipeline;
 use crate::reload::Live;
 use crate::session::{self, Sessions};
+use crate::tap::{Recordings, Stage};
 use crate::telemetry::Metrics;
 use crate::upstream::{self, Route, Upstream};
 
@@ -37,6 +41,8 @@ pub struct Ground {
     pub authn: Methods,
     /// The way to far sides.
     pub route: Route,
+    /// Where sessions are recorded, if they are.
+    pub recordings: Option<Recordings>,
     /// What else has to be before podgate is ready.
     pub ready: Vec<Ready>,
     /// Where its series are.
@@ -50,6 +56,9 @@ pub struct Ground {
 /// Descriptors of one session: the client's socket, a second hold on it, the far side's.
 const DESCRIPTORS: usize = 3;
 
+/// How long recordings of the last sessions may take to the store. Later ones stay in the spool for the next start.
+const STORE_GRACE: Duration = Duration::from_secs(5);
+
 /// A gateway that listens.
 pub struct Gateway {
     /// Address of the API door.
@@ -62,6 +71,7 @@ pub struct Gateway {
     pub drain: Drain,
     audit: Audit,
     background: Drain,
+    recordings: Option<Recordings>,
     admin_drain: Drain,
 }
 
@@ -75,9 +85,12 @@ impl Gateway {
     pub async fn start(config: &Config, mut ground: Ground, drain: Drain) -> Result<Self, listen::Error> {
         raise_descriptor_limit(config.api.max_connections);
         let (metrics, background) = (ground.metrics.clone(), ground.background.clone());
-        let mut ready = std::mem::take(&mut ground.ready);
+        let (mut ready, recordings) = (std::mem::take(&mut ground.ready), ground.recordings.clone());
         let (audit, written) = (ground.audit.clone(), ground.audit.clone());
         ready.push(Ready { name: "audit", check: Box::new(move || written.is_ready()) });
+        if let Some(recordings) = recordings.clone().filter(|_| config.recording.has_strict()) {
+            ready.push(Ready { name: "recording", check: Box::new(move || recordings.is_writable()) });
+        }
         let caps =
             Caps { all: config.api.max_connections, per_address: config.api.max_connections_per_address };
         let api_listener = Listener::bind(config.api.listen, caps, config.api.keepalive).await?;
@@ -106,11 +119,11 @@ impl Gateway {
             |peer| warn!(client.addr = %peer, "admin connection refused: the cap is reached"),
             move |tcp, peer, slot| shown.clone().serve(tcp, peer, slot),
         ));
-        Ok(Self { api, admin, metrics, drain, audit, background, admin_drain })
+        Ok(Self { api, admin, metrics, drain, audit, background, recordings, admin_drain })
     }
 
     /// Takes both steps of the stop; health stays visible until all else is done.
-    pub async fn stop(self, deadline: std::time::Duration) -> Drained {
+    pub async fn stop(self, deadline: Duration) -> Drained {
         let drained = self.drain.finish(deadline).await;
         match drained {
             Drained::Clean => info!("stopped: every session had ended"),
@@ -119,11 +132,16 @@ impl Gateway {
         }
         // Every request has ended, and said so.
         self.audit.flush().await;
-        let background = self.background.finish(std::time::Duration::ZERO).await;
+        if let Some(recordings) = &self.recordings
+            && timeout(STORE_GRACE, recordings.settled()).await.is_err()
+        {
+            warn!("stopped with recordings in the spool that the store does not have yet");
+        }
+        let background = self.background.finish(Duration::ZERO).await;
         if let Drained::Stuck(tasks) = background {
             error!(tasks, "stopped with background tasks that do not end");
         }
-        self.admin_drain.finish(std::time::Duration::ZERO).await;
+        self.admin_drain.finish(Duration::ZERO).await;
         drained
     }
 }
@@ -155,7 +173,7 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, authn, route, audit, .. } = ground;
+    let Ground { cluster, server_tls, authn, route, audit, recordings, .. } = ground;
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
@@ -164,6 +182,12 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             route.towards(config.upstream.preferred_address_types.clone()),
             config.cluster.read_timeout,
         ),
+        tap: match recordings {
+            Some(recordings) => {
+                Stage::new(recordings, config.recording.rules.clone(), config.recording.default)
+            }
+            None => Stage::off(),
+        },
         upstream: Upstream::new(route, upstream_settings(config)),
     };
     let sessions = Sessions::new(

@@ -1,7 +1,8 @@
 //! Pipeline: the order of the stages, and nothing else.
 //!
 //! Each stage takes the proof the one before it made, so a wrong order does not compile: a `Caller` becomes a
-//! `Permit`, that a `SessionPermit`, that a `Place`, and only a place can be dialled.
+//! `Permit`, that a `SessionPermit`, that a `Place`, that a `Tapped`, whose recording has begun if one is demanded, and only
+//! that can be dialled.
 
 use http::HeaderMap;
 use tracing::{error, info, warn};
@@ -13,6 +14,7 @@ use crate::listen::Conn;
 use crate::locate::{Locate, Place};
 use crate::request::{Ask, Attributes, Exec};
 use crate::status::Refusal;
+use crate::tap::{self, Opening, Tapped};
 use crate::telemetry::chain;
 use crate::upstream::{Answer, ClientHead, Upstream};
 
@@ -24,6 +26,8 @@ pub struct Pipeline {
     pub authz: Authz,
     /// Where.
     pub locate: Locate,
+    /// What is written about it.
+    pub tap: tap::Stage,
     /// The far side.
     pub upstream: Upstream,
 }
@@ -101,12 +105,20 @@ impl Pipeline {
         }
     }
 
+    /// No record, no session: begins what is to be written about it.
+    ///
+    /// # Errors
+    /// When it has to be recorded and cannot be.
+    pub async fn tap(&self, place: Place, opening: &Opening) -> Result<Tapped, Refusal> {
+        self.tap.open(place, opening).await.map_err(|e| refused("tap", &e, e.refusal()))
+    }
+
     /// The far side's answer.
     ///
     /// # Errors
     /// When it gave none that the client may see.
-    pub async fn open(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Refusal> {
-        self.upstream.upgrade(place, client).await.map_err(|e| refused("upstream", &e, e.refusal()))
+    pub async fn open(&self, tapped: &Tapped, client: &ClientHead<'_>) -> Result<Answer, Refusal> {
+        self.upstream.upgrade(tapped, client).await.map_err(|e| refused("upstream", &e, e.refusal()))
     }
 }
 

@@ -6,7 +6,8 @@
 //! side had sent is delivered before the other side is closed; a client whose session was cut is told so in its own
 //! protocol; and the close itself waits a little for the peer, so that the kernel does not throw delivered bytes away
 //! with a reset.
-//! Invariant: every path out of [`Sessions::run`] leaves both sockets closed and one end record written.
+//! Invariants: every path out of [`Sessions::run`] leaves both sockets closed and one end record written; while the
+//! recorder of a session is full, neither side is read.
 //! Source: `protocol.md` 4.3, 4.4 and 7.3 (apimachinery `pkg/util/proxy/upgradeaware.go`, apiserver
 //! `pkg/util/proxy/streamtranslator.go`).
 
@@ -28,6 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::drain::Drain;
+use crate::tap::record::Recorder;
 use crate::telemetry::{EndReason, Meters, Record, chain};
 use crate::wire::link::{Fate, Fault, Link, Timing};
 use close::FAR_DRAIN;
@@ -103,6 +105,8 @@ pub struct Session<C, F> {
     pub lapse: BoxFuture<'static, String>,
     /// The end record; written when this session is over.
     pub record: Record,
+    /// What records it; closed before this session is over, where that is possible.
+    pub recorder: Option<Recorder>,
 }
 
 /// What ended a session.
@@ -171,11 +175,12 @@ impl Sessions {
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let Session { client, socket, head, early, far, first, link, timing, lapse, mut record } = session;
+        let Session { client, socket, head, early, far, first, link, timing, lapse, mut record, recorder } =
+            session;
         let (meters, rate) = (record.meters(), self.settings.max_bytes_per_second);
         let client = Side::new(client, BytesMut::from(early), rate, head.len());
         let far = Side::new(far, BytesMut::from(first), rate, 0);
-        let mut splice = Splice::new(client, far, link);
+        let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
         let stop = match splice.begin() {
             Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, lapse).await,
@@ -185,7 +190,14 @@ impl Sessions {
         Box::pin(async {
             let farewell = self.farewell(&mut splice, stop);
             record.passed(&splice.out.tap);
-            self.part(splice, socket, &meters, &farewell).await;
+            splice.stamp();
+            let (recorder, mut tap) = (splice.recorder.take(), std::mem::take(&mut splice.out.tap));
+            let recorded = async {
+                if let Some(recorder) = recorder {
+                    recorder.finish(&mut tap, farewell.reason, &self.drain).await;
+                }
+            };
+            tokio::join!(self.part(splice, socket, &meters, &farewell), recorded);
             record.end(farewell.reason, farewell.cause);
         })
         .await;
@@ -214,7 +226,10 @@ impl Sessions {
             deaf = deaf.or(splice.far_deaf.is_some().then(|| now + FAR_DRAIN));
             let idle = timing.idle_limit.then(|| splice.active + self.settings.idle_timeout);
             let opens = Some(opens).filter(|_| !splice.link.is_open());
-            let next = [splice.resume_at(), tick, check, deaf, idle, opens].into_iter().flatten().min();
+            let next = [splice.resume_at(), splice.record_at(), tick, check, deaf, idle, opens]
+                .into_iter()
+                .flatten()
+                .min();
             let clock = async {
                 match next {
                     Some(at) => sleep_until(at).await,
@@ -311,6 +326,10 @@ impl Sessions {
                 link.end(&why, out);
                 (EndReason::Lapsed, why, Parting::Cut)
             }
+            Stop::Event(Event::Unrecorded(why)) => {
+                link.end(&format!("the recording of this session cannot go on: {why}"), out);
+                (EndReason::Unrecorded, why, Parting::Cut)
+            }
             Stop::Cut => match link.end("podgate was stopped before the session ended", out) {
                 Fate::Whole => (EndReason::Drained, String::new(), Parting::Proper),
                 Fate::Cut => (EndReason::Drained, String::new(), Parting::Cut),
@@ -339,7 +358,9 @@ impl Sessions {
         let Splice { mut client, mut far, mut out, .. } = splice;
         let (client_has, far_has) = match farewell.reason {
             EndReason::FarClosed | EndReason::FarLost => (None, last_words),
-            EndReason::Idle | EndReason::Lapsed | EndReason::FarFault => (Some(FAR_DRAIN), last_words),
+            EndReason::Idle | EndReason::Lapsed | EndReason::FarFault | EndReason::Unrecorded => {
+                (Some(FAR_DRAIN), last_words)
+            }
             EndReason::ClientClosed | EndReason::ClientFault => (Some(last_words), FAR_DRAIN),
             EndReason::ClientLost => (Some(last_words), linger),
             EndReason::Drained | EndReason::Aborted => (Some(CUT_FLUSH), last_words),

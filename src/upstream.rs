@@ -37,6 +37,7 @@ use crate::locate::{FarSide, HostPort, Place, Towards};
 use crate::reload::Live;
 use crate::secret::Secret;
 use crate::status::Refusal;
+use crate::tap::Tapped;
 use crate::wire::http1::{self, ResponseHead};
 use crate::wire::portforward::MAX_PORTS;
 
@@ -221,12 +222,13 @@ impl Upstream {
         self.settings.translate
     }
 
-    /// Dials the far side of `place` and asks for the upgrade that carries what the client asked for. Dropping the
-    /// future closes the connection.
+    /// Dials the far side of the place that is tapped, and asks for the upgrade that carries what the client asked for.
+    /// Dropping the future closes the connection.
     ///
     /// # Errors
     /// When there is no answer that the client may see.
-    pub async fn upgrade(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Error> {
+    pub async fn upgrade(&self, tapped: &Tapped, client: &ClientHead<'_>) -> Result<Answer, Error> {
+        let place = tapped.place();
         let answer = self.upgrade_as(place, client).await?;
         let other = match &answer {
             Answer::Refused(far) => client.carriage.fallback(&far.head, client, place),

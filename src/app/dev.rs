@@ -4,9 +4,10 @@
 //! and keys, and does not know that they are of this process.
 
 use std::fmt::Write as _;
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,17 +15,19 @@ use k8s_openapi::api::core::v1::Node;
 use tracing::{debug, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground};
+use super::{Gateway, Ground, recording};
 use crate::audit::{self, Audit};
 use crate::authn::{Methods, Tokens, tokens};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::dev::cluster::DevCluster;
 use crate::dev::node::{self, Endpoint, Streaming};
 use crate::dev::state::{self, State};
 use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
 use crate::listen;
+use crate::recording::keys::SigningKey;
 use crate::reload::{Live, Reloader};
+use crate::tap::Recordings;
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients};
 use crate::upstream::{Route, Upstream};
@@ -71,6 +74,18 @@ pub enum Error {
         name: String,
         /// What its manifest says.
         value: String,
+    },
+    /// What settings of recording name is of no use.
+    #[error(transparent)]
+    Recording(#[from] recording::Error),
+    /// No key to sign recordings with can be made.
+    #[error("make the key that signs recordings, {}", path.display())]
+    MakeKey {
+        /// Its file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A node endpoint cannot listen.
     #[error("start node {name}")]
@@ -166,8 +181,13 @@ impl Dev {
 
         let metrics = Metrics::new();
         let reloader = Reloader::new(config.reload.period, background.clone(), metrics.clone());
+        let recordings = match config.recording.enabled {
+            true => Some(recordings(&config.recording, state.path(), background, &metrics)?),
+            false => None,
+        };
         let ground = Ground {
             audit: Audit::start(&config.audit, &reloader, background, &metrics).await?,
+            recordings,
             server_tls: Live::fixed(tls::server(
                 state.api_server(),
                 &[tls::HTTP2, tls::HTTP1],
@@ -259,6 +279,42 @@ impl Dev {
         );
         text
     }
+}
+
+/// Recordings in the state folder, but for what the settings place elsewhere.
+fn recordings(
+    config: &config::Recording,
+    state: &Path,
+    background: &Drain,
+    metrics: &Metrics,
+) -> Result<Recordings, Error> {
+    let mut config = config.clone();
+    let signing = match &config.signing_key_file {
+        Some(path) => recording::signing_key(path)?,
+        None => kept_key(&state.join("recording-key.pem"))?,
+    };
+    if config.store.url.is_none() {
+        let folder = std::path::absolute(state).unwrap_or_else(|_| state.to_owned()).join("recordings");
+        config.store.url = url::Url::from_directory_path(folder).ok().map(String::from);
+    }
+    let spool = config.spool.dir.clone().unwrap_or_else(|| state.join("spool"));
+    Ok(recording::start(&config, signing, &spool, background, metrics)?)
+}
+
+/// The key in this file, which is made when it is missing.
+fn kept_key(path: &Path) -> Result<SigningKey, Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    if path.exists() {
+        return Ok(recording::signing_key(path)?);
+    }
+    let make = || -> Result<SigningKey, Box<dyn std::error::Error + Send + Sync>> {
+        let key = SigningKey::generate()?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(key.to_private_pem()?.as_bytes())?;
+        Ok(key)
+    };
+    make().map_err(|source| Error::MakeKey { path: path.to_owned(), source })
 }
 
 /// What a node is to speak.

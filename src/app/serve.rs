@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tracing::{info, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground};
+use super::{Gateway, Ground, recording};
 use crate::admin::Ready;
 use crate::audit::{self, Audit};
 use crate::authn::{FrontProxy, Methods, TokenReview, Tokens, oidc, tokens};
@@ -52,6 +52,9 @@ pub enum Error {
         #[source]
         source: Unusable,
     },
+    /// What settings of recording name is of no use.
+    #[error(transparent)]
+    Recording(#[from] recording::Error),
     /// An address of the gateway cannot be had.
     #[error(transparent)]
     Listen(#[from] listen::Error),
@@ -173,6 +176,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
     };
     let synced = cluster.clone();
     let ground = Ground {
+        recordings: recording::open(&config.recording, background, metrics)?,
         cluster,
         server_tls,
         authn,
@@ -208,6 +212,7 @@ pub async fn check(config: &Config) -> Vec<Error> {
     wrong.extend(files.tokens().await.err());
     wrong.extend(files.oidc().await.err());
     wrong.extend(audit::check(&config.audit).into_iter().map(Error::from_audit));
+    wrong.extend(recording::check(&config.recording).into_iter().map(Error::from));
     background.finish(Duration::ZERO).await;
     wrong
 }

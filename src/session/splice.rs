@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
+use crate::tap::record::Recorder;
 use crate::telemetry::{Meter, Meters};
 use crate::throttle::{Grant, Throttle};
 use crate::wire::link::{Fault, Link, Out, Queue};
@@ -61,6 +62,9 @@ pub(super) struct Splice<C, F> {
     pub(super) far: Side<F>,
     pub(super) link: Box<dyn Link>,
     pub(super) out: Out,
+    pub(super) recorder: Option<Recorder>,
+    /// Whether it has no room.
+    full: bool,
     /// Why the far side takes nothing any more. What it says is still read.
     pub(super) far_deaf: Option<io::Error>,
     /// When a byte of the session itself went by.
@@ -84,7 +88,9 @@ pub(super) enum Event {
     OverByClient,
     /// The far side said that it is done.
     OverByFar,
-    /// One of [`Splice::resume_at`], [`Splice::waits_for_far`] and [`Splice::far_deaf`] has changed.
+    /// It has to be recorded and cannot be.
+    Unrecorded(String),
+    /// One of [`Splice::resume_at`], [`Splice::record_at`], [`Splice::waits_for_far`] and [`Splice::far_deaf`] has changed.
     Timing,
 }
 
@@ -164,13 +170,22 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     F: AsyncRead + AsyncWrite + Unpin,
 {
-    pub(super) fn new(client: Side<C>, far: Side<F>, link: Box<dyn Link>) -> Self {
-        let active = Instant::now();
-        Self { client, far, link, out: Out::default(), far_deaf: None, active, resume: [None; 2] }
+    pub(super) fn new(
+        client: Side<C>,
+        far: Side<F>,
+        link: Box<dyn Link>,
+        recorder: Option<Recorder>,
+    ) -> Self {
+        let (active, mut out) = (Instant::now(), Out::default());
+        if recorder.is_some() {
+            out.tap.record();
+        }
+        Self { client, far, link, out, recorder, full: false, far_deaf: None, active, resume: [None; 2] }
     }
 
     /// Lets the link begin and take what was read of both sides before.
     pub(super) fn begin(&mut self) -> Result<(), Event> {
+        self.stamp();
         self.link.begin(&mut self.out);
         self.take_far()?;
         if self.link.takes_client() { self.take_client() } else { Ok(()) }
@@ -181,13 +196,25 @@ where
         self.resume.into_iter().flatten().min()
     }
 
-    /// Whether nobody reads the client now, because the far side is not ready for what it said.
-    pub(super) fn waits_for_far(&self) -> bool {
-        !self.link.takes_client() || self.far_deaf.is_none() && self.out.far.is_full()
+    /// When the recorder wants what there is on the tape.
+    pub(super) fn record_at(&self) -> Option<Instant> {
+        self.recorder.as_ref().and_then(Recorder::due)
     }
 
-    fn timing(&self) -> (Option<Instant>, bool, bool) {
-        (self.resume_at(), self.waits_for_far(), self.far_deaf.is_some())
+    /// What passes from now on is recorded as of now.
+    pub(super) fn stamp(&mut self) {
+        if let (Some(recorder), Some(tape)) = (&self.recorder, self.out.tap.tape()) {
+            tape.at(recorder.began().elapsed());
+        }
+    }
+
+    /// Whether nobody reads the client now, because the far side, or the recorder, is not ready for what it said.
+    pub(super) fn waits_for_far(&self) -> bool {
+        self.full || !self.link.takes_client() || self.far_deaf.is_none() && self.out.far.is_full()
+    }
+
+    fn timing(&self) -> (Option<Instant>, Option<Instant>, bool, bool) {
+        (self.resume_at(), self.record_at(), self.waits_for_far(), self.far_deaf.is_some())
     }
 
     /// Moves bytes until there is something to tell.
@@ -200,6 +227,12 @@ where
             }
             // What is not written yet is the next turn's; that nothing is taken any more shows in `timing`.
             let _ = self.poll_send_far(cx, meters);
+            if let Err(why) = self.poll_record(cx) {
+                return Poll::Ready(Event::Unrecorded(why));
+            }
+            if self.full {
+                return if timing != self.timing() { Poll::Ready(Event::Timing) } else { Poll::Pending };
+            }
             match self.poll_far(cx) {
                 Poll::Ready(Ok(())) => moved = true,
                 Poll::Ready(Err(event)) => return Poll::Ready(event),
@@ -245,6 +278,17 @@ where
                 return Poll::Ready(());
             }
         }
+    }
+
+    /// Hands over what is to be recorded.
+    fn poll_record(&mut self, cx: &mut Context<'_>) -> Result<(), String> {
+        if let (Some(recorder), Some(tape)) = (&mut self.recorder, self.out.tap.tape()) {
+            self.full = match recorder.poll(cx, tape) {
+                Poll::Ready(recorded) => recorded.map(|()| false)?,
+                Poll::Pending => true,
+            };
+        }
+        Ok(())
     }
 
     fn poll_far(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Event>> {
@@ -296,11 +340,13 @@ where
     }
 
     fn take_far(&mut self) -> Result<(), Event> {
+        self.stamp();
         self.link.far(&mut self.far.input, &mut self.out).map_err(Event::Fault)?;
         if self.link.is_over() { Err(Event::OverByFar) } else { Ok(()) }
     }
 
     fn take_client(&mut self) -> Result<(), Event> {
+        self.stamp();
         self.link.client(&mut self.client.input, &mut self.out).map_err(Event::Fault)?;
         if self.link.is_over() { Err(Event::OverByClient) } else { Ok(()) }
     }

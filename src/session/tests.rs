@@ -130,6 +130,7 @@ impl Rig {
             timing: self.timing,
             lapse: self.lapse.lock().unwrap().take().unwrap_or_else(|| Box::pin(std::future::pending())),
             record: record(&self.metrics),
+            recorder: None,
         };
         Sessions::new(self.settings.clone(), self.drain.clone()).run(session).await;
     }

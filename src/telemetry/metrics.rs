@@ -1,8 +1,8 @@
 //! Metrics: every series podgate has, registered once, under the prefix `podgate_`.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use super::EndReason;
@@ -57,6 +57,27 @@ pub struct Metrics {
     duration: Histogram,
     /// Seconds from request to 101.
     pub setup: Histogram,
+    /// Recordings.
+    pub recording: Recording,
+}
+
+/// Series of recordings.
+#[derive(Debug, Clone)]
+pub struct Recording {
+    /// Bytes written to the spool.
+    pub bytes: IntCounter,
+    /// Recordings closed, by outcome.
+    pub closed: IntCounterVec,
+    /// Bytes in the spool.
+    pub spool: IntGauge,
+    /// Closed recordings that wait for the store.
+    pub waiting: IntGauge,
+    /// Uploads that failed and will be tried again.
+    pub upload_failures: IntCounter,
+    /// Times that something could not be recorded.
+    pub gaps: IntCounter,
+    /// Seconds for which sessions waited for their recorder.
+    pub wait: Counter,
 }
 
 // === impl Metrics ===
@@ -100,7 +121,45 @@ impl Metrics {
         )
         .expect("a counter's name is valid");
         registry.register(Box::new(unaudited.clone())).expect("a name is registered once");
+        let plain = |name: &str, help: &str| {
+            let series = IntCounter::new(name, help).expect("a counter's name is valid");
+            registry.register(Box::new(series.clone())).expect("a name is registered once");
+            series
+        };
+        let wait = Counter::new(
+            "podgate_recording_wait_seconds_total",
+            "Seconds for which sessions were not read because the spool is slower than they. Stable.",
+        )
+        .expect("a counter's name is valid");
+        registry.register(Box::new(wait.clone())).expect("a name is registered once");
+        let recording = Recording {
+            bytes: plain(
+                "podgate_recording_bytes_total",
+                "Bytes of recordings written to the spool. Stable.",
+            ),
+            closed: counter(
+                "podgate_recording_closed_total",
+                "Recordings closed, by outcome: whole, gap (something is missing), cut (podgate was killed), discarded \
+                 (no session came of it), unreadable, lost (nothing of it could be written). Stable.",
+                &["outcome"],
+            ),
+            spool: gauge("podgate_recording_spool_bytes", "Bytes in the spool. Stable."),
+            waiting: gauge(
+                "podgate_recording_waiting_uploads",
+                "Closed recordings in the spool that wait for the store. Stable.",
+            ),
+            upload_failures: plain(
+                "podgate_recording_upload_failures_total",
+                "Uploads to the store that failed and are tried again. Stable.",
+            ),
+            gaps: plain(
+                "podgate_recording_gaps_total",
+                "Times that a part of a session could not be recorded. Stable.",
+            ),
+            wait,
+        };
         let metrics = Self {
+            recording,
             connections: gauge("podgate_connections", "Connections open at the API door. Stable."),
             connections_accepted: accepted,
             connections_refused: counter(

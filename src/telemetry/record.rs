@@ -34,6 +34,8 @@ pub enum EndReason {
     Idle,
     /// The caller is no longer known, or no longer allowed.
     Lapsed,
+    /// It has to be recorded and cannot be.
+    Unrecorded,
     /// Podgate was told to stop and the drain deadline passed.
     Drained,
     /// The session's task went away without saying why: a defect.
@@ -109,6 +111,7 @@ impl EndReason {
             Self::ClientFault => "client_protocol",
             Self::Idle => "idle",
             Self::Lapsed => "lapsed",
+            Self::Unrecorded => "unrecorded",
             Self::Drained => "drained",
             Self::Aborted => "aborted",
         }

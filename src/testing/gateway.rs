@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Answer, FakeCluster, Far, Pki, soon};
-use crate::app::{Gateway, Ground};
+use crate::app::{Gateway, Ground, recording};
 use crate::audit::Audit;
 use crate::authn::{Methods, Tokens};
 use crate::config::Config;
@@ -62,9 +62,7 @@ impl TestGateway {
     /// When it cannot be started.
     pub async fn knowing(methods: Methods, config: Config, pki: Arc<Pki>, cluster: Arc<FakeCluster>) -> Self {
         let ground = Ground { authn: methods, ..Self::ground(&pki, cluster.clone()) };
-        let ground = audited(&config, ground).await;
-        let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
-        Self { gateway, pki, cluster }
+        Self { gateway: Self::launch(&config, ground).await, pki, cluster }
     }
 
     /// Certificates of `pki`, and the static token `ana-token` of ana of group dev.
@@ -94,6 +92,7 @@ impl TestGateway {
             ),
             authn: Self::methods(pki),
             route: Self::route(pki),
+            recordings: None,
             ready: Vec::new(),
             metrics: Metrics::new(),
             audit: Audit::off(),
@@ -120,9 +119,14 @@ impl TestGateway {
         cluster.simple_pod("default/web", "n");
         let authn = Methods { anonymous: config.authentication.anonymous, ..Self::methods(&pki) };
         let ground = Ground { route, authn, ..Self::ground(&pki, cluster.clone()) };
-        let ground = audited(&config, ground).await;
-        let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
-        Self { gateway, pki, cluster }
+        Self { gateway: Self::launch(&config, ground).await, pki, cluster }
+    }
+
+    async fn launch(config: &Config, ground: Ground) -> Gateway {
+        let mut ground = audited(config, ground).await;
+        let opened = recording::open(&config.recording, &ground.background, &ground.metrics);
+        ground.recordings = ground.recordings.or(opened.expect("open the spool"));
+        Gateway::start(config, ground, Drain::new()).await.expect("start the gateway")
     }
 
     /// A gateway with these settings, in front of pod `default/web` on node `n`, whose kubelet is `far`.

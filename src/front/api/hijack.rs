@@ -25,9 +25,12 @@ use crate::session::seats::Seat;
 use crate::session::socket::Socket;
 use crate::session::{Session, close};
 use crate::status::Refusal;
+use crate::tap::Opening;
+use crate::tap::record::Recorder;
 use crate::telemetry::{EndReason, Record, Subject, chain};
 use crate::upstream::{Answer, Carriage, ClientHead, Far, Switched};
 use crate::wire::http1::{BodyScanner, reserialize};
+use crate::wire::tap::Tap;
 
 /// Read size for the body of a refusal, in bytes: kubelets refuse in a sentence.
 const REFUSAL_READ: usize = 4096;
@@ -58,13 +61,16 @@ pub(super) async fn open(
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
+    let opening = Opening { client: door.conn.peer, audit_id: audit_id.clone() };
     let head = ClientHead {
         method: request.method(),
         headers: request.headers(),
         peer: door.conn.peer,
         carriage: &carriage,
     };
-    let answer = door.shared.pipeline.open(&place, &head).await?;
+    let tapped = door.shared.pipeline.tap(place, &opening).await?;
+    let answer = door.shared.pipeline.open(&tapped, &head).await?;
+    let place = tapped.place();
     let metrics = &door.shared.metrics;
     let upgrade = hyper::upgrade::on(&mut request);
     match answer {
@@ -74,9 +80,11 @@ pub(super) async fn open(
             trail.annotate("client-protocol", &switched.client_protocol);
             trail.annotate("far-protocol", &switched.far_protocol);
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
-            let record = Record::begin(subject(&door, &place, audit_id), metrics.clone(), trail.take());
+            let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
             let lapse = lapse(door.clone(), place.caller().clone(), attributes);
-            let task = run(door.clone(), upgrade, far, switched, record, seat, lapse);
+            let recorder = tapped.into_recorder().inspect(Recorder::keep);
+            let told = Told { record, recorder };
+            let task = run(door.clone(), upgrade, far, switched, told, seat, lapse);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -130,6 +138,12 @@ fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
     }
 }
 
+/// What is written about a session.
+struct Told {
+    record: Record,
+    recorder: Option<Recorder>,
+}
+
 /// The client's connection, taken over from hyper.
 struct Taken {
     client: TlsStream<TcpStream>,
@@ -174,11 +188,16 @@ async fn run(
     upgrade: OnUpgrade,
     far: Far,
     switched: Switched,
-    mut record: Record,
+    told: Told,
     _seat: Seat,
     lapse: BoxFuture<'static, String>,
 ) {
+    let Told { mut record, recorder } = told;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
+        if let Some(recorder) = recorder {
+            let drain = &door.shared.drain;
+            recorder.finish(&mut Tap::default(), EndReason::ClientLost, drain).await;
+        }
         record.end(EndReason::ClientLost, String::new());
         return;
     };
@@ -189,7 +208,7 @@ async fn run(
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
     let socket = socket.ok();
-    let session = Session { client, socket, head, early, far, first, link, timing, lapse, record };
+    let session = Session { client, socket, head, early, far, first, link, timing, lapse, record, recorder };
     door.shared.sessions.run(session).await;
 }
 

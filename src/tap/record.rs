@@ -1,0 +1,700 @@
+//! Record: from the tape of a session to a recording in the spool.
+//!
+//! A session's task holds a [`Recorder`] and hands its tape over when there is a chunk of it, or some of it for a
+//! second. A task of its own takes it from there: on the blocking pool it is filtered, compressed, sealed, and written.
+//! One chunk may be under way and one wait; while that is so the session reads nothing of its peers, so a slow disk
+//! slows the session and costs no memory.
+//! What was sealed and cannot be written stays, and is written first once writing works again; what comes meanwhile is
+//! a gap, which the recording then tells. A strict session is ended at the first failure.
+//! Invariants: a recorder that is dropped before [`Recorder::keep`] leaves no file; one that is dropped later leaves
+//! one with an ending, whatever became of the session.
+
+use std::fs::File;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::PollSender;
+use tracing::{error, info, warn};
+
+use super::Recordings;
+use super::echo::Echo;
+use super::spool::{PART, Part, Room};
+use crate::drain::Drain;
+use crate::recording::container::{self, Recovered, Writer};
+use crate::recording::facts::{Details, Ending, Facts, Gap, Stdin};
+use crate::status::Refusal;
+use crate::telemetry::{EndReason, chain};
+use crate::wire::remotecommand::{Outcome, Protocol};
+use crate::wire::tap::{Moved, Tap};
+use crate::wire::tape::{self, Kind, Tape};
+
+/// A tape of so many bytes is handed over at once. Four reads of a connection: large enough to compress well.
+const CHUNK: usize = 256 * 1024;
+
+/// A shorter one, this long after its first byte: so much is lost when podgate is killed.
+const CHUNK_TIME: Duration = Duration::from_secs(1);
+
+/// How long the spool may take for the beginning of a recording, which its session waits for.
+const BEGIN: Duration = Duration::from_secs(10);
+
+/// How long it may take no chunk before the recording counts as failed: the disk hangs.
+const STALL: Duration = Duration::from_secs(30);
+
+/// How long a session that is over keeps its seat for the end of its recording; that is written all the same.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// The same once the drain cuts: below its grace.
+const CUT_FINISH: Duration = Duration::from_secs(1);
+
+/// How often an end that cannot be written is tried again.
+const CLOSE_RETRY: Duration = Duration::from_secs(1);
+
+/// And how long; beyond it the recording is left to be recovered as one that was cut.
+const CLOSE_FOR: Duration = Duration::from_secs(60);
+
+/// Most gaps that an ending tells one by one; further ones are told as the last.
+const MAX_GAPS: usize = 1000;
+
+/// What of a buffer is kept between chunks.
+const KEPT: usize = 2 * CHUNK;
+
+/// A session's hold on its recording.
+pub struct Recorder {
+    id: String,
+    strict: bool,
+    began: Instant,
+    chunks: PollSender<Vec<u8>>,
+    failed: oneshot::Receiver<String>,
+    done: oneshot::Receiver<Done>,
+    shared: Arc<Shared>,
+    recordings: Recordings,
+    /// Since when there is something on the tape.
+    since: Option<Instant>,
+    /// Since when the spool has no room for the next chunk.
+    full: Option<Instant>,
+}
+
+/// What is to be recorded, and how.
+pub struct Begin {
+    /// What stands in front.
+    pub facts: Facts,
+    /// And for those only who may read it.
+    pub details: Details,
+    /// Whether the session ends with its recording.
+    pub strict: bool,
+}
+
+/// What became of a recording.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Done {
+    /// Its id.
+    pub id: String,
+    /// What stands behind it.
+    pub ending: Ending,
+}
+
+/// There can be no recording.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The spool does not take it.
+    #[error("write the beginning of the recording")]
+    Write(#[source] io::Error),
+    /// It cannot be made.
+    #[error("make the beginning of the recording")]
+    Make(#[source] container::Error),
+    /// The spool hangs.
+    #[error("the spool did not take the beginning of the recording within {BEGIN:?}")]
+    Late,
+    /// A defect.
+    #[error("the recorder went away")]
+    Gone,
+}
+
+/// What the session tells the recording besides its tape.
+#[derive(Default)]
+struct Shared(Mutex<Told>);
+
+#[derive(Default)]
+struct Told {
+    /// There is a session.
+    kept: bool,
+    /// What could not be handed over.
+    lost: Option<Gap>,
+    /// The session is over.
+    last: Option<Last>,
+}
+
+/// The end of a session.
+struct Last {
+    tape: Vec<u8>,
+    seconds: f64,
+    reason: EndReason,
+    exit_code: Option<u8>,
+    moved: Moved,
+}
+
+// === impl Recorder ===
+
+impl Recorder {
+    /// Begins a recording. Dropping the future leaves nothing.
+    ///
+    /// # Errors
+    /// When a strict one cannot begin.
+    pub async fn begin(recordings: &Recordings, begin: Begin) -> Result<Self, Error> {
+        let (id, strict, began) = (begin.facts.id.clone(), begin.strict, Instant::now());
+        let (chunks, orders) = mpsc::channel(1);
+        let (tell_failed, failed) = oneshot::channel();
+        let (tell_done, done) = oneshot::channel();
+        let (tell_begun, begun) = oneshot::channel();
+        let shared = Arc::new(Shared::default());
+        let task = Task {
+            shared: shared.clone(),
+            recordings: recordings.clone(),
+            orders,
+            failed: strict.then_some(tell_failed),
+            done: tell_done,
+            begun: tell_begun,
+        };
+        recordings.drain().spawn(task.run(begin));
+        let recorder = Self {
+            id,
+            strict,
+            began,
+            chunks: PollSender::new(chunks),
+            failed,
+            done,
+            shared,
+            recordings: recordings.clone(),
+            since: None,
+            full: None,
+        };
+        let begun = match timeout(BEGIN, begun).await {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(_)) => Err(Error::Gone),
+            Err(_) => Err(Error::Late),
+        };
+        match begun {
+            Err(error) if strict => Err(error),
+            Err(error) => {
+                warn!(
+                    recording.id = recorder.id,
+                    error = chain(&error),
+                    "a session begins without its recording"
+                );
+                Ok(recorder)
+            }
+            Ok(()) => Ok(recorder),
+        }
+    }
+
+    /// The recording's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// When the session began, by which its tape is timed.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// There is a session: from now on there will be a recording, whatever happens.
+    pub fn keep(&self) {
+        self.shared.told().kept = true;
+    }
+
+    /// Hands the tape over when it is time for it. Ready when the session may read on.
+    ///
+    /// # Errors
+    /// Why a strict session cannot go on.
+    pub fn poll(&mut self, cx: &mut Context<'_>, tape: &mut Tape) -> Poll<Result<(), String>> {
+        if self.strict
+            && let Poll::Ready(failed) = Pin::new(&mut self.failed).poll(cx)
+        {
+            return Poll::Ready(Err(failed.unwrap_or_else(|_| Error::Gone.to_string())));
+        }
+        if tape.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let due = match self.since {
+            Some(since) => tape.len() >= CHUNK || since.elapsed() >= CHUNK_TIME,
+            None => {
+                self.since = Some(Instant::now());
+                tape.len() >= CHUNK
+            }
+        };
+        if !due {
+            return Poll::Ready(Ok(()));
+        }
+        match self.chunks.poll_reserve(cx) {
+            Poll::Ready(Ok(())) => {
+                self.no_longer_full();
+                // It fails only when the task is gone, as reserving does.
+                let _ = self.chunks.send_item(tape.take());
+                self.since = None;
+            }
+            Poll::Ready(Err(_)) if self.strict => return Poll::Ready(Err(Error::Gone.to_string())),
+            Poll::Ready(Err(_)) => self.lose(tape, Error::Gone.to_string()),
+            Poll::Pending => {
+                let full = *self.full.get_or_insert_with(Instant::now);
+                if full.elapsed() >= STALL {
+                    let why = format!("the spool has taken nothing for {STALL:?}");
+                    if self.strict {
+                        return Poll::Ready(Err(why));
+                    }
+                    self.lose(tape, why);
+                } else if tape.len() >= CHUNK {
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// When it wants to be polled again although nothing has happened.
+    pub fn due(&self) -> Option<Instant> {
+        let due = self.since? + CHUNK_TIME;
+        Some(self.full.map_or(due, |full| due.max(full + STALL)))
+    }
+
+    /// The session is over: writes the rest. Resolves when the recording is closed, or with nothing when that takes
+    /// longer than a seat can be kept for it. Dropping the future changes nothing of what is written.
+    pub async fn finish(mut self, tap: &mut Tap, reason: EndReason, drain: &Drain) -> Option<Done> {
+        self.no_longer_full();
+        tap.end();
+        let last = Last {
+            seconds: self.began.elapsed().as_secs_f64(),
+            reason,
+            exit_code: exit_code(tap.result()),
+            moved: tap.moved(),
+            tape: tap.tape().map(Tape::take).unwrap_or_default(),
+        };
+        self.shared.told().last = Some(last);
+        let Self { chunks, done, id, .. } = self;
+        drop(chunks);
+        let cut = async {
+            drain.cutting().await;
+            sleep(CUT_FINISH).await;
+        };
+        tokio::select! {
+            done = timeout(FINISH, done) => match done {
+                Ok(Ok(done)) => return Some(done),
+                Ok(Err(_)) => return None,
+                Err(_) => {}
+            },
+            () = cut => {}
+        }
+        warn!(
+            recording.id = id,
+            "a recording is not closed yet, its session does not wait for it any longer"
+        );
+        None
+    }
+
+    fn no_longer_full(&mut self) {
+        if let Some(full) = self.full.take() {
+            self.recordings.metrics().wait.inc_by(full.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Throws the tape away, and remembers that.
+    fn lose(&mut self, tape: &mut Tape, cause: String) {
+        self.since = None;
+        let bytes = tape.take();
+        let mut told = self.shared.told();
+        extend(&mut told.lost, &bytes, cause);
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// What the client is told.
+    pub fn refusal(&self) -> Refusal {
+        let cause = match self {
+            Self::Write(source) => source.to_string(),
+            Self::Make(source) => source.to_string(),
+            Self::Late | Self::Gone => self.to_string(),
+        };
+        Refusal::Unavailable(format!("this session has to be recorded, and cannot be: {cause}"))
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why what is left of a recording could not be closed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unrecovered {
+    /// It may be, another time.
+    #[error("finish it in the spool")]
+    Later(#[source] io::Error),
+    /// Never.
+    #[error("read it")]
+    Unreadable(#[source] container::Error),
+}
+
+/// Closes a recording that was being written when podgate was killed. Does blocking I/O.
+pub(super) fn recover(recordings: &Recordings, name: &str) -> Result<(), Unrecovered> {
+    let (spool, later) = (recordings.spool(), Unrecovered::Later);
+    let file = File::open(spool.path(&format!("{name}{PART}"))).map_err(later)?;
+    if file.metadata().map_err(later)?.len() == 0 {
+        return spool.remove(&format!("{name}{PART}")).map_err(later);
+    }
+    let Recovered { facts, keep, tail, ending } =
+        container::recover(file, recordings.keys()).map_err(|error| match error {
+            container::Error::Read(error) => Unrecovered::Later(error),
+            error => Unrecovered::Unreadable(error),
+        })?;
+    let mut part = spool.reopen(name, keep).map_err(later)?;
+    part.append(&tail, Room::Given).map_err(later)?;
+    part.close(&facts.id, &super::card(&facts, &ending)).map_err(later)?;
+    let outcome = if ending.cut { "cut" } else { "whole" };
+    recordings.metrics().closed.with_label_values(&[outcome]).inc();
+    Ok(())
+}
+
+/// The task of one recording.
+struct Task {
+    shared: Arc<Shared>,
+    recordings: Recordings,
+    orders: mpsc::Receiver<Vec<u8>>,
+    failed: Option<oneshot::Sender<String>>,
+    done: oneshot::Sender<Done>,
+    begun: oneshot::Sender<Result<(), Error>>,
+}
+
+// === impl Task ===
+
+impl Task {
+    async fn run(mut self, begin: Begin) {
+        let recordings = self.recordings.clone();
+        let Some(made) = blocking(move || Writing::make(recordings, begin)).await else { return };
+        let mut writing = match made {
+            Ok(writing) => writing,
+            Err(error) => return drop(self.begun.send(Err(Error::Make(error)))),
+        };
+        let Some((back, begun)) = with(writing, |writing| writing.flush(Room::Needed)).await else { return };
+        writing = back;
+        // Whoever wanted it may be gone; then the channel is closed as well.
+        let _ = self.begun.send(begun.map_err(Error::Write));
+        while let Some(tape) = self.orders.recv().await {
+            let lost = self.shared.told().lost.take();
+            let Some((back, written)) = with(writing, move |writing| writing.write(&tape, lost)).await else {
+                return;
+            };
+            writing = back;
+            if let (Err(error), Some(failed)) = (written, self.failed.take()) {
+                let _ = failed.send(error.to_string());
+            }
+        }
+        let Told { kept, lost, last } = std::mem::take(&mut *self.shared.told());
+        if !kept {
+            with(writing, Writing::discard).await;
+            return;
+        }
+        let Some((back, ending)) = with(writing, move |writing| writing.end(last, lost)).await else {
+            return;
+        };
+        writing = back;
+        let id = writing.facts.id.clone();
+        let until = Instant::now() + CLOSE_FOR;
+        loop {
+            let Some((back, closed)) = with(writing, Writing::close).await else { return };
+            writing = back;
+            let Err(error) = closed else { break };
+            if Instant::now() >= until || self.recordings.drain().is_stopping() {
+                error!(
+                    recording.id = id,
+                    error = chain(&error),
+                    "a recording cannot be closed; it is left to be recovered"
+                );
+                return writing.count("lost");
+            }
+            tokio::select! {
+                () = sleep(CLOSE_RETRY) => {}
+                () = self.recordings.drain().stopping() => {}
+            }
+        }
+        writing.count(if ending.gaps.is_empty() { "whole" } else { "gap" });
+        info!(recording.id = id, recording.gaps = ending.gaps.len(), "recording closed");
+        self.recordings.closed();
+        // A session that could not wait for it is gone.
+        let _ = self.done.send(Done { id, ending });
+    }
+}
+
+/// Runs what blocks where that is allowed; `None` when it panicked, which is told.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.inspect_err(|error| error!(error = chain(error), "a recorder went away")).ok()
+}
+
+async fn with<T: Send + 'static>(
+    mut writing: Box<Writing>,
+    work: impl FnOnce(&mut Writing) -> T + Send + 'static,
+) -> Option<(Box<Writing>, T)> {
+    blocking(move || {
+        let done = work(&mut writing);
+        (writing, done)
+    })
+    .await
+}
+
+/// What stands on the blocking pool between two chunks.
+struct Writing {
+    recordings: Recordings,
+    facts: Facts,
+    strict: bool,
+    filter: Filter,
+    /// Until the end was made.
+    writer: Option<Writer>,
+    /// From its first write on.
+    part: Option<Part>,
+    /// Sealed, and not written.
+    pending: Vec<u8>,
+    /// What is not recorded because of that.
+    gap: Option<Gap>,
+    gaps: Vec<Gap>,
+    card: Vec<u8>,
+}
+
+/// What becomes of stdin.
+enum Filter {
+    All,
+    None,
+    Echoed(Box<Echo>),
+}
+
+// === impl Writing ===
+
+impl Writing {
+    fn make(recordings: Recordings, begin: Begin) -> Result<Box<Self>, container::Error> {
+        let Begin { facts, details, strict } = begin;
+        let mut pending = Vec::new();
+        let writer = Writer::begin(&facts, &details, recordings.keys(), &mut pending)?;
+        let filter = match facts.records_stdin {
+            Stdin::None => Filter::None,
+            Stdin::Echoed if facts.tty => Filter::Echoed(Box::default()),
+            Stdin::Echoed | Stdin::All => Filter::All,
+        };
+        Ok(Box::new(Self {
+            recordings,
+            facts,
+            strict,
+            filter,
+            writer: Some(writer),
+            part: None,
+            pending,
+            gap: None,
+            gaps: Vec::new(),
+            card: Vec::new(),
+        }))
+    }
+
+    /// Writes what is sealed.
+    fn flush(&mut self, room: Room) -> io::Result<()> {
+        let bytes = self.pending.len() as u64;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let written = match &mut self.part {
+            Some(part) => part.append(&self.pending, room),
+            None => {
+                let name = name(&self.facts);
+                self.recordings.spool().create(&name, &self.pending, room).map(|part| self.part = Some(part))
+            }
+        };
+        self.recordings.tell(written.is_ok());
+        written?;
+        self.recordings.metrics().bytes.inc_by(bytes);
+        self.pending.clear();
+        self.pending.shrink_to(KEPT);
+        Ok(())
+    }
+
+    /// Records a tape, or counts it as missing.
+    fn write(&mut self, tape: &[u8], lost: Option<Gap>) -> io::Result<()> {
+        if let Some(lost) = lost {
+            join(&mut self.gap, lost);
+        }
+        if let Err(error) = self.flush(Room::Needed) {
+            if self.gap.is_none() {
+                let id = &self.facts.id;
+                warn!(
+                    recording.id = id,
+                    strict = self.strict,
+                    error = chain(&error),
+                    "a session is not recorded"
+                );
+            }
+            extend(&mut self.gap, tape, error.to_string());
+            return Err(error);
+        }
+        self.mark()?;
+        let filtered = self.filter.pass(tape)?;
+        self.seal(filtered.as_deref().unwrap_or(tape))?;
+        self.flush(Room::Needed)
+    }
+
+    fn seal(&mut self, tape: &[u8]) -> io::Result<()> {
+        let Some(writer) = self.writer.as_mut().filter(|_| !tape.is_empty()) else { return Ok(()) };
+        writer.chunk(tape, &mut self.pending).map_err(io::Error::other)
+    }
+
+    /// Says in the recording what is missing before this.
+    fn mark(&mut self) -> io::Result<()> {
+        let Some(gap) = self.gap.take() else { return Ok(()) };
+        let mut mark = Tape::default();
+        mark.at(Duration::try_from_secs_f64(gap.to).unwrap_or_default());
+        let Gap { from, to, bytes, cause } = &gap;
+        let text = format!("{bytes} bytes from {from:.3} s to {to:.3} s could not be recorded: {cause}");
+        mark.put(Kind::Gap, text.as_bytes());
+        self.recordings.metrics().gaps.inc();
+        match self.gaps.get_mut(MAX_GAPS - 1) {
+            Some(last) => *last = joined(last, gap),
+            None => self.gaps.push(gap),
+        }
+        self.seal(&mark.take())
+    }
+
+    /// Seals the rest and the ending; all of it waits to be written.
+    fn end(&mut self, last: Option<Last>, lost: Option<Gap>) -> Ending {
+        let aborted = || Last {
+            tape: Vec::new(),
+            seconds: (jiff::Timestamp::now() - self.facts.started)
+                .total(jiff::Unit::Second)
+                .unwrap_or_default(),
+            reason: EndReason::Aborted,
+            exit_code: None,
+            moved: Moved::default(),
+        };
+        let Last { tape, seconds, reason, exit_code, moved } = last.unwrap_or_else(aborted);
+        let id = self.facts.id.clone();
+        let warn = |error: &io::Error| {
+            warn!(recording.id = id, error = chain(error), "the end of a session is not recorded yet");
+        };
+        // What could not be written waits, or counts as missing, and that is written now.
+        let _ = self.write(&tape, lost).inspect_err(warn);
+        let rest = self.filter.end(seconds);
+        let sealed = self.mark().and_then(|()| self.seal(&rest));
+        let _ = sealed.inspect_err(warn);
+        let gaps = std::mem::take(&mut self.gaps);
+        let ending = Ending {
+            seconds,
+            reason: reason.word().to_owned(),
+            exit_code,
+            moved,
+            cut: false,
+            gaps,
+            typed: Vec::new(),
+        };
+        if let Some(writer) = self.writer.take()
+            && let Err(error) = writer.end(&ending, &mut self.pending)
+        {
+            error!(recording.id = id, error = chain(&error), "a recording has no end");
+        }
+        self.card = super::card(&self.facts, &ending);
+        ending
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        self.flush(Room::Given)?;
+        match &mut self.part {
+            Some(part) => part.close(&self.facts.id, &self.card),
+            None => Ok(()),
+        }
+    }
+
+    fn discard(&mut self) {
+        if let Some(part) = self.part.take() {
+            part.discard();
+        }
+        self.count("discarded");
+    }
+
+    fn count(&self, outcome: &str) {
+        self.recordings.metrics().closed.with_label_values(&[outcome]).inc();
+    }
+}
+
+// === impl Filter ===
+
+impl Filter {
+    /// What of a tape may be written; `None` for all of it.
+    fn pass(&mut self, tape: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let (mut rest, mut out) = (tape, Tape::default());
+        if matches!(self, Self::All) {
+            return Ok(None);
+        }
+        while let Some(piece) = tape::next(&mut rest).map_err(io::Error::other)? {
+            match self {
+                Self::Echoed(echo) => echo.piece(piece, &mut out),
+                Self::All | Self::None if piece.kind == Kind::Stdin => {}
+                Self::All | Self::None => {
+                    out.at(piece.at);
+                    out.put(piece.kind, piece.bytes);
+                }
+            }
+        }
+        Ok(Some(out.take()))
+    }
+
+    /// What is left to be written.
+    fn end(&mut self, seconds: f64) -> Vec<u8> {
+        let mut out = Tape::default();
+        out.at(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        if let Self::Echoed(echo) = self {
+            echo.end(&mut out);
+        }
+        out.take()
+    }
+}
+
+/// The name of a recording's file.
+fn name(facts: &Facts) -> String {
+    format!("{}.{}.zst", facts.id, if facts.tty { "cast" } else { "tape" })
+}
+
+/// The exit code in a result that has one.
+fn exit_code(result: &[u8]) -> Option<u8> {
+    // v1 to v3 write no code, and nothing at all for a success, which is what an attach that was left writes as well.
+    match Outcome::parse(Protocol::V4, result).ok().filter(|_| !result.is_empty())? {
+        Outcome::Success => Some(0),
+        Outcome::Exit { code, .. } => Some(code),
+        Outcome::Internal { .. } | Outcome::Other { .. } => None,
+    }
+}
+
+/// Lets a gap go on over this tape.
+fn extend(gap: &mut Option<Gap>, tape: &[u8], cause: String) {
+    let (mut rest, mut times) = (tape, None::<(f64, f64)>);
+    while let Ok(Some(piece)) = tape::next(&mut rest) {
+        let at = piece.at.as_secs_f64();
+        times = Some((times.map_or(at, |(from, _)| from), at));
+    }
+    if let Some((from, to)) = times {
+        join(gap, Gap { from, to, bytes: tape.len() as u64, cause });
+    }
+}
+
+fn join(gap: &mut Option<Gap>, next: Gap) {
+    *gap = Some(match gap {
+        Some(gap) => joined(gap, next),
+        None => next,
+    });
+}
+
+fn joined(gap: &Gap, next: Gap) -> Gap {
+    let (from, to) = (gap.from.min(next.from), gap.to.max(next.to));
+    Gap { from, to, bytes: gap.bytes.saturating_add(next.bytes), cause: gap.cause.clone() }
+}
