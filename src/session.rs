@@ -29,7 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::drain::Drain;
-use crate::tap::record::Recorder;
+use crate::tap::record::{Done, Recorder};
 use crate::telemetry::{EndReason, Meters, Record, chain};
 use crate::wire::link::{Fate, Fault, Link, Timing};
 use close::FAR_DRAIN;
@@ -193,11 +193,15 @@ impl Sessions {
             splice.stamp();
             let (recorder, mut tap) = (splice.recorder.take(), std::mem::take(&mut splice.out.tap));
             let recorded = async {
-                if let Some(recorder) = recorder {
-                    recorder.finish(&mut tap, farewell.reason, &self.drain).await;
+                match recorder {
+                    Some(recorder) => recorder.finish(&mut tap, farewell.reason, &self.drain).await,
+                    None => None,
                 }
             };
-            tokio::join!(self.part(splice, socket, &meters, &farewell), recorded);
+            let ((), recorded) = tokio::join!(self.part(splice, socket, &meters, &farewell), recorded);
+            if let Some(Done { ending, .. }) = recorded {
+                record.recorded(&ending);
+            }
             record.end(farewell.reason, farewell.cause);
         })
         .await;

@@ -20,14 +20,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
 use crate::config::recording::{Demand, Record, Rule};
 use crate::drain::Drain;
 use crate::locate::Place;
-use crate::recording::facts::{Details, Ending, Facts};
+use crate::recording::facts::{Details, Facts};
 use crate::recording::keys::Keys;
 use crate::telemetry::{Metrics, chain, metrics};
 use record::{Begin, Recorder};
@@ -156,6 +155,11 @@ impl Tapped {
     /// Whether its session is recorded.
     pub fn is_recorded(&self) -> bool {
         self.recorder.is_some()
+    }
+
+    /// What will record its session.
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
     }
 
     /// What records its session. Without this it leaves nothing.
@@ -316,14 +320,4 @@ impl Recordings {
             }
         }
     }
-}
-
-/// What lists need to know of a recording: written beside it.
-fn card(facts: &Facts, ending: &Ending) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct Card<'a> {
-        facts: &'a Facts,
-        ending: &'a Ending,
-    }
-    serde_json::to_vec(&Card { facts, ending }).expect("numbers and text are JSON")
 }

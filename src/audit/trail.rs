@@ -25,11 +25,8 @@ use crate::config::{Mode, WhenDown};
 use crate::request::{Ask, Attributes};
 use crate::status::{Encoding, Refusal};
 
-/// Bytes of one annotation; what is longer is cut. One line of a command is seldom a tenth of it.
-const ANNOTATION: usize = 4096;
-
 /// Bytes of all annotations of an event: a few long ones. More are left out.
-const ANNOTATIONS: usize = 4 * ANNOTATION;
+const ANNOTATIONS: usize = 4 * Trail::ANNOTATION;
 
 /// Prefix of podgate's own annotations.
 const PREFIX: &str = "podgate.dev/";
@@ -61,6 +58,9 @@ struct Inner {
 // === impl Trail ===
 
 impl Trail {
+    /// Bytes of one annotation; what is longer is cut. One line of a command is seldom a tenth of it.
+    pub const ANNOTATION: usize = 4096;
+
     /// The trail of a request with this head.
     pub(super) fn of(audit: Arc<Shared>, headers: &HeaderMap, peer: SocketAddr, id: &str, ask: &Ask) -> Self {
         Self::about(audit, headers, peer, id, &ask.uri, ask.attributes.clone(), ask.long_running())
@@ -179,8 +179,8 @@ impl Trail {
     pub fn annotate(&mut self, key: &str, value: impl Into<String>) {
         let Some(inner) = &mut self.0 else { return };
         let mut value = value.into();
-        if value.len() > ANNOTATION {
-            value.truncate(value.floor_char_boundary(ANNOTATION));
+        if value.len() > Self::ANNOTATION {
+            value.truncate(value.floor_char_boundary(Self::ANNOTATION));
             value.push_str("...TRUNCATED");
         }
         let key = format!("{PREFIX}{key}");
@@ -316,7 +316,7 @@ impl Inner {
         let stages = [Stage::RequestReceived, Stage::ResponseStarted, Stage::ResponseComplete];
         let started = |stage| stage != Stage::ResponseStarted || self.long_running;
         let events = stages.into_iter().filter(|&stage| !omitted(stage) && started(stage)).count();
-        let each = self.event.encode().len() + ANNOTATION;
+        let each = self.event.encode().len() + Trail::ANNOTATION;
         let mut all = true;
         for queue in &self.audit.queues {
             let room = if strict && queue.is_down() { None } else { queue.reserve(events, each) };

@@ -25,13 +25,15 @@ use super::Recordings;
 use super::echo::Echo;
 use super::spool::{PART, Part, Room};
 use crate::drain::Drain;
+use crate::recording::card::{self, Card};
 use crate::recording::container::{self, Recovered, Writer};
 use crate::recording::facts::{Details, Ending, Facts, Gap, Stdin};
+use crate::recording::typed::Typed;
 use crate::status::Refusal;
 use crate::telemetry::{EndReason, chain};
 use crate::wire::remotecommand::{Outcome, Protocol};
 use crate::wire::tap::{Moved, Tap};
-use crate::wire::tape::{self, Kind, Tape};
+use crate::wire::tape::{self, Kind, Piece, Tape};
 
 /// A tape of so many bytes is handed over at once. Four reads of a connection: large enough to compress well.
 const CHUNK: usize = 256 * 1024;
@@ -66,6 +68,7 @@ const KEPT: usize = 2 * CHUNK;
 /// A session's hold on its recording.
 pub struct Recorder {
     id: String,
+    rule: String,
     strict: bool,
     began: Instant,
     chunks: PollSender<Vec<u8>>,
@@ -146,7 +149,8 @@ impl Recorder {
     /// # Errors
     /// When a strict one cannot begin.
     pub async fn begin(recordings: &Recordings, begin: Begin) -> Result<Self, Error> {
-        let (id, strict, began) = (begin.facts.id.clone(), begin.strict, Instant::now());
+        let (id, rule) = (begin.facts.id.clone(), begin.facts.rule.clone());
+        let (strict, began) = (begin.strict, Instant::now());
         let (chunks, orders) = mpsc::channel(1);
         let (tell_failed, failed) = oneshot::channel();
         let (tell_done, done) = oneshot::channel();
@@ -163,6 +167,7 @@ impl Recorder {
         recordings.drain().spawn(task.run(begin));
         let recorder = Self {
             id,
+            rule,
             strict,
             began,
             chunks: PollSender::new(chunks),
@@ -195,6 +200,11 @@ impl Recorder {
     /// The recording's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The rule that demanded it.
+    pub fn rule(&self) -> &str {
+        &self.rule
     }
 
     /// When the session began, by which its tape is timed.
@@ -274,6 +284,7 @@ impl Recorder {
             tape: tap.tape().map(Tape::take).unwrap_or_default(),
         };
         self.shared.told().last = Some(last);
+        let secret = !self.recordings.keys().recipients.is_empty();
         let Self { chunks, done, id, .. } = self;
         drop(chunks);
         let cut = async {
@@ -282,7 +293,13 @@ impl Recorder {
         };
         tokio::select! {
             done = timeout(FINISH, done) => match done {
-                Ok(Ok(done)) => return Some(done),
+                Ok(Ok(Done { id, mut ending })) => {
+                    if secret {
+                        // What only recipients may read goes nowhere else.
+                        ending.typed.clear();
+                    }
+                    return Some(Done { id, ending });
+                }
                 Ok(Err(_)) => return None,
                 Err(_) => {}
             },
@@ -357,7 +374,7 @@ pub(super) fn recover(recordings: &Recordings, name: &str) -> Result<(), Unrecov
         })?;
     let mut part = spool.reopen(name, keep).map_err(later)?;
     part.append(&tail, Room::Given).map_err(later)?;
-    part.close(&facts.id, &super::card(&facts, &ending)).map_err(later)?;
+    part.close(&facts.id, &Card::bare(&facts, &ending).to_json()).map_err(later)?;
     let outcome = if ending.cut { "cut" } else { "whole" };
     recordings.metrics().closed.with_label_values(&[outcome]).inc();
     Ok(())
@@ -465,7 +482,12 @@ struct Writing {
     /// What is not recorded because of that.
     gap: Option<Gap>,
     gaps: Vec<Gap>,
-    card: Vec<u8>,
+    /// Reads typed lines off a terminal.
+    typed: Option<Box<Typed>>,
+    /// Until the end was made.
+    card: Option<Box<card::Builder>>,
+    /// What stands beside the recording, once the end was made.
+    written_card: Vec<u8>,
 }
 
 /// What becomes of stdin.
@@ -487,7 +509,10 @@ impl Writing {
             Stdin::Echoed if facts.tty => Filter::Echoed(Box::default()),
             Stdin::Echoed | Stdin::All => Filter::All,
         };
+        let card = card::Builder::new(&facts, &details, &recordings.keys().recipients);
         Ok(Box::new(Self {
+            typed: facts.tty.then(Box::default),
+            card: Some(Box::new(card)),
             recordings,
             facts,
             strict,
@@ -497,7 +522,7 @@ impl Writing {
             pending,
             gap: None,
             gaps: Vec::new(),
-            card: Vec::new(),
+            written_card: Vec::new(),
         }))
     }
 
@@ -524,6 +549,10 @@ impl Writing {
 
     /// Records a tape, or counts it as missing.
     fn write(&mut self, tape: &[u8], lost: Option<Gap>) -> io::Result<()> {
+        if let Some(typed) = &mut self.typed {
+            // With the keys that the recording does not get: only what the terminal shows comes out of it.
+            each(tape, |piece| typed.piece(piece.at, piece.kind, piece.bytes))?;
+        }
         if let Some(lost) = lost {
             join(&mut self.gap, lost);
         }
@@ -548,7 +577,11 @@ impl Writing {
 
     fn seal(&mut self, tape: &[u8]) -> io::Result<()> {
         let Some(writer) = self.writer.as_mut().filter(|_| !tape.is_empty()) else { return Ok(()) };
-        writer.chunk(tape, &mut self.pending).map_err(io::Error::other)
+        writer.chunk(tape, &mut self.pending).map_err(io::Error::other)?;
+        match &mut self.card {
+            Some(card) => each(tape, |piece| card.piece(piece.at, piece.kind, piece.bytes)),
+            None => Ok(()),
+        }
     }
 
     /// Says in the recording what is missing before this.
@@ -596,21 +629,23 @@ impl Writing {
             moved,
             cut: false,
             gaps,
-            typed: Vec::new(),
+            typed: self.typed.take().map(|typed| typed.finish()).unwrap_or_default(),
         };
         if let Some(writer) = self.writer.take()
             && let Err(error) = writer.end(&ending, &mut self.pending)
         {
             error!(recording.id = id, error = chain(&error), "a recording has no end");
         }
-        self.card = super::card(&self.facts, &ending);
+        if let Some(card) = self.card.take() {
+            self.written_card = card.finish(&ending).to_json();
+        }
         ending
     }
 
     fn close(&mut self) -> io::Result<()> {
         self.flush(Room::Given)?;
         match &mut self.part {
-            Some(part) => part.close(&self.facts.id, &self.card),
+            Some(part) => part.close(&self.facts.id, &self.written_card),
             None => Ok(()),
         }
     }
@@ -632,20 +667,18 @@ impl Writing {
 impl Filter {
     /// What of a tape may be written; `None` for all of it.
     fn pass(&mut self, tape: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let (mut rest, mut out) = (tape, Tape::default());
+        let mut out = Tape::default();
         if matches!(self, Self::All) {
             return Ok(None);
         }
-        while let Some(piece) = tape::next(&mut rest).map_err(io::Error::other)? {
-            match self {
-                Self::Echoed(echo) => echo.piece(piece, &mut out),
-                Self::All | Self::None if piece.kind == Kind::Stdin => {}
-                Self::All | Self::None => {
-                    out.at(piece.at);
-                    out.put(piece.kind, piece.bytes);
-                }
+        each(tape, |piece| match self {
+            Self::Echoed(echo) => echo.piece(piece, &mut out),
+            Self::All | Self::None if piece.kind == Kind::Stdin => {}
+            Self::All | Self::None => {
+                out.at(piece.at);
+                out.put(piece.kind, piece.bytes);
             }
-        }
+        })?;
         Ok(Some(out.take()))
     }
 
@@ -658,6 +691,15 @@ impl Filter {
         }
         out.take()
     }
+}
+
+/// Shows the pieces of a tape of podgate's own.
+fn each(tape: &[u8], mut see: impl FnMut(Piece<'_>)) -> io::Result<()> {
+    let mut rest = tape;
+    while let Some(piece) = tape::next(&mut rest).map_err(io::Error::other)? {
+        see(piece);
+    }
+    Ok(())
 }
 
 /// The name of a recording's file.

@@ -9,11 +9,15 @@ use tracing::info;
 
 use super::Metrics;
 use crate::audit::Trail;
+use crate::recording::facts::Ending;
 use crate::wire::remotecommand::{Outcome, Protocol};
 use crate::wire::tap::Tap;
 
 /// Longest program name in a record, in bytes. Arguments are only counted: people type secrets there.
 const PROGRAM: usize = 256;
+
+/// Most bytes of typed lines in an audit event: all that an annotation holds.
+const TYPED: usize = Trail::ANNOTATION;
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,11 +167,6 @@ impl Record {
         }
     }
 
-    /// Says something that goes into the audit log alone; see [`Trail::annotate`].
-    pub fn annotate(&mut self, key: &str, value: impl Into<String>) {
-        self.trail.annotate(key, value);
-    }
-
     /// Says what has passed, and with which result.
     pub fn passed(&mut self, tap: &Tap) {
         let moved = tap.moved();
@@ -193,6 +192,31 @@ impl Record {
                     self.trail.annotate("error", text);
                 }
             }
+        }
+    }
+
+    /// Says what its recording says.
+    pub fn recorded(&mut self, ending: &Ending) {
+        if !ending.gaps.is_empty() {
+            self.trail.annotate("recording-gaps", ending.gaps.len().to_string());
+        }
+        // Whole lines: what does not fit is missing at the end, and the recording has it.
+        let (mut text, mut told) = ("[".to_owned(), 0);
+        for line in &ending.typed {
+            let line = serde_json::to_string(line).expect("text and numbers are JSON");
+            if text.len() + line.len() + ",]".len() > TYPED {
+                break;
+            }
+            text.push_str(if told == 0 { "" } else { "," });
+            text.push_str(&line);
+            told += 1;
+        }
+        if told > 0 {
+            self.trail.annotate("typed-commands", text + "]");
+        }
+        let missing = ending.typed.len() - told;
+        if missing > 0 {
+            self.trail.annotate("typed-commands-omitted", missing.to_string());
         }
     }
 

@@ -79,6 +79,10 @@ pub(super) async fn open(
             debug!(node.name = place.node(), far.side = %place.far_side(), "session opened");
             trail.annotate("client-protocol", &switched.client_protocol);
             trail.annotate("far-protocol", &switched.far_protocol);
+            if let Some(recorder) = tapped.recorder() {
+                trail.annotate("recording-id", recorder.id());
+                trail.annotate("rule", recorder.rule());
+            }
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
             let lapse = lapse(door.clone(), place.caller().clone(), attributes);
