@@ -28,7 +28,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 pub use apiserver::{ApiServer, Server};
-pub use carriage::{Carriage, Switched};
+pub use carriage::{Carriage, Switched, Unrecordable};
 
 use crate::cluster::{self, impersonate};
 use crate::config::Translate;

@@ -17,12 +17,13 @@ use std::time::Duration;
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::{ClientHead, Error};
 use crate::config::Translate;
 use crate::locate::{FarSide, Place};
 use crate::request::{Exec, Subresource};
+use crate::status::Refusal;
 use crate::wire::channel::{self, Subprotocol};
 use crate::wire::http1::ResponseHead;
 use crate::wire::link::spdy::SpdyLink;
@@ -36,6 +37,9 @@ use crate::wire::ws::{MaskKey, handshake};
 
 /// Period of [`Link::tick`]: of the pings that a translator sends the far side (`protocol.md` 5.5).
 const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// The header of what is spoken inside SPDY.
+const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
 /// What a server answers that does not speak WebSocket, or not to podgate, or not this subprotocol: 400 where it misses
 /// the headers of SPDY, 403 from a runtime that knows no v5 (`protocol.md` 6.2) and where only `create` is allowed
@@ -55,6 +59,17 @@ pub enum Carriage {
     Tunnelled(handshake::Challenge),
 }
 
+/// Why a session cannot be recorded, whatever the far side says to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unrecordable {
+    /// Nobody here knows what they look like.
+    #[error("the session is to be recorded, and can be in none of the protocols that its client offers")]
+    Protocols,
+    /// More than the channels of a WebSocket can name.
+    #[error("the session is to be recorded, and can be for at most {} ports", portforward::MAX_PORTS)]
+    Ports,
+}
+
 /// What begins once the far side has switched.
 pub struct Switched {
     /// The 101 that the client gets.
@@ -67,6 +82,17 @@ pub struct Switched {
     pub client_protocol: String,
     /// What the far side speaks, such as `SPDY/3.1 v4.channel.k8s.io`.
     pub far_protocol: String,
+}
+
+// === impl Unrecordable ===
+
+impl Unrecordable {
+    /// What the client is told.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Protocols | Self::Ports => Refusal::BadRequest(self.to_string()),
+        }
+    }
 }
 
 // === impl Carriage ===
@@ -95,6 +121,36 @@ impl Carriage {
                 Ok(Self::Translated(challenge.settle(Some(Subprotocol::V5.name()))))
             }
             Subresource::Exec | Subresource::Attach | Subresource::PortForward => Ok(Self::WebSocket),
+        }
+    }
+
+    /// Takes out of what the client offers to speak what podgate could not record: the far side might choose that, and
+    /// run the command, before its answer can be refused. What is left is in one line; servers read no other.
+    ///
+    /// # Errors
+    /// When nothing of it is left.
+    pub fn recordable(&mut self, exec: &Exec, headers: &mut HeaderMap) -> Result<(), Unrecordable> {
+        let command = matches!(exec.subresource, Subresource::Exec | Subresource::Attach);
+        match self {
+            // The far side is offered what podgate knows.
+            Self::Translated(_) => Ok(()),
+            Self::Tunnelled(challenge) => {
+                challenge.retain(|name| name == portforward::TUNNEL_PROTOCOL);
+                if challenge.protocols().is_empty() { Err(Unrecordable::Protocols) } else { Ok(()) }
+            }
+            Self::Spdy => keep(headers, STREAM_PROTOCOL, All::Lines, |name| match command {
+                true => Protocol::SPDY.iter().any(|protocol| protocol.name() == name),
+                false => name == portforward::PROTOCOL,
+            }),
+            Self::WebSocket if !command && exec.ports.len() > portforward::MAX_PORTS => {
+                Err(Unrecordable::Ports)
+            }
+            Self::WebSocket => {
+                keep(headers, header::SEC_WEBSOCKET_PROTOCOL, All::FirstLine, |name| match command {
+                    true => Subprotocol::from_name(name).is_some_and(|known| known != Subprotocol::Unnamed),
+                    false => !name.is_empty() && Legacy::PROTOCOLS.contains(&name),
+                })
+            }
         }
     }
 
@@ -177,6 +233,34 @@ impl Carriage {
     }
 }
 
+/// What of a header servers read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum All {
+    Lines,
+    FirstLine,
+}
+
+/// Leaves of a list in a header what is wanted; a header that is not there, or has nothing in it, stays so.
+fn keep(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    read: All,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(), Unrecordable> {
+    let lines = headers.get_all(&name).iter().take(if read == All::Lines { usize::MAX } else { 1 });
+    let lines: Vec<Cow<'_, str>> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+    let items = || lines.iter().flat_map(|line| handshake::items(line));
+    let kept = items().filter(|item| wanted(item)).collect::<Vec<_>>().join(", ");
+    if kept.is_empty() && items().next().is_some() {
+        return Err(Unrecordable::Protocols);
+    }
+    let kept = HeaderValue::from_str(&kept).map_err(|_| Unrecordable::Protocols)?;
+    if headers.contains_key(&name) {
+        headers.insert(name, kept);
+    }
+    Ok(())
+}
+
 /// The first line of the client's subprotocols, the only one that upstream looks at.
 fn first_protocols(headers: &HeaderMap) -> Cow<'_, str> {
     let first = headers.get(handshake::PROTOCOL_HEADER);
@@ -233,4 +317,108 @@ fn mask() -> MaskKey {
     // The only failure is a system without randomness, on which there was no TLS either.
     let _ = rand::fill(&mut key);
     MaskKey(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exec(subresource: Subresource, ports: usize) -> Exec {
+        Exec {
+            subresource,
+            namespace: "default".into(),
+            pod: "web".into(),
+            container: String::new(),
+            command: Vec::new(),
+            ports: vec![80; ports],
+            stdin: true,
+            stdout: true,
+            stderr: true,
+            tty: false,
+        }
+    }
+
+    fn headers(name: &HeaderName, lines: &[&'static str]) -> HeaderMap {
+        lines.iter().map(|line| (name.clone(), HeaderValue::from_static(line))).collect()
+    }
+
+    #[test]
+    fn what_could_not_be_recorded_is_not_offered_to_the_far_side() {
+        let (spdy, ws) = (STREAM_PROTOCOL, header::SEC_WEBSOCKET_PROTOCOL);
+        let command = [Subresource::Exec, Subresource::Attach];
+        let cases: [(&Carriage, &HeaderName, &[&'static str], Option<&str>); 11] = [
+            (&Carriage::Spdy, &spdy, &["v5.channel.k8s.io", "v4.channel.k8s.io"], Some("v4.channel.k8s.io")),
+            (
+                &Carriage::Spdy,
+                &spdy,
+                &["v9, v2.channel.k8s.io", "x", "channel.k8s.io"],
+                Some("v2.channel.k8s.io, channel.k8s.io"),
+            ),
+            (&Carriage::Spdy, &spdy, &["V4.channel.k8s.io"], None),
+            (&Carriage::Spdy, &spdy, &[], Some("")),
+            (
+                &Carriage::WebSocket,
+                &ws,
+                &["v4.channel.k8s.io,v3.channel.k8s.io, base64.channel.k8s.io"],
+                Some("v4.channel.k8s.io, base64.channel.k8s.io"),
+            ),
+            (&Carriage::WebSocket, &ws, &["v5.channel.k8s.io"], Some("v5.channel.k8s.io")),
+            (&Carriage::WebSocket, &ws, &["channel.k8s.io", "v9"], Some("channel.k8s.io")),
+            // No server looks at a second line.
+            (&Carriage::WebSocket, &ws, &["v9", "channel.k8s.io"], None),
+            (&Carriage::WebSocket, &ws, &["portforward.k8s.io"], None),
+            (&Carriage::WebSocket, &ws, &[","], None),
+            (&Carriage::WebSocket, &ws, &[], Some("")),
+        ];
+        for (carriage, name, lines, left) in cases {
+            for subresource in command {
+                let mut headers = headers(name, lines);
+                let kept = carriage.clone().recordable(&exec(subresource, 0), &mut headers);
+                let value = headers.get_all(name).iter().map(|line| line.to_str().unwrap_or("?"));
+                match left {
+                    Some(left) => {
+                        assert_eq!(
+                            (kept, value.collect::<Vec<_>>().join("+").as_str()),
+                            (Ok(()), left),
+                            "{lines:?}"
+                        );
+                    }
+                    None => assert_eq!(kept, Err(Unrecordable::Protocols), "{lines:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_forward_is_recorded_in_what_port_forwards_speak() {
+        let exec = |ports| exec(Subresource::PortForward, ports);
+        let mut strange = headers(&STREAM_PROTOCOL, &["v4.channel.k8s.io"]);
+        assert_eq!(Carriage::Spdy.recordable(&exec(0), &mut strange), Err(Unrecordable::Protocols));
+        let mut known = headers(&STREAM_PROTOCOL, &["portforward.k8s.io"]);
+        assert_eq!(Carriage::Spdy.recordable(&exec(0), &mut known), Ok(()));
+        let mut ws = headers(&header::SEC_WEBSOCKET_PROTOCOL, &["v4.channel.k8s.io, channel.k8s.io"]);
+        assert_eq!(Carriage::WebSocket.recordable(&exec(128), &mut ws), Ok(()));
+        assert_eq!(ws[header::SEC_WEBSOCKET_PROTOCOL], "v4.channel.k8s.io");
+        assert_eq!(Carriage::WebSocket.recordable(&exec(129), &mut ws), Err(Unrecordable::Ports));
+        for (offered, left) in [
+            ("SPDY/3.1+other.k8s.io, SPDY/3.1+portforward.k8s.io", Ok(())),
+            ("SPDY/3.1+other.k8s.io", Err(Unrecordable::Protocols)),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [
+                ("connection", "Upgrade"),
+                ("upgrade", "websocket"),
+                ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+                ("sec-websocket-version", "13"),
+                ("sec-websocket-protocol", offered),
+            ] {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+            let challenge = handshake::Challenge::read(&Method::GET, &headers);
+            let mut carriage = Carriage::Tunnelled(challenge.expect("a handshake"));
+            assert_eq!(carriage.recordable(&exec(0), &mut headers), left);
+            let Carriage::Tunnelled(challenge) = carriage else { unreachable!("it stays what it is") };
+            assert!(challenge.protocols().iter().all(|name| name == portforward::TUNNEL_PROTOCOL));
+        }
+    }
 }

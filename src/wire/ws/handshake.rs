@@ -188,6 +188,11 @@ impl Challenge {
         &self.protocols
     }
 
+    /// Forgets the subprotocols that are not wanted.
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.protocols.retain(|protocol| wanted(protocol));
+    }
+
     /// The 101 with the first of the client's subprotocols that is among `server`'s. A server that has `""`
     /// takes clients without one, and then says so in an empty header.
     pub fn choose(self, server: &[&str]) -> Result<Answer, Refusal> {
