@@ -2,8 +2,10 @@
 
 pub mod dev;
 pub mod recording;
+pub mod keys;
 pub mod serve;
 mod stop;
+pub mod verify;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

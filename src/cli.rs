@@ -27,6 +27,12 @@ pub enum Command {
     /// Run an embedded cluster on loopback, with podgate in front: real TLS, real kubectl, pods that are local
     /// processes.
     Dev(Dev),
+    /// Prove that recordings are as podgate wrote them. Exit code 0: all are whole; 1: one is not as it was written, or
+    /// by somebody else; 2: one cannot be read; 3: one is as it was written up to where podgate was killed.
+    Verify(Verify),
+    /// Make and show the keys that recordings are signed with and encrypted for.
+    #[command(subcommand)]
+    Keys(Keys),
 }
 
 /// Flags of every gateway. What is not given comes from the file, then from the defaults.
@@ -88,6 +94,45 @@ pub struct Dev {
     /// the state folder, admin's key included.
     #[arg(long)]
     pub danger_listen_beyond_loopback: bool,
+}
+
+/// Flags of `podgate verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Recordings; `-` is what comes in on stdin.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Public key that signed them; several where it was changed. Without one nothing can be proven.
+    #[arg(long = "key", required = true, value_name = "PUBLIC.pem")]
+    pub keys: Vec<PathBuf>,
+    /// Private key of a recipient, to look into encrypted content too. It is proven without.
+    #[arg(long = "identity", value_name = "KEY.pem")]
+    pub identities: Vec<PathBuf>,
+    /// One JSON object for each file.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `podgate keys` can do.
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// Make a key that signs recordings: signing.pem and its public half, signing.pub.pem.
+    Signing {
+        /// Folder for both files; nothing there is overwritten.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Make a key for somebody who reads encrypted recordings: recipient.pem and its public half, recipient.pub.pem.
+    Recipient {
+        /// Folder for both files; nothing there is overwritten.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Print the public half of a key, and its id.
+    Show {
+        /// Either half of either kind of key.
+        file: PathBuf,
+    },
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

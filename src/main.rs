@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use podgate::app::{dev, serve};
+use podgate::app::{dev, keys, serve, verify};
 use podgate::cli::{self, Cli, Command};
 use podgate::config::{self, Config};
 use podgate::telemetry;
@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         Command::Dev(flags) => run(Config::dev(&flags), &flags.gateway, async |config| {
             dev::run(&config).await.map_err(Into::into)
         }),
+        Command::Verify(flags) => done(verify::run(&flags).map_err(Into::into), USAGE),
+        Command::Keys(flags) => done(keys::run(&flags).map(|()| 0).map_err(Into::into), 1),
     }
 }
 
@@ -53,9 +55,14 @@ fn run(
     let ended = runtime.block_on(face(config));
     // Name look-ups cannot be cancelled and must not delay the end.
     runtime.shutdown_background();
+    done(ended, 1)
+}
+
+/// The exit code of a face, or that of its error.
+fn done(ended: Result<u8, Box<dyn std::error::Error>>, failed: u8) -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
-        Err(error) => fail(&*error, 1),
+        Err(error) => fail(&*error, failed),
     }
 }
 
