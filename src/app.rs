@@ -89,7 +89,9 @@ impl Gateway {
         let (metrics, background) = (ground.metrics.clone(), ground.background.clone());
         let (mut ready, recordings) = (std::mem::take(&mut ground.ready), ground.recordings.clone());
         let (audit, written) = (ground.audit.clone(), ground.audit.clone());
-        ready.push(Ready { name: "audit", check: Box::new(move || written.is_ready()) });
+        if audit.is_on() {
+            ready.push(Ready { name: "audit", check: Box::new(move || written.is_ready()) });
+        }
         if let Some(recordings) = recordings.clone().filter(|_| config.recording.has_strict()) {
             ready.push(Ready { name: "recording", check: Box::new(move || recordings.is_writable()) });
         }

@@ -160,7 +160,21 @@ impl Audit {
         Trail::about(shared.clone(), request.headers(), peer, id, target, attributes, false)
     }
 
-    /// Whether new requests would be refused now for want of a sink. Not asked of an empty one: nothing is.
+    /// Something that was no request: nothing of it is known but where it came from, and what it was answered.
+    pub fn unparsed(&self, peer: SocketAddr, code: u16, why: &str) {
+        let Some(shared) = &self.0 else { return };
+        let (nothing, id) = (Attributes::default(), uuid::Uuid::new_v4().to_string());
+        let headers = http::HeaderMap::new();
+        let mut trail = Trail::about(shared.clone(), &headers, peer, &id, "", nothing, false);
+        trail.unknown_with(code, why);
+    }
+
+    /// Whether anything is written.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether no sink is down, or none that new requests would be refused for.
     pub fn is_ready(&self) -> bool {
         self.0.as_ref().is_none_or(|shared| {
             shared.when_down == WhenDown::Continue || !shared.queues.iter().any(|queue| queue.is_down())

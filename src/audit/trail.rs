@@ -135,8 +135,9 @@ impl Trail {
     }
 
     /// As [`Trail::unknown`], of an answer that is no Status.
-    pub fn unknown_with(&mut self, code: http::StatusCode) {
-        self.only(Outcome::code(code.as_u16()));
+    pub(super) fn unknown_with(&mut self, code: u16, why: &str) {
+        let (status, message) = ("Failure".to_owned(), why.to_owned());
+        self.only(Outcome { status, message, ..Outcome::code(code) });
     }
 
     fn only(&mut self, outcome: Outcome) {

@@ -208,6 +208,11 @@ impl Api {
             self.until_done(serving, never(), never(), |serving| serving.graceful_shutdown()).await
         };
         if let Err(error) = served {
+            // hyper has answered these itself.
+            if error.is_parse() || error.is_parse_too_large() {
+                let code = if error.is_parse_too_large() { 431 } else { 400 };
+                self.shared.audit.unparsed(peer, code, &error.to_string());
+            }
             info!(client.addr = %peer, error = chain(&error), "connection ended by an error");
         }
     }
@@ -284,7 +289,7 @@ impl Door {
             let mut response = Response::new(whole(Bytes::new()));
             *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             self.shared.metrics.requests.with_label_values(&["431"]).inc();
-            self.unread(&request).unknown_with(response.status());
+            self.shared.audit.unparsed(self.conn.peer, 431, "too many headers");
             return Ok(response);
         }
         if self.conn.slot.as_ref().is_some_and(Slot::is_beyond) {

@@ -168,6 +168,24 @@ impl ApiServer {
         .to_string()
     }
 
+    /// Writes a kubeconfig by which this is an audit webhook; where it is.
+    ///
+    /// # Panics
+    /// When the folder cannot be written to.
+    pub fn write_webhook(&self, folder: &Path) -> PathBuf {
+        let (path, server) = (folder.join("webhook"), format!("https://{}", self.addr));
+        let config = self.kubeconfig("webhook.crt").replace(&server, &format!("{server}/audit"));
+        std::fs::write(folder.join("webhook.crt"), &self.pem).expect("write the CA");
+        std::fs::write(&path, config).expect("write the kubeconfig");
+        path
+    }
+
+    /// The audit events that were posted to it, in order.
+    pub fn events(&self) -> Vec<Value> {
+        let posted = self.asked().into_iter().filter(|asked| asked.path == "/audit");
+        posted.flat_map(|asked| asked.body["items"].as_array().cloned().unwrap_or_default()).collect()
+    }
+
     /// Its certificate, which is a root; PEM.
     pub fn certificate(&self) -> &str {
         &self.pem
@@ -403,6 +421,11 @@ impl Shared {
                 review["status"] = status;
                 answered(StatusCode::CREATED, &review)
             }
+            // An audit webhook.
+            ("POST", ["audit"]) => answered(StatusCode::OK, &json!({})),
+            ("POST", ["api", "v1", "namespaces", _, "configmaps"]) => {
+                answered(StatusCode::CREATED, &asked.body)
+            }
             _ => status(StatusCode::NOT_FOUND, "", "the server could not find the requested resource"),
         })
     }
@@ -495,6 +518,7 @@ fn answered(code: StatusCode, body: &Value) -> Response<Body> {
     let body = Full::new(Bytes::from(body.to_string()));
     let mut response = Response::new(body.map_err(|never: Infallible| match never {}).boxed_unsync());
     *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -168,7 +168,8 @@ fn is_age(cell: &Value) -> bool {
         && text.ends_with(|last: char| last.is_ascii_lowercase())
 }
 
-fn pointers(at: &str, one: &Value, other: &Value, differ: &mut impl FnMut(&str, String, String)) {
+/// Calls with every pointer at which two values differ.
+pub(crate) fn pointers(at: &str, one: &Value, other: &Value, differ: &mut impl FnMut(&str, String, String)) {
     match (one, other) {
         (Value::Object(one), Value::Object(other)) => {
             for key in one.keys().chain(other.keys()).collect::<BTreeSet<_>>() {

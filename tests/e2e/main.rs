@@ -14,6 +14,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a check fails by panicking")]
 
 mod answers;
+mod audit;
 mod checks;
 mod clients;
 mod http;

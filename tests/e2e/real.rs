@@ -16,6 +16,7 @@ use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::answers::{self, Tokens};
+use crate::audit;
 use crate::checks::{Echo, Target, feed, piped};
 use crate::clients::Client;
 use crate::http::Server;
@@ -102,6 +103,7 @@ async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
         checks(cluster, mode, &kubeconfig, clients, run).await;
         let podgate_too = Server::new(&api.to_string(), &cluster.authority.certificate());
         compare(cluster, mode, &podgate_too, run).await;
+        evidence(cluster, mode, &podgate_too, run).await;
         identity(cluster, mode, &kubeconfig, &podgate_too, run).await;
         podgate.stop(run.failed()).await;
     }
@@ -139,6 +141,23 @@ async fn compare(cluster: &Cluster, mode: &str, podgate: &Server, run: &mut Run)
     for request in requests::all(&of) {
         let cell = Cell::line("answers", mode, request.name);
         run.cell(cell, None, answers::compare(&request, &tokens, [&kubernetes, podgate], &known)).await;
+    }
+}
+
+/// Asks both the same once more, and compares what they write about it.
+async fn evidence(cluster: &Cluster, mode: &str, podgate: &Server, run: &mut Run) {
+    let server = cluster.server.trim_start_matches("https://").trim_end_matches('/');
+    let kubernetes = Server::new(server, &cluster.server_ca);
+    let log = std::env::var_os("PODGATE_E2E_AUDIT_LOG").map(PathBuf::from);
+    let (tokens, known, own) = (cluster.tokens().await, audit::known(mode), cluster.audit_log(mode));
+    let of = Subjects { namespace: &cluster.namespace, node: &cluster.node, web: "echo" };
+    for request in requests::all(&of) {
+        let check = async {
+            let logs = audit::Logs { kubernetes: log.as_deref().expect(audit::NO_LOG), podgate: &own };
+            audit::compare(&request, &tokens, [&kubernetes, podgate], &logs, &known).await
+        };
+        let cannot = log.is_none().then_some(audit::NO_LOG);
+        run.cell(Cell::line("audit", mode, request.name), cannot, check).await;
     }
 }
 
@@ -306,10 +325,17 @@ impl Cluster {
         let (cert, key) = self.authority.server();
         format!(
             "api:\n  tls: {{certFile: {cert:?}, keyFile: {key:?}}}\nauthentication:\n  clientCAFile: {:?}\n  \
-             anonymous: true\ncluster:\n  kubeconfig: {:?}\nupstream:\n  mode: {mode}\n  kubelet: {kubelet}\n",
+             anonymous: true\ncluster:\n  kubeconfig: {:?}\nupstream:\n  mode: {mode}\n  kubelet: {kubelet}\n\
+             audit: {{file: {{path: {:?}}}}}\n",
             self.authority.certificate(),
             self.identity(),
+            self.audit_log(mode),
         )
+    }
+
+    /// Where podgate writes its audit events.
+    fn audit_log(&self, mode: &str) -> PathBuf {
+        self.folder.path().join(format!("{mode}-audit.log"))
     }
 
     /// Podgate's own kubeconfig.

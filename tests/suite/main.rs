@@ -8,6 +8,7 @@ mod rig;
 
 mod answers;
 mod attach;
+mod audit;
 mod authn;
 mod badlink;
 mod binary;
