@@ -1,8 +1,10 @@
 //! App: the only wiring. Builds rooms from their own part of the config, binds, and runs until told to stop.
 
 pub mod dev;
-pub mod recording;
 pub mod keys;
+pub mod play;
+pub mod recording;
+pub mod recordings;
 pub mod serve;
 mod stop;
 pub mod verify;

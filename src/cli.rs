@@ -3,8 +3,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::telemetry::LogFormat;
 
@@ -33,6 +34,207 @@ pub enum Command {
     /// Make and show the keys that recordings are signed with and encrypted for.
     #[command(subcommand)]
     Keys(Keys),
+    /// Play a recording in this terminal, or write out a channel of it.
+    ///
+    /// Keys: space pauses, the right arrow skips ten seconds, the left one goes back ten, + and - change the speed, q
+    /// ends. Exits with 1 when the recording is not as podgate wrote it, with 3 when its end is missing because podgate
+    /// was killed.
+    Play(Play),
+    /// List, show, search and export the recordings of a folder or an object store.
+    #[command(subcommand)]
+    Recordings(Recordings),
+}
+
+/// What can be done with recordings.
+#[derive(Debug, Subcommand)]
+pub enum Recordings {
+    /// List them, newest first.
+    List(List),
+    /// Show what is known of one, and verify it.
+    Show(Show),
+    /// Find what was typed or shown, with the time in the session. Letters of ASCII are the same in both cases.
+    Search(Search),
+    /// Write one out in another form.
+    Export(Export),
+}
+
+/// Where recordings are.
+#[derive(Debug, Default, Clone, Args)]
+pub struct Store {
+    /// Folder or URL with recordings: s3://bucket/prefix, gs://..., az://... [default: that of the settings].
+    #[arg(long, value_name = "URL", env = "PODGATE_STORE")]
+    pub store: Option<String>,
+    /// Settings of the gateway that made them, for its store and its key.
+    #[arg(long, value_name = "FILE", env = "PODGATE_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// How recordings are read.
+#[derive(Debug, Default, Clone, Args)]
+pub struct Reading {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub store: Store,
+    /// Public half of a key that recordings are signed with (PEM); may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+    /// Private half of a key that they are encrypted for (PEM); may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
+    /// Take recordings for what they say they are, whoever made them.
+    #[arg(long)]
+    pub danger_unverified: bool,
+}
+
+/// Flags of `podgate play`.
+#[derive(Debug, Args)]
+pub struct Play {
+    /// The file, or the id of a recording in the store.
+    #[arg(value_name = "FILE|ID")]
+    pub what: String,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub reading: Reading,
+    /// How many times as fast as it was.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub speed: f64,
+    /// Shortens longer waits to so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub idle_limit: Option<f64>,
+    /// Begin at this time: seconds, 1:30, or 1m30s.
+    #[arg(long, value_name = "TIME", value_parser = offset)]
+    pub from: Option<Duration>,
+    /// Do not show what the client sent.
+    #[arg(long)]
+    pub no_input: bool,
+    /// Write out this channel alone, byte for byte unless into a terminal.
+    #[arg(long, value_name = "CHANNEL")]
+    pub channel: Option<Channel>,
+}
+
+/// Which of the recordings.
+#[derive(Debug, Default, Clone, Args)]
+pub struct Which {
+    /// Who: the caller, or who acted as the caller.
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Where: the namespace.
+    #[arg(long, short, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Where: the pod; with a * at the end, all that begin so.
+    #[arg(long, value_name = "NAME")]
+    pub pod: Option<String>,
+    /// When: 2026-01-31, 2026-01-31T12:00:00Z, or 3h, 2d for so long ago.
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// The same, for those that began before.
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// The exit code of the command.
+    #[arg(long, value_name = "CODE")]
+    pub exit_code: Option<u8>,
+    /// Read all cards anew, and keep none of them here.
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+/// Forms of a list.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// One line each.
+    #[default]
+    Table,
+    /// With all columns.
+    Wide,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Flags of `podgate recordings list`.
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub store: Store,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub which: Which,
+    /// Form of the list.
+    #[arg(long, short, value_name = "FORM", default_value = "table")]
+    pub output: Output,
+}
+
+/// Flags of `podgate recordings show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The file, or the id of a recording in the store.
+    #[arg(value_name = "FILE|ID")]
+    pub what: String,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub reading: Reading,
+}
+
+/// Flags of `podgate recordings search`.
+#[derive(Debug, Args)]
+pub struct Search {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub reading: Reading,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub which: Which,
+    /// In the command, or in a line that was typed in a terminal.
+    #[arg(long, value_name = "TEXT")]
+    pub typed: Option<String>,
+    /// In the output, or in what is kept of stdin.
+    #[arg(long, value_name = "TEXT")]
+    pub text: Option<String>,
+    /// Stop after so many recordings, the newest first; 0 is no limit.
+    #[arg(long, value_name = "N", default_value = "50")]
+    pub limit: usize,
+    /// Form of the list.
+    #[arg(long, short, value_name = "FORM", default_value = "table")]
+    pub output: Output,
+}
+
+/// Forms of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// asciicast v2; of terminal sessions.
+    Cast,
+    /// The bytes of a channel.
+    Raw,
+    /// Lines of text, without what only a terminal understands.
+    Text,
+}
+
+/// Channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Channel {
+    /// To the program, as far as it is kept.
+    Stdin,
+    /// From the program.
+    Stdout,
+    /// Its second output.
+    Stderr,
+}
+
+/// Flags of `podgate recordings export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The file, or the id of a recording in the store.
+    #[arg(value_name = "FILE|ID")]
+    pub what: String,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub reading: Reading,
+    /// What it becomes.
+    #[arg(long, value_name = "FORMAT", default_value = "raw")]
+    pub format: Format,
+    /// Which channel, but for a cast.
+    #[arg(long, value_name = "CHANNEL", default_value = "stdout")]
+    pub channel: Channel,
 }
 
 /// Flags of every gateway. What is not given comes from the file, then from the defaults.
@@ -141,4 +343,13 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
         "json" => Ok(LogFormat::Json),
         _ => Err("is text or json".to_owned()),
     }
+}
+
+/// A time in a session.
+fn offset(text: &str) -> Result<Duration, String> {
+    let clock =
+        || text.split(':').try_fold(0.0, |sum, part| part.parse::<f64>().ok().map(|part| sum * 60.0 + part));
+    let span = || text.parse::<jiff::SignedDuration>().ok().map(|span| span.as_secs_f64());
+    let seconds = clock().or_else(span).ok_or("is seconds, 1:30, or 1m30s")?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use podgate::app::{dev, keys, serve, verify};
+use podgate::app::{dev, keys, play, recordings, serve, verify};
 use podgate::cli::{self, Cli, Command};
 use podgate::config::{self, Config};
 use podgate::telemetry;
@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         }),
         Command::Verify(flags) => done(verify::run(&flags).map_err(Into::into), USAGE),
         Command::Keys(flags) => done(keys::run(&flags).map(|()| 0).map_err(Into::into), 1),
+        Command::Play(flags) => read(play::run(&flags)),
+        Command::Recordings(command) => read(recordings::run(&command)),
     }
 }
 
@@ -63,6 +65,20 @@ fn done(ended: Result<u8, Box<dyn std::error::Error>>, failed: u8) -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => fail(&*error, failed),
+    }
+}
+
+/// Runs one of the faces for auditors, which need no settings and write no log.
+fn read(face: impl Future<Output = Result<u8, recordings::Error>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let ended = runtime.block_on(face);
+    runtime.shutdown_background();
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => fail(&error, error.exit_code()),
     }
 }
 

@@ -9,6 +9,8 @@ pub mod cast;
 pub mod container;
 pub mod facts;
 pub mod keys;
+pub mod library;
 pub mod safe;
+pub mod search;
 pub mod text;
 pub mod typed;

@@ -38,7 +38,7 @@ const SIZE: &str = "r";
 
 /// From pieces to lines.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub struct Writer {
     header: Option<Header>,
     /// Bytes of a character of stdout whose rest has yet to come: three at most.
     begun: Vec<u8>,
@@ -85,7 +85,8 @@ struct Env {
 // === impl Writer ===
 
 impl Writer {
-    pub(super) fn new(facts: &Facts, details: &Details) -> Self {
+    /// For the cast of a session.
+    pub fn new(facts: &Facts, details: &Details) -> Self {
         let mut command = details.command.join(" ");
         command.truncate(command.floor_char_boundary(MAX_COMMAND));
         let TerminalSize { width, height } = USUAL;
@@ -100,7 +101,10 @@ impl Writer {
     }
 
     /// Appends the pieces of a tape as lines. The header goes first of all, with the first size on the first tape.
-    pub(super) fn write(&mut self, tape: &[u8], out: &mut Vec<u8>) -> Result<(), tape::Error> {
+    ///
+    /// # Errors
+    /// When it is no tape.
+    pub fn write(&mut self, tape: &[u8], out: &mut Vec<u8>) -> Result<(), tape::Error> {
         if let Some(mut header) = self.header.take() {
             if let Some(size) = first_size(tape)? {
                 (header.width, header.height) = (size.width, size.height);
