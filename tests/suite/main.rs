@@ -25,6 +25,7 @@ mod operations;
 mod passthrough;
 mod pipeline;
 mod recheck;
+mod recording_matrix;
 mod serve;
 mod upgrade;
 mod upstream;

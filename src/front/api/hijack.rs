@@ -46,7 +46,7 @@ pub(super) async fn open(
     door: Door,
     mut request: Request<Incoming>,
     place: Place,
-    carriage: Carriage,
+    mut carriage: Carriage,
     attributes: Attributes,
     started: Instant,
     trail: &mut Trail,
@@ -62,13 +62,20 @@ pub(super) async fn open(
         request.headers_mut().remove(AUDIT_ID);
     }
     let opening = Opening { client: door.conn.peer, audit_id: audit_id.clone() };
+    let tapped = door.shared.pipeline.tap(place, &opening).await?;
+    if tapped.is_recorded() {
+        let exec = tapped.place().exec();
+        carriage.recordable(exec, request.headers_mut()).map_err(|error| {
+            info!(%error, "request refused");
+            error.refusal()
+        })?;
+    }
     let head = ClientHead {
         method: request.method(),
         headers: request.headers(),
         peer: door.conn.peer,
         carriage: &carriage,
     };
-    let tapped = door.shared.pipeline.tap(place, &opening).await?;
     let answer = door.shared.pipeline.open(&tapped, &head).await?;
     let place = tapped.place();
     let metrics = &door.shared.metrics;
