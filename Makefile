@@ -20,8 +20,9 @@ dev: ## Run the embedded cluster with podgate in front
 check: ## Type-check everything
 	$(CARGO) check --all-targets
 
-test: ## Run all tests, those with a real kubectl included (fetched when none is installed)
-	kubectls="$$(tests/kubectls.sh $(KUBECTLS))" && PODGATE_KUBECTLS="$$kubectls" $(CARGO) test
+test: ## Run all tests, those with a real kubectl and a real player included (fetched when not there)
+	kubectls="$$(tests/kubectls.sh $(KUBECTLS))" && asciinema="$$(tests/asciinema.sh)" && \
+		PODGATE_KUBECTLS="$$kubectls" PODGATE_ASCIINEMA="$$asciinema" $(CARGO) test
 
 soak: ## Run the tests that take minutes: 300 large outputs over links that jitter and break
 	kubectls="$$(tests/kubectls.sh $(KUBECTLS))" && PODGATE_KUBECTLS="$$kubectls" \

@@ -85,7 +85,7 @@ struct Env {
 // === impl Writer ===
 
 impl Writer {
-    /// For the cast of a session.
+    /// A cast of this session, of which nothing is written yet.
     pub fn new(facts: &Facts, details: &Details) -> Self {
         let mut command = details.command.join(" ");
         command.truncate(command.floor_char_boundary(MAX_COMMAND));
@@ -96,7 +96,7 @@ impl Writer {
     }
 
     /// True until the header is written, which every cast has.
-    pub(super) fn is_new(&self) -> bool {
+    pub fn is_new(&self) -> bool {
         self.header.is_some()
     }
 
@@ -174,7 +174,7 @@ impl Writer {
 ///
 /// # Errors
 /// When the text is not as [`Writer`] writes it.
-pub(super) fn read(cast: &[u8], first: bool) -> Result<Vec<u8>, Error> {
+pub fn read(cast: &[u8], first: bool) -> Result<Vec<u8>, Error> {
     let mut lines = cast.strip_suffix(b"\n").unwrap_or(cast).split(|byte| *byte == b'\n');
     if cast.is_empty() {
         lines.next();
@@ -265,13 +265,59 @@ fn text_or_exact(out: &mut Vec<u8>, at: Duration, code: &str, bytes: &[u8]) {
 fn event(out: &mut Vec<u8>, at: Duration, code: &str, text: &str, exact: Option<&[u8]>) {
     let mut line = |code: &str, text: &str| {
         write!(out, "[{}.{:06}, \"{code}\", ", at.as_secs(), at.subsec_micros()).expect("memory takes all");
-        serde_json::to_writer(&mut *out, text).expect("text is JSON");
+        quote(text, out);
         out.extend_from_slice(b"]\n");
     };
     line(code, text);
     if let Some(exact) = exact {
         line(EXACT, &BASE64_STANDARD.encode(exact));
     }
+}
+
+/// Appends text as a JSON string. By hand, because all output of a terminal goes through it: eight bytes at a time.
+fn quote(text: &str, out: &mut Vec<u8>) {
+    let mut rest = text.as_bytes();
+    out.reserve(rest.len() + 2);
+    out.push(b'"');
+    while let Some(at) = first_escaped(rest) {
+        let (plain, escaped) = rest.split_at(at);
+        out.extend_from_slice(plain);
+        let short: &[u8] = match escaped[0] {
+            b'"' => b"\\\"",
+            b'\\' => b"\\\\",
+            b'\n' => b"\\n",
+            b'\r' => b"\\r",
+            b'\t' => b"\\t",
+            byte => {
+                write!(out, "\\u{byte:04x}").expect("memory takes all");
+                b""
+            }
+        };
+        out.extend_from_slice(short);
+        rest = &escaped[1..];
+    }
+    out.extend_from_slice(rest);
+    out.push(b'"');
+}
+
+/// Where the first byte is that cannot stand in a JSON string: a control character, a quote or a backslash.
+fn first_escaped(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    // Its lowest bit is in the first byte below `bound`, which is at most 128.
+    let below = |word: u64, bound: u8| word.wrapping_sub(ONES * u64::from(bound)) & !word & HIGH;
+    let equal = |word: u64, byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let (words, _) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let hits = below(word, b' ') | equal(word, b'"') | equal(word, b'\\');
+        if hits != 0 {
+            return Some(8 * index + hits.trailing_zeros() as usize / 8);
+        }
+    }
+    let from = 8 * words.len();
+    let last = bytes[from..].iter().position(|byte| *byte < b' ' || matches!(byte, b'"' | b'\\'));
+    last.map(|at| from + at)
 }
 
 fn parse_time(text: &str) -> Option<Duration> {
@@ -349,6 +395,16 @@ mod tests {
         assert_eq!(shown(&[b"a\xe2\x82", b"b"]), "a\u{fffd}b");
         assert_eq!(shown(&[b"a\xe2", b"\xe2\x82\xac"]), "a\u{fffd}€");
         assert_eq!(shown(&[b"\xff\xe2", b"\x82", b"\xac"]), "\u{fffd}€");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn text_is_quoted_as_json(text in "([\u{0}-\u{80}]|é|€|😀|[a-z]{1,9}){0,40}") {
+            let mut quoted = Vec::new();
+            quote(&text, &mut quoted);
+            let back: String = serde_json::from_slice(&quoted).unwrap();
+            proptest::prop_assert_eq!(&back, &text);
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! only announces; every limit below holds on writing too, so that what is written can be read.
 //! Sources: RFC 8878 sections 3.1.1 (frames) and 3.1.2 (skippable frames).
 
+#[cfg(any(test, feature = "testing"))]
+pub mod forge;
 mod open;
 mod recover;
 mod seal;

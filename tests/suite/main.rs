@@ -29,4 +29,5 @@ mod recording_matrix;
 mod serve;
 mod upgrade;
 mod upstream;
+mod verify;
 mod websocket;

@@ -11,7 +11,7 @@ use crate::recording::keys::{Identity, Keys, SigningKey};
 use crate::wire::tap::Moved;
 use crate::wire::tape::{Kind as Channel, Tape};
 
-fn facts(tty: bool) -> Facts {
+fn facts_of(tty: bool) -> Facts {
     let word = |text: &str| text.to_owned();
     Facts {
         id: word("5d1f0b1e-7c1c-4d5a-9f2e-3f6f5b0c8a11"),
@@ -49,7 +49,7 @@ fn ending() -> Ending {
     }
 }
 
-fn keys(identities: &[&Identity]) -> Keys {
+fn keys_of(identities: &[&Identity]) -> Keys {
     let recipients = identities.iter().map(|identity| identity.recipient().clone()).collect();
     Keys { signing: SigningKey::generate().unwrap(), recipients }
 }
@@ -65,7 +65,7 @@ fn tape(parts: &[(u64, Channel, &[u8])]) -> Vec<u8> {
 
 fn record(tty: bool, tapes: &[Vec<u8>], keys: &Keys) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut writer = Writer::begin(&facts(tty), &details(), keys, &mut out).unwrap();
+    let mut writer = Writer::begin(&facts_of(tty), &details(), keys, &mut out).unwrap();
     tapes.iter().for_each(|tape| writer.chunk(tape, &mut out).unwrap());
     writer.end(&ending(), &mut out).unwrap();
     out
@@ -137,7 +137,7 @@ fn session() -> Vec<Vec<u8>> {
 fn a_recording_is_read_as_it_was_written() {
     let identity = Identity::generate().unwrap();
     for (tty, identities) in [(false, &[][..]), (true, &[]), (false, &[&identity]), (true, &[&identity])] {
-        let keys = keys(identities);
+        let keys = keys_of(identities);
         let file = record(tty, &session(), &keys);
         let (tapes, end) = read(&file, &keys, &[identity.clone()]).unwrap();
         assert_eq!(bytes(&tapes), bytes(&session()));
@@ -148,12 +148,12 @@ fn a_recording_is_read_as_it_was_written() {
 #[test]
 fn without_an_identity_there_are_facts_and_proof_only() {
     let (identity, other) = (Identity::generate().unwrap(), Identity::generate().unwrap());
-    let keys = keys(&[&identity]);
+    let keys = keys_of(&[&identity]);
     let file = record(true, &session(), &keys);
     assert!(!file.windows(6).any(|part| part == b"secret"));
     let trusted = [keys.signing.verifying().clone()];
     let mut reader = Reader::open(&file[..], Trust::Keys(&trusted), &[]).unwrap();
-    assert_eq!((reader.facts(), reader.details()), (&facts(true), None));
+    assert_eq!((reader.facts(), reader.details()), (&facts_of(true), None));
     assert!(reader.next().unwrap().unwrap().tape.is_none());
     assert!(reader.next().unwrap().is_some() && reader.next().unwrap().is_none());
     assert_eq!(reader.ending(), Some(&Ending { typed: vec![], ..ending() }));
@@ -163,7 +163,7 @@ fn without_an_identity_there_are_facts_and_proof_only() {
 
 #[test]
 fn a_file_that_was_cut_is_recovered_up_to_its_last_whole_chunk() {
-    let keys = keys(&[]);
+    let keys = keys_of(&[]);
     let file = record(false, &session(), &keys);
     let trusted = [keys.signing.verifying().clone()];
     let mut reader = Reader::open(&file[..], Trust::Keys(&trusted), &[]).unwrap();
@@ -184,7 +184,7 @@ fn a_file_that_was_cut_is_recovered_up_to_its_last_whole_chunk() {
 /// Five chunks, in one of the four forms.
 fn long(tty: bool, hidden: bool) -> (Keys, Vec<u8>, Vec<Place>) {
     let identity = Identity::generate().unwrap();
-    let keys = if hidden { keys(&[&identity]) } else { keys(&[]) };
+    let keys = if hidden { keys_of(&[&identity]) } else { keys_of(&[]) };
     let tapes: Vec<_> = (0..5).map(|n| tape(&[(n * 1_500_000, Channel::Stdout, &[n as u8; 90])])).collect();
     let file = record(tty, &tapes, &keys);
     let parts = parts(&file, &keys);
@@ -253,7 +253,7 @@ fn parts_that_are_dropped_doubled_or_swapped_are_found() {
 fn a_part_of_another_recording_is_found_though_the_same_key_signed_it() {
     let (keys, file, parts) = long(false, false);
     let mut other = Vec::new();
-    let facts = Facts { id: "another".into(), ..facts(false) };
+    let facts = Facts { id: "another".into(), ..facts_of(false) };
     let mut writer = Writer::begin(&facts, &details(), &keys, &mut other).unwrap();
     let mut others = vec![0, other.len()];
     for n in 0..5 {
@@ -303,7 +303,7 @@ fn an_end_that_somebody_else_signed_is_found() {
 #[test]
 fn a_whole_forgery_is_one_of_a_stranger() {
     let (_, file, _) = long(false, false);
-    let (trusted, other) = (keys(&[]), keys(&[]));
+    let (trusted, other) = (keys_of(&[]), keys_of(&[]));
     assert!(matches!(read(&file, &trusted, &[]), Err(Error::Stranger { .. })));
     // Whoever writes the trusted key's id into his own head has not its signature.
     let own = record(false, &session(), &other);
@@ -317,7 +317,7 @@ fn a_whole_forgery_is_one_of_a_stranger() {
 #[test]
 fn a_recovered_file_is_not_recovered_again_and_an_altered_one_not_at_all() {
     let identity = Identity::generate().unwrap();
-    for keys in [keys(&[]), keys(&[&identity])] {
+    for keys in [keys_of(&[]), keys_of(&[&identity])] {
         let file = record(true, &session(), &keys);
         let whole = recover(Cursor::new(&file), &keys).unwrap();
         assert_eq!((whole.keep, whole.tail.len()), (file.len() as u64, 0));
@@ -337,7 +337,7 @@ fn a_recovered_file_is_not_recovered_again_and_an_altered_one_not_at_all() {
         let mut altered = file[..cut].to_vec();
         altered[parts[2].offset as usize + 20] ^= 1;
         assert!(recover(Cursor::new(&altered), &keys).is_err());
-        let other = super::tests::keys(&[]);
+        let other = keys_of(&[]);
         assert!(matches!(recover(Cursor::new(&file[..cut]), &other), Err(Error::Stranger { .. })));
         for cut in 0..parts[1].offset as usize {
             assert!(recover(Cursor::new(&file[..cut]), &keys).is_err(), "nothing is sealed at {cut}");
@@ -345,26 +345,16 @@ fn a_recovered_file_is_not_recovered_again_and_an_altered_one_not_at_all() {
     }
 }
 
-/// The head of a file that the key signed, and the frame and seal of whatever comes next.
+/// A file that the key signed, with a part of this kind behind its details.
 fn signed(keys: &Keys, kind: Kind, content: u64, frame: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    Writer::begin(&facts(false), &details(), keys, &mut out).unwrap();
-    let trusted = [keys.signing.verifying().clone()];
-    let (chain, sequence) = Reader::open(&out[..], Trust::Keys(&trusted), &[]).unwrap().link();
-    let from = out.len();
-    match kind {
-        Kind::Content => out.extend_from_slice(frame),
-        kind => kind.put(&mut out, |out| Ok::<_, Error>(out.extend_from_slice(frame))).unwrap(),
-    }
-    let chain = chain.after(&out[from..]).link();
-    let seal = Seal { sequence, until: Duration::ZERO, content, moved: Moved::default(), chain };
-    Kind::Seal.put(&mut out, |out| seal.put(&keys.signing, out)).unwrap();
-    out
+    let mut file = forge::begin(&facts_of(false), &keys.signing);
+    file.part(kind as u32, content, frame);
+    file.bytes
 }
 
 #[test]
 fn what_a_holder_of_the_key_signs_is_bounded_all_the_same() {
-    let keys = keys(&[]);
+    let keys = keys_of(&[]);
     let fault = |file: &[u8]| match read(file, &keys, &[]).unwrap_err() {
         Error::Altered { fault, .. } => fault,
         other => panic!("{other:?}"),
@@ -382,9 +372,9 @@ fn what_a_holder_of_the_key_signs_is_bounded_all_the_same() {
 
 #[test]
 fn lengths_that_are_only_announced_take_no_memory_and_are_refused() {
-    let keys = keys(&[]);
+    let keys = keys_of(&[]);
     let mut out = Vec::new();
-    Writer::begin(&facts(false), &details(), &keys, &mut out).unwrap();
+    Writer::begin(&facts_of(false), &details(), &keys, &mut out).unwrap();
     let huge = [&out[..], &(SKIPPABLE | Kind::End as u32).to_le_bytes(), &[0xff; 4]].concat();
     let error = read(&huge, &keys, &[]).unwrap_err();
     assert!(matches!(error, Error::Altered { fault: Fault::Length(_), .. }), "{error:?}");
@@ -396,15 +386,15 @@ fn lengths_that_are_only_announced_take_no_memory_and_are_refused() {
 
 #[test]
 fn what_is_too_large_is_refused_on_writing_or_left_out() {
-    let keys = keys(&[]);
+    let keys = keys_of(&[]);
     let mut out = Vec::new();
-    let facts = Facts { user: "u".repeat(MAX_HEAD), ..facts(false) };
+    let facts = Facts { user: "u".repeat(MAX_HEAD), ..facts_of(false) };
     let error = Writer::begin(&facts, &details(), &keys, &mut out).unwrap_err();
     assert!(matches!(error, Error::Size { what: "facts", .. }));
     let line = || Typed::new(Duration::ZERO, "x".repeat(1000));
     let ending = Ending { typed: (0..20_000).map(|_| line()).collect(), ..ending() };
     let mut file = Vec::new();
-    let writer = Writer::begin(&super::tests::facts(false), &details(), &keys, &mut file).unwrap();
+    let writer = Writer::begin(&facts_of(false), &details(), &keys, &mut file).unwrap();
     writer.end(&ending, &mut file).unwrap();
     let (_, read) = read(&file, &keys, &[]).unwrap();
     assert!(read.typed.len() > 1000 && read.typed.len() < 20_000, "{}", read.typed.len());
@@ -412,7 +402,7 @@ fn what_is_too_large_is_refused_on_writing_or_left_out() {
 
 #[test]
 fn large_tapes_become_chunks_within_their_limit_whatever_they_hold() {
-    let keys = keys(&[]);
+    let keys = keys_of(&[]);
     // What grows most as a cast: control characters, one byte among them that is no text, in pieces of all sizes.
     let mut worst = vec![1; tape::MAX_PIECE];
     worst[9] = 0xff;
@@ -429,7 +419,7 @@ fn large_tapes_become_chunks_within_their_limit_whatever_they_hold() {
 
 #[test]
 fn a_terminal_nobody_wrote_to_is_still_a_cast() {
-    let keys = keys(&[]);
+    let keys = keys_of(&[]);
     let file = record(true, &[], &keys);
     assert_eq!(read(&file, &keys, &[]).unwrap().0, [Vec::<u8>::new()]);
     let header = zstd::stream::decode_all(&file[..]).unwrap();
@@ -439,7 +429,7 @@ fn a_terminal_nobody_wrote_to_is_still_a_cast() {
 
 #[test]
 fn stock_decompressors_show_the_content() {
-    let keys = keys(&[]);
+    let keys = keys_of(&[]);
     // Beyond its credit, so that some frames are compressed and others are not.
     let noise: Vec<u8> = (0..40u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     let tapes: Vec<_> = noise.chunks(1 << 18).map(|part| tape(&[(7, Channel::Stdout, part)])).collect();
@@ -487,9 +477,9 @@ fn what_a_gibibyte_costs() {
     let identity = Identity::generate().unwrap();
     for (what, bytes) in kinds {
         for (tty, hidden) in [(false, false), (false, true), (true, false)] {
-            let keys = if hidden { keys(&[&identity]) } else { keys(&[]) };
+            let keys = if hidden { keys_of(&[&identity]) } else { keys_of(&[]) };
             let (mut file, mut spent) = (Vec::new(), 0.0);
-            let mut writer = Writer::begin(&facts(tty), &details(), &keys, &mut file).unwrap();
+            let mut writer = Writer::begin(&facts_of(tty), &details(), &keys, &mut file).unwrap();
             let (mut done, mut len, mut pieces) = (0, 0, bytes.chunks_exact(CHUNK / 4).cycle());
             while done < ALL {
                 // As fast as a relay is.
@@ -542,7 +532,7 @@ proptest! {
         tapes in prop::collection::vec(any_tape(), 0..5), tty in any::<bool>(), hidden in any::<bool>(),
     ) {
         let identity = Identity::generate().unwrap();
-        let keys = if hidden { keys(&[&identity]) } else { keys(&[]) };
+        let keys = if hidden { keys_of(&[&identity]) } else { keys_of(&[]) };
         let file = record(tty, &tapes, &keys);
         let (read, _) = read(&file, &keys, &[identity]).unwrap();
         prop_assert_eq!(bytes(&read), bytes(&tapes));
@@ -555,7 +545,7 @@ proptest! {
         instead in prop::collection::vec(any::<u8>(), 0..9),
     ) {
         let identity = Identity::generate().unwrap();
-        let keys = if hidden { keys(&[&identity]) } else { keys(&[]) };
+        let keys = if hidden { keys_of(&[&identity]) } else { keys_of(&[]) };
         let file = record(tty, &tapes, &keys);
         let parts = parts(&file, &keys);
         let from = from.index(file.len());
