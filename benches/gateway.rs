@@ -1,8 +1,8 @@
 //! What podgate costs: the same work through it and against its node endpoint directly, in one run.
 //!
-//! Three processes, so that the operating system's own accounts tell who spent what: this one is the client, one
-//! child is a node endpoint, one the gateway (full work: TLS on both sides, client certificate, RBAC, locate, end
-//! record). CPU is user and system time of the child from `/proc/PID/stat`, memory its `VmRSS`. Machines differ and
+//! Four processes, so that the operating system's own accounts tell who spent what: this one is the client, one
+//! child is a node endpoint, two are gateways (full work: TLS on both sides, client certificate, RBAC, locate, end
+//! record), the second of which records every session, stdin too, signed and compressed, into a local folder. CPU is user and system time of the child from `/proc/PID/stat`, memory its `VmRSS`. Machines differ and
 //! are shared: compare the columns of one run, not numbers of two. benches/README.md says how each figure is taken.
 
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use podgate::app::{Gateway, Ground};
+use podgate::app::{Gateway, Ground, recording};
+use podgate::audit::Audit;
 use podgate::authn::Methods;
 use podgate::config::Config;
 use podgate::dev::cluster::DevCluster;
@@ -21,6 +22,8 @@ use podgate::dev::manifests;
 use podgate::dev::node::{Endpoint, Settings};
 use podgate::dev::state::{Ask, State};
 use podgate::drain::Drain;
+use podgate::recording::facts::Stdin;
+use podgate::recording::keys::SigningKey;
 use podgate::reload::Live;
 use podgate::telemetry::Metrics;
 use podgate::tls::{self, ClientVerifier, Clients};
@@ -40,6 +43,12 @@ const GIB: u64 = 1 << 30;
 const ROUND_TRIPS: usize = 3000;
 const IDLE: usize = 1000;
 
+/// Through podgate, through podgate that records, and to the node directly.
+const WAYS: usize = 3;
+
+/// Bytes of the files that are read over and over: more than any compressor looks back.
+const FILE: usize = 64 << 20;
+
 /// Kernel ticks per second in `/proc/PID/stat`: fixed at 100 for user space on Linux.
 const TICKS: f64 = 100.0;
 
@@ -51,7 +60,8 @@ fn main() {
     runtime.block_on(async {
         match role.as_str() {
             "node" => node().await,
-            "gateway" => gateway().await,
+            "gateway" => gateway(false).await,
+            "recorder" => gateway(true).await,
             _ => client().await,
         }
     });
@@ -93,12 +103,12 @@ async fn node() {
     drain.finish(Duration::ZERO).await;
 }
 
-async fn gateway() {
+async fn gateway(records: bool) {
     let node: SocketAddr = std::env::var("PODGATE_BENCH_NODE").expect("a node").parse().expect("an address");
     let state = state();
     let cluster = Arc::new(DevCluster::new(manifests::builtin().expect("the built-in manifests")));
     cluster.store().set_node_endpoint("node-a", node).expect("node-a is built in");
-    let ground = Ground {
+    let mut ground = Ground {
         cluster,
         server_tls: Live::fixed(tls::server(state.api_server(), &[tls::HTTP1], Clients::Ask).expect("TLS")),
         authn: Methods {
@@ -110,11 +120,23 @@ async fn gateway() {
         ),
         ready: Vec::new(),
         metrics: Metrics::new(),
-        audit: podgate::audit::Audit::off(),
+        audit: Audit::off(),
         recordings: None,
         background: Drain::new(),
     };
     let mut config = Config::default();
+    if records {
+        let own = folder().with_file_name("recordings");
+        let key = own.join("signing.pem");
+        let pem = SigningKey::generate().and_then(|key| key.to_private_pem()).expect("make a key");
+        std::fs::create_dir(&own).and_then(|()| std::fs::write(&key, pem)).expect("write a key");
+        config.recording.enabled = true;
+        config.recording.signing_key_file = Some(key);
+        config.recording.spool.dir = Some(own.join("spool"));
+        config.recording.default.stdin = Stdin::All;
+        ground.recordings =
+            recording::open(&config.recording, &ground.background, &ground.metrics).expect("open a spool");
+    }
     config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();
     config.admin.listen = (Ipv4Addr::LOCALHOST, 0).into();
     drop(state);
@@ -301,9 +323,14 @@ async fn setups(route: &Route) -> f64 {
     SETUPS as f64 / started.elapsed().as_secs_f64()
 }
 
-async fn down(route: &Route) -> f64 {
+/// The file over and over, or zeros.
+async fn down(route: &Route, content: Option<&Path>) -> f64 {
     let started = Instant::now();
-    let session = route.open(&["head", "-c", &GIB.to_string(), "/dev/zero"], false).await;
+    let script = match content {
+        Some(file) => format!("for i in $(seq {}); do cat {}; done", GIB / FILE as u64, file.display()),
+        None => format!("head -c {GIB} /dev/zero"),
+    };
+    let session = route.open(&["sh", "-c", &script], false).await;
     assert_eq!(session.drain().await, GIB, "every byte arrives");
     started.elapsed().as_secs_f64()
 }
@@ -350,6 +377,30 @@ async fn idle(route: &Route) -> Vec<Session> {
     sessions
 }
 
+/// Lines as a web server logs them: no two alike, compressible about as much as logs are.
+fn log_lines() -> Vec<u8> {
+    let (mut text, mut seed) = (Vec::with_capacity(FILE + 256), 1_u64);
+    while text.len() < FILE {
+        // A linear congruential generator (Knuth's MMIX): the same bytes in every run.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let [a, b, c, d, e, f, ..] = seed.to_be_bytes();
+        let at = text.len();
+        writeln!(
+            text,
+            "10.{a}.{b}.{c} - - [21/Nov/2026:10:{:02}:{:02} +0000] \"GET /shop/items/{seed:x}?page={d} HTTP/1.1\" \
+             {} {at} \"-\" \"Mozilla/5.0 (X11; Linux x86_64)\" {}.{:03}",
+            d % 60,
+            e % 60,
+            if f > 30 { 200 } else { 404 },
+            e % 3,
+            u16::from(f) * 3,
+        )
+        .expect("memory takes everything");
+    }
+    text.truncate(FILE);
+    text
+}
+
 async fn client() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dir = folder.path().join("state");
@@ -365,10 +416,17 @@ async fn client() {
     drop(state);
     let node = Role::start("node", &dir, None);
     let gateway = Role::start("gateway", &dir, Some(node.addr));
+    let recorder = Role::start("recorder", &dir, Some(node.addr));
     let routes = [
         Route {
             name: "podgate",
             addr: gateway.addr,
+            tls: to_api.clone(),
+            target: |query| format!("/api/v1/namespaces/default/pods/web/exec?{query}"),
+        },
+        Route {
+            name: "recorded",
+            addr: recorder.addr,
             tls: to_api,
             target: |query| format!("/api/v1/namespaces/default/pods/web/exec?{query}"),
         },
@@ -379,18 +437,25 @@ async fn client() {
             target: |query| format!("/exec/default/web/web?{query}"),
         },
     ];
-    println!("{:44}{:>16}{:>16}", "", "through podgate", "node directly");
-    let row = |what: &str, values: [f64; 2], digits: usize| {
-        println!("{what:44}{:16.digits$}{:16.digits$}", values[0], values[1]);
+    println!("{:44}{:>16}{:>16}{:>16}", "", "through podgate", "recorded", "node directly");
+    let row = |what: &str, values: [f64; WAYS], digits: usize| {
+        println!("{what:44}{:16.digits$}{:16.digits$}{:16.digits$}", values[0], values[1], values[2]);
         std::io::stdout().flush().expect("a terminal or a pipe");
     };
-    let spent = || (gateway.cpu(), node.cpu());
+    // What the gateway on that way has spent, or both, of which the one that is not on it rests.
+    let spent = || (gateway.cpu() + recorder.cpu(), node.cpu());
+
+    let (log, noise) = (folder.path().join("log"), folder.path().join("noise"));
+    std::fs::write(&log, log_lines()).expect("write a file");
+    let mut bytes = vec![0; FILE];
+    aws_lc_rs::rand::fill(&mut bytes).expect("randomness");
+    std::fs::write(&noise, bytes).expect("write a file");
 
     // Warm up: pages, caches, the first growth of buffers.
     for route in &routes {
         route.open(&["true"], false).await.drain().await;
     }
-    let (mut rate, mut own, mut behind) = ([0.0; 2], [0.0; 2], [0.0; 2]);
+    let (mut rate, mut own, mut behind) = ([0.0; WAYS], [0.0; WAYS], [0.0; WAYS]);
     for (index, route) in routes.iter().enumerate() {
         let before = spent();
         rate[index] = setups(route).await;
@@ -402,11 +467,16 @@ async fn client() {
     row("  CPU ms per set-up, gateway", own, 2);
     row("  CPU ms per set-up, node", behind, 2);
 
-    for (what, downwards) in [("down", true), ("up", false)] {
-        let (mut seconds, mut own, mut behind) = ([0.0; 2], [0.0; 2], [0.0; 2]);
+    let bulk = [("down, zeros", None), ("down, a log", Some(&log)), ("down, random", Some(&noise))];
+    for (what, content) in bulk.map(|(what, content)| (what, Some(content))).into_iter().chain([("up", None)])
+    {
+        let (mut seconds, mut own, mut behind) = ([0.0; WAYS], [0.0; WAYS], [0.0; WAYS]);
         for (index, route) in routes.iter().enumerate() {
             let before = spent();
-            seconds[index] = if downwards { down(route).await } else { up(route).await };
+            seconds[index] = match content {
+                Some(content) => down(route, content.map(PathBuf::as_path)).await,
+                None => up(route).await,
+            };
             let after = spent();
             own[index] = after.0 - before.0;
             behind[index] = after.1 - before.1;
@@ -420,15 +490,16 @@ async fn client() {
     for route in &routes {
         times.push(keystrokes(route).await);
     }
-    let at = |share: f64| [0, 1].map(|index| times[index][(ROUND_TRIPS as f64 * share) as usize]);
+    let at = |share: f64| [0, 1, 2].map(|index| times[index][(ROUND_TRIPS as f64 * share) as usize]);
     row("keystroke round trip, us, p50", at(0.50), 0);
     row("keystroke round trip, us, p99", at(0.99), 0);
 
-    let (mut own, mut behind) = ([0.0; 2], [0.0; 2]);
+    let (mut own, mut behind) = ([0.0; WAYS], [0.0; WAYS]);
     for (index, route) in routes.iter().enumerate() {
-        let before = (gateway.memory(), node.memory());
+        let used = || gateway.memory() + recorder.memory();
+        let before = (used(), node.memory());
         let sessions = idle(route).await;
-        own[index] = (gateway.memory() - before.0) / IDLE as f64;
+        own[index] = (used() - before.0) / IDLE as f64;
         behind[index] = (node.memory() - before.1) / IDLE as f64;
         drop(sessions);
     }
