@@ -68,6 +68,22 @@ impl Kubectl {
         })
     }
 
+    /// On a terminal of 30 lines and 100 columns.
+    pub(crate) fn on_screen(&self, args: &[&str]) -> (Screen, Child) {
+        let (terminal, pts) = pty_process::open().unwrap();
+        terminal.resize(pty_process::Size::new(30, 100)).unwrap();
+        let child = pty_process::Command::new(&self.binary)
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.home.path())
+            .env("KUBECONFIG", &self.kubeconfig)
+            .kill_on_drop(true)
+            .spawn(pts)
+            .unwrap();
+        (Screen { terminal, seen: String::new() }, child)
+    }
+
     pub(crate) async fn run(&self, args: &[&str]) -> Said {
         let child = self.spawn(&mut self.command(args));
         said(self.output(child).await)
@@ -361,18 +377,7 @@ async fn a_killed_kubectl_leaves_no_process_behind() {
 async fn a_terminal_follows_the_users_window_and_ends_with_its_shell() {
     let running = Running::start().await;
     for kubectl in all(&running.kubeconfig()) {
-        let (terminal, pts) = pty_process::open().unwrap();
-        terminal.resize(pty_process::Size::new(30, 100)).unwrap();
-        let mut command = pty_process::Command::new(&kubectl.binary)
-            .args(["exec", "-it", "web", "--", "sh"])
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", kubectl.home.path())
-            .env("KUBECONFIG", &kubectl.kubeconfig)
-            .kill_on_drop(true)
-            .spawn(pts)
-            .unwrap();
-        let mut screen = Screen { terminal, seen: String::new() };
+        let (mut screen, mut command) = kubectl.on_screen(&["exec", "-it", "web", "--", "sh"]);
         screen.types("stty size; echo ready-$((40+2))\r").await;
         screen.shows("30 100").await;
         screen.shows("ready-42").await;
@@ -390,17 +395,17 @@ async fn a_terminal_follows_the_users_window_and_ends_with_its_shell() {
 }
 
 /// A terminal with kubectl on it, as its user sees it.
-struct Screen {
-    terminal: pty_process::Pty,
-    seen: String,
+pub(crate) struct Screen {
+    pub(crate) terminal: pty_process::Pty,
+    pub(crate) seen: String,
 }
 
 impl Screen {
-    async fn types(&mut self, keys: &str) {
+    pub(crate) async fn types(&mut self, keys: &str) {
         self.terminal.write_all(keys.as_bytes()).await.unwrap();
     }
 
-    async fn shows(&mut self, text: &str) {
+    pub(crate) async fn shows(&mut self, text: &str) {
         let mut bytes = [0; 4096];
         while !self.seen.contains(text) {
             let read = self.terminal.read(&mut bytes);

@@ -7,6 +7,7 @@ mod peers;
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use podgate::config::recording::{Demand, Record};
@@ -15,11 +16,11 @@ use podgate::recording::container::{Reader, Trust};
 use podgate::recording::facts::{Facts, Stdin};
 use podgate::recording::keys::SigningKey;
 use podgate::testing::gateway::{config, request, send};
-use podgate::testing::{Far, Pki, TestGateway, until};
+use podgate::testing::{Far, Pki, TestGateway, soon, until};
 use podgate::wire::channel::Subprotocol;
 use podgate::wire::remotecommand::{Asked, Outcome, Protocol, Resize, ResizeDecoder, TerminalSize};
 use podgate::wire::tape::Taped;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
@@ -447,7 +448,6 @@ trait Unseen {
 
 impl Unseen for TlsStream<TcpStream> {
     async fn write_unseen(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        use tokio::io::AsyncWriteExt;
         self.write_all(bytes).await?;
         self.flush().await
     }
@@ -488,6 +488,44 @@ async fn what_kubectls_say_and_get_in_every_mode_is_recorded() {
             let (_, taped) = take().await;
             assert_eq!((said.out.as_str(), &taped.stdin[..]), ("plain\n", &b""[..]), "{pod}");
             assert_eq!((&taped.stdout[..], &taped.stderr[..]), (&b"plain\n"[..], &b"err\n"[..]), "{pod}");
+
+            let (mut screen, mut child) = kubectl.on_screen(&["exec", "-it", pod, "--", "sh"]);
+            let typed = ["echo ready-$((40+2))\r", "exit 5\r"];
+            screen.types(typed[0]).await;
+            screen.shows("ready-42").await;
+            screen.types(typed[1]).await;
+            screen.shows("exit code 5").await;
+            soon("kubectl ends", child.wait()).await.unwrap();
+            let (facts, taped) = take().await;
+            assert!(facts.tty, "{pod}");
+            // What is typed before kubectl has set its terminal up ends with another character.
+            let stdin = String::from_utf8(taped.stdin).unwrap().replace('\n', "\r");
+            assert_eq!(stdin, typed.concat(), "{pod}");
+            let shown = String::from_utf8(taped.stdout).unwrap();
+            assert!(
+                shown.contains("ready-42") && screen.seen.contains(&shown),
+                "{pod}: {shown:?} {:?}",
+                screen.seen
+            );
+            assert!(sizes(&taped.sizes).contains(&TerminalSize { width: 100, height: 30 }), "{pod}");
+
+            let mut child = kubectl.spawn(kubectl.command(&["attach", "-i", pod]).stdin(Stdio::piped()));
+            let (mut stdin, mut answer) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+            let (mut said, mut got) = (Vec::new(), Vec::new());
+            soon("an answer of the main process", async {
+                // Attached once it answers; what comes before may be for nobody.
+                while !contains(&got, b"got: recorded") {
+                    stdin.write_all(b"recorded\n").await.unwrap();
+                    said.extend_from_slice(b"recorded\n");
+                    assert_ne!(answer.read_buf(&mut got).await.unwrap(), 0);
+                }
+            })
+            .await;
+            child.kill().await.unwrap();
+            let (facts, taped) = take().await;
+            assert_eq!(facts.subresource, "attach", "{pod}");
+            assert!(said.starts_with(&taped.stdin) && !taped.stdin.is_empty(), "{pod}");
+            assert!(taped.stdout.starts_with(&got), "{pod}: {got:?} {:?}", taped.stdout);
 
             // A copy is no exception, whatever its client calls itself.
             let here = tempfile::tempdir().unwrap();

@@ -337,7 +337,7 @@ fn a_stream_that_half_the_servers_would_refuse_is_no_connection_of_a_recording()
     let bad = [
         opening("0", "1"),
         opening("+80", "1"),
-        opening("80\0443", "1"),
+        opening("80\u{0}443", "1"),
         opening("80", "1\u{0}2"),
         opening("80", &"1".repeat(300)),
         open(1, "data"),
@@ -345,7 +345,7 @@ fn a_stream_that_half_the_servers_would_refuse_is_no_connection_of_a_recording()
     ];
     for frame in bad {
         let mut rig = Rig::recorded(SpdyLink::port_forward());
-        let bytes = encode_with(&mut rig.client_encoder, &[frame.clone()]);
+        let bytes = encode_with(&mut rig.client_encoder, std::slice::from_ref(&frame));
         assert!(matches!(rig.client(&bytes), Err(Fault::Client(_))), "{frame:?}");
         assert!(rig.to_far.is_empty());
     }
