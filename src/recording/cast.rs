@@ -282,18 +282,16 @@ fn quote(text: &str, out: &mut Vec<u8>) {
     while let Some(at) = first_escaped(rest) {
         let (plain, escaped) = rest.split_at(at);
         out.extend_from_slice(plain);
-        let short: &[u8] = match escaped[0] {
-            b'"' => b"\\\"",
-            b'\\' => b"\\\\",
-            b'\n' => b"\\n",
-            b'\r' => b"\\r",
-            b'\t' => b"\\t",
+        match escaped[0] {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
             byte => {
-                write!(out, "\\u{byte:04x}").expect("memory takes all");
-                b""
+                let [high, low] = [byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]);
+                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
             }
-        };
-        out.extend_from_slice(short);
+        }
         rest = &escaped[1..];
     }
     out.extend_from_slice(rest);

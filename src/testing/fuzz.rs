@@ -1,4 +1,4 @@
-//! Fuzz: what holds whatever bytes a peer sends, as functions that panic when it does not.
+//! Fuzz: what holds whatever bytes a peer sends or a recording holds, as functions that panic when it does not.
 //!
 //! `fuzz/` lets libFuzzer look for such bytes. What it kept, and what our encoders write, is in `fuzz/corpus`; a
 //! test here runs all of it again, so that a finding stays found without a fuzzer.
@@ -8,10 +8,12 @@
 
 mod frames;
 mod links;
+mod recordings;
 mod words;
 
 pub use frames::{channel_messages, http1_head, spdy_frames, spdy_headers, ws_frames};
 pub use links::{spdy_link, translator, tunnel, ws_link};
+pub use recordings::{cast, recording, tape};
 pub use words::{portforward, remotecommand, request};
 
 use bytes::{Bytes, BytesMut};
@@ -27,14 +29,17 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    Target { name: "cast", run: cast },
     Target { name: "channel_messages", run: channel_messages },
     Target { name: "http1_head", run: http1_head },
     Target { name: "portforward", run: portforward },
+    Target { name: "recording", run: recording },
     Target { name: "remotecommand", run: remotecommand },
     Target { name: "request", run: request },
     Target { name: "spdy_frames", run: spdy_frames },
     Target { name: "spdy_headers", run: spdy_headers },
     Target { name: "spdy_link", run: spdy_link },
+    Target { name: "tape", run: tape },
     Target { name: "translator", run: translator },
     Target { name: "tunnel", run: tunnel },
     Target { name: "ws_frames", run: ws_frames },

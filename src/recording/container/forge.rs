@@ -43,7 +43,10 @@ impl Forged {
         let kinds = [Kind::Head, Kind::Details, Kind::Hidden, Kind::Seal, Kind::End];
         match kinds.into_iter().find(|one| *one as u32 == kind) {
             Some(kind) => {
-                let put = kind.put(&mut self.bytes, |out| Ok::<_, ()>(out.extend_from_slice(bytes)));
+                let put = kind.put(&mut self.bytes, |out| {
+                    out.extend_from_slice(bytes);
+                    Ok::<_, ()>(())
+                });
                 put.expect("memory takes all");
             }
             None => self.bytes.extend_from_slice(bytes),

@@ -139,7 +139,7 @@ fn a_recording_is_read_as_it_was_written() {
     for (tty, identities) in [(false, &[][..]), (true, &[]), (false, &[&identity]), (true, &[&identity])] {
         let keys = keys_of(identities);
         let file = record(tty, &session(), &keys);
-        let (tapes, end) = read(&file, &keys, &[identity.clone()]).unwrap();
+        let (tapes, end) = read(&file, &keys, std::slice::from_ref(&identity)).unwrap();
         assert_eq!(bytes(&tapes), bytes(&session()));
         assert_eq!(end, ending());
     }
@@ -331,7 +331,7 @@ fn a_recovered_file_is_not_recovered_again_and_an_altered_one_not_at_all() {
             let again = [&left[..recovered.keep as usize], &recovered.tail].concat();
             let twice = recover(Cursor::new(&again), &keys).unwrap();
             assert_eq!((twice.keep, twice.ending.cut), (again.len() as u64, true));
-            let (_, ending) = read(&again, &keys, &[identity.clone()]).unwrap();
+            let (_, ending) = read(&again, &keys, std::slice::from_ref(&identity)).unwrap();
             assert_eq!((ending.reason.as_str(), ending.seconds), ("crashed", 2.000_001));
         }
         let mut altered = file[..cut].to_vec();

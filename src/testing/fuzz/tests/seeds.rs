@@ -4,9 +4,15 @@ use std::io::Write;
 
 use bytes::{BufMut, BytesMut};
 
+use super::super::recordings::facts;
+use crate::recording::cast;
+use crate::recording::container::Writer;
+use crate::recording::facts::{Details, Ending};
+use crate::recording::keys::{Keys, SigningKey};
 use crate::wire::portforward::Half;
 use crate::wire::remotecommand::{Outcome, Protocol, StreamType, TerminalSize};
 use crate::wire::spdy::{Encoder, Frame, Headers, RstStatus};
+use crate::wire::tape::{Kind as Channel, Tape};
 use crate::wire::ws::{self, Close, Kind, MaskKey, Opcode};
 
 /// A file of a corpus: its target, its name there, its bytes.
@@ -41,6 +47,7 @@ pub(super) fn all() -> Vec<Seed> {
     forwards(&mut seeds);
     commands(&mut seeds);
     links(&mut seeds);
+    recordings(&mut seeds);
     seeds
 }
 
@@ -439,4 +446,41 @@ fn links(seeds: &mut Vec<Seed>) {
         let first = [&[subprotocol, 2, 1][..], cuts, &[0]].concat();
         put(seeds, "ws_link", &format!("ports-{subprotocol}"), &[&first, &ports]);
     }
+}
+
+/// A short session, as a tape, as a cast, and as files of both.
+fn recordings(seeds: &mut Vec<Seed>) {
+    let mut tape = Tape::default();
+    tape.put(Channel::Resize, br#"{"Width":132,"Height":43}"#);
+    tape.put(Channel::Stdout, b"$ \xc3");
+    tape.at(std::time::Duration::from_micros(1_500_000));
+    tape.put(Channel::Stdout, b"\xbc \xff\x1b[0m");
+    tape.put(Channel::Stdin, b"ls\r");
+    tape.put(Channel::StdinEnd, b"");
+    tape.put(Channel::Result, br#"{"status":"Success"}"#);
+    let tape = tape.take();
+    put(seeds, "tape", "session", &[&tape]);
+    let mut text = Vec::new();
+    cast::Writer::new(&facts(true), &Details::default()).write(&tape, &mut text).unwrap();
+    put(seeds, "cast", "session", &[&[1, 1], &text]);
+    put(seeds, "cast", "pieces", &[&[0], b"\0\x09\0\x02a\xe2", b"\0\x09\0\x04\x82\xac\xff\xc3"]);
+    let signing = SigningKey::from_pem(include_bytes!("../../../recording/testdata/signing.pem")).unwrap();
+    let keys = Keys { signing, recipients: Vec::new() };
+    let ending = serde_json::json!({ "seconds": 1.5, "reason": "exit", "moved": {} });
+    let ending: Ending = serde_json::from_value(ending).unwrap();
+    for tty in [false, true] {
+        let file = written(|out| {
+            let mut file = Vec::new();
+            let mut writer = Writer::begin(&facts(tty), &Details::default(), &keys, &mut file).unwrap();
+            writer.chunk(&tape, &mut file).unwrap();
+            writer.chunk(&tape, &mut file).unwrap();
+            writer.end(&ending, &mut file).unwrap();
+            out.put_slice(&file);
+        });
+        put_cut(seeds, "recording", if tty { "cast" } else { "tape" }, &[], &[&[1], &file[..]].concat());
+    }
+    let end = serde_json::to_vec(&serde_json::json!({ "ending": ending })).unwrap();
+    let part = |kind: u8, bytes: &[u8]| [&[kind, 0, 0, 0, 1], &sized(bytes)[..]].concat();
+    let parts = [&[0][..], &part(2, &tape), &part(1, &end)].concat();
+    put_cut(seeds, "recording", "parts", &[], &[&[0][..], &parts].concat());
 }
