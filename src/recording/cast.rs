@@ -60,6 +60,9 @@ pub enum Error {
     /// Exact bytes that are no base64, or of nothing.
     #[error("exact bytes of an event are not as podgate writes them")]
     Exact,
+    /// An end of input with something in it.
+    #[error("an end of input that carries something")]
+    End,
     /// A header that is missing or where none can be.
     #[error("the header is missing or out of place")]
     Header,
@@ -116,6 +119,8 @@ impl Writer {
         while let Some(piece) = tape::next(&mut rest)? {
             match piece.kind {
                 Kind::Stdout => self.output(piece.at, piece.bytes, out),
+                // It carries nothing, whatever a piece may say.
+                Kind::StdinEnd => event(out, piece.at, code(Kind::StdinEnd), "", None),
                 kind => self.other(kind, piece, out),
             }
         }
@@ -190,11 +195,11 @@ pub fn read(cast: &[u8], first: bool) -> Result<Vec<u8>, Error> {
         if code == EXACT {
             let (kind, _) = last.take().ok_or(Error::Exact)?;
             let bytes = BASE64_STANDARD.decode(text).map_err(|_| Error::Exact)?;
-            tape.put(kind, &bytes);
+            put(&mut tape, kind, &bytes)?;
             continue;
         }
         if let Some((kind, text)) = last.take() {
-            tape.put(kind, text.as_bytes());
+            put(&mut tape, kind, text.as_bytes())?;
         }
         tape.at(parse_time(time.get()).ok_or(Error::Time)?);
         if code != SIZE {
@@ -202,9 +207,17 @@ pub fn read(cast: &[u8], first: bool) -> Result<Vec<u8>, Error> {
         }
     }
     if let Some((kind, text)) = last {
-        tape.put(kind, text.as_bytes());
+        put(&mut tape, kind, text.as_bytes())?;
     }
     Ok(tape.take())
+}
+
+fn put(tape: &mut Tape, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
+    if kind == Kind::StdinEnd && !bytes.is_empty() {
+        return Err(Error::End);
+    }
+    tape.put(kind, bytes);
+    Ok(())
 }
 
 fn code(kind: Kind) -> &'static str {
@@ -411,6 +424,7 @@ mod tests {
         assert!(matches!(fault("{}"), Error::Event(_)));
         assert!(matches!(fault(r#"[0.000001, "b", "AA=="]"#), Error::Exact));
         assert!(matches!(fault("[0.000001, \"o\", \"\"]\n[0.000001, \"b\", \"?\"]"), Error::Exact));
+        assert!(matches!(fault(r#"[0.000001, "d", "x"]"#), Error::End));
         assert!(matches!(fault(r#"[0.1, "o", ""]"#), Error::Time));
         assert!(matches!(fault(r#"[99999999999999999999999.000001, "o", ""]"#), Error::Time));
         assert!(matches!(fault(r#"[0.000001, "?", ""]"#), Error::Code));
