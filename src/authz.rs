@@ -49,7 +49,7 @@ pub enum Error {
         /// The parent resource.
         about: About,
         /// The authorizer's own reason; may be empty.
-        reason: String,
+        reason: Box<str>,
         /// Why there was no decision, where that is told as a denial.
         #[source]
         source: Option<Box<Error>>,
@@ -131,7 +131,7 @@ impl Authz {
                 let message =
                     format!("pods {} is forbidden: {}", go_quote(exec.pod.as_bytes()), decision.reason);
                 let about = About { name: exec.pod, group: String::new(), kind: "pods".into() };
-                return Err(Error::Denied { message, about, reason: decision.reason, source: None });
+                return Err(Error::Denied { message, about, reason: decision.reason.into(), source: None });
             }
         }
         Ok(SessionPermit { caller: permit.caller, exec })
@@ -178,7 +178,7 @@ fn denied(user: &User, attributes: &Attributes, reason: &str, undecided: Option<
     let Some(resource) = &attributes.resource else {
         let what = format!("User {} cannot {verb} path {}", quote(&user.name), quote(&attributes.path));
         let message = format!("forbidden: {}", with_reason(&what, reason));
-        let reason = reason.to_owned();
+        let reason = reason.into();
         return Error::Denied { message, about: About::default(), reason, source };
     };
     let mut full = resource.resource.clone();
@@ -210,7 +210,7 @@ fn denied(user: &User, attributes: &Attributes, reason: &str, undecided: Option<
             group: resource.group.clone(),
             kind: resource.resource.clone(),
         },
-        reason: reason.to_owned(),
+        reason: reason.into(),
         source,
     }
 }

@@ -269,8 +269,12 @@ pub(super) fn compact(json: &[u8]) -> Option<Box<RawValue>> {
 }
 
 /// RFC 3339 with microseconds, as `metav1.MicroTime`.
+pub(super) fn micros(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
 fn micro<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
+    serializer.serialize_str(&micros(*time))
 }
 
 /// What proxies say about where a request came from, and then where it did come from.

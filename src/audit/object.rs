@@ -174,7 +174,7 @@ pub(super) async fn look(mut body: Body) -> (Body, Vec<u8>) {
 // === impl Listened ===
 
 impl Listened {
-    pub(super) fn new(inner: Body, capture: Capture) -> Body {
+    pub(super) fn around(inner: Body, capture: Capture) -> Body {
         Self { inner, capture }.boxed_unsync()
     }
 }
@@ -205,7 +205,7 @@ impl http_body::Body for Listened {
 // === impl Watched ===
 
 impl Watched {
-    pub(super) fn new(inner: Body, trail: Trail, capture: Option<Capture>) -> Body {
+    pub(super) fn around(inner: Body, trail: Trail, capture: Option<Capture>) -> Body {
         Self { inner, trail, capture }.boxed_unsync()
     }
 

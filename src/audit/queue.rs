@@ -8,7 +8,7 @@
 //! one twice that failed after it had been taken.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
-use super::event::Event;
+use super::event::{self, Event};
 use super::sink::{Batching, Failure, Sink};
 use crate::drain::Drain;
 use crate::telemetry::{Metrics, chain};
@@ -160,13 +160,16 @@ impl Queue {
         self.filled.notify_one();
         loop {
             let emptied = self.emptied.notified();
-            let state = self.lock();
-            if state.waiting.is_empty() && state.gap.is_none() && !state.writing {
+            if self.is_empty() {
                 return;
             }
-            drop(state);
             emptied.await;
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        let state = self.lock();
+        state.waiting.is_empty() && state.gap.is_none() && !state.writing
     }
 
     fn add(&self, mut state: MutexGuard<'_, State>, entry: Entry) {
@@ -398,13 +401,13 @@ impl Drop for Room {
 
 impl Gap {
     fn encode(&self) -> Bytes {
-        let mut annotations: BTreeMap<Cow<'static, str>, String> = BTreeMap::new();
-        annotations.insert("podgate.dev/gap-events".into(), self.events.to_string());
-        annotations.insert("podgate.dev/gap-refused-requests".into(), self.refused.to_string());
-        annotations
-            .insert("podgate.dev/gap-from".into(), self.from.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
-        annotations
-            .insert("podgate.dev/gap-to".into(), self.to.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
+        let told = [
+            ("podgate.dev/gap-events", self.events.to_string()),
+            ("podgate.dev/gap-refused-requests", self.refused.to_string()),
+            ("podgate.dev/gap-from", event::micros(self.from)),
+            ("podgate.dev/gap-to", event::micros(self.to)),
+        ];
+        let annotations = told.into_iter().map(|(key, value)| (Cow::Borrowed(key), value)).collect();
         Event::of_podgate(annotations).encode()
     }
 }

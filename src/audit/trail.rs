@@ -206,7 +206,7 @@ impl Trail {
         }
         let capture = Capture::of(request.headers(), inner.audit.max_object_bytes);
         inner.sent = Some(capture.clone());
-        request.map(|body| Listened::new(body, capture))
+        request.map(|body| Listened::around(body, capture))
     }
 
     /// Podgate says no.
@@ -242,7 +242,7 @@ impl Trail {
         inner.begin().await;
         let whole = inner.event.level == Level::RequestResponse && !inner.long_running;
         let capture = whole.then(|| Capture::of(&parts.headers, inner.audit.max_object_bytes));
-        Response::from_parts(parts, Watched::new(body, self, capture))
+        Response::from_parts(parts, Watched::around(body, self, capture))
     }
 
     /// Podgate has panicked; the last event says so.
