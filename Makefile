@@ -42,8 +42,8 @@ lint: ## Format check, clippy without warnings, banned crates
 fmt: ## Format
 	$(CARGO) fmt
 
-bench: ## Measure podgate against its node endpoint, side by side
-	$(CARGO) bench --profile quick --bench gateway
+bench: ## Measure podgate against its node endpoint, side by side, and searches over 10,000 recordings
+	$(CARGO) bench --profile quick --bench gateway --bench recordings
 
 deny: ## Licences, bans and advisories (needs cargo-deny and, for advisories, its database)
 	$(CARGO) deny check

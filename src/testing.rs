@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod golden;
 pub mod kubelet;
 pub mod pki;
+pub mod recordings;
 pub mod relay;
 pub mod spdy;
 

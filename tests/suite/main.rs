@@ -9,6 +9,7 @@ mod rig;
 mod answers;
 mod attach;
 mod audit;
+mod auditor;
 mod authn;
 mod badlink;
 mod binary;

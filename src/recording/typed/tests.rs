@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
@@ -163,4 +164,207 @@ async fn the_lines_found_in_a_bash_session_are_those_of_its_history() {
     let history: Vec<&str> = history.lines().map(str::trim_end).collect();
     assert_eq!(found, history);
     assert!(history.len() > 40, "{history:?}");
+}
+
+#[tokio::test]
+async fn what_is_typed_without_echo_is_not_found() {
+    let dir = folder();
+    let mut desk = Desk::new("bash", &["--norc", "--noprofile", "-i"], dir.path(), &[("PS1", "$ ")]);
+    desk.until("$ ").await;
+    desk.keys("read -s -p 'Password: ' x\r", "Password: ").await;
+    desk.keys("hunter2\r", "$ ").await;
+    desk.keys("read -s -p 'Password: ' x; echo \"done $x\" | tr a-z A-Z\r", "Password: ").await;
+    desk.keys("hunx\x7fter3\r", "$ ").await;
+    desk.keys("read -p 'Name: ' x\r", "Name: ").await;
+    desk.keys("ana\r", "$ ").await;
+    desk.keys("stty -echo\r", "$ ").await;
+    desk.keys("read x\r", "l\r").await;
+    desk.keys("hunter4\r", "$ ").await;
+    desk.keys("exit\r", "exit").await;
+    let found = desk.end().await;
+    assert!(!found.iter().any(|line| line.contains("hun") || line.contains("HUN")), "{found:?}");
+    assert!(
+        found.contains(&"ana".to_owned()) && found.last().is_some_and(|line| line == "exit"),
+        "{found:?}"
+    );
+}
+
+#[tokio::test]
+async fn shells_that_edit_nothing_are_read_too() {
+    for (program, args) in [("dash", &["-i"][..]), ("busybox", &["sh", "-i"])] {
+        let dir = folder();
+        if std::process::Command::new(program).arg("--help").output().is_err() && program == "busybox" {
+            continue;
+        }
+        let mut desk = Desk::new(program, args, dir.path(), &[("PS1", "# ")]);
+        desk.until("# ").await;
+        desk.keys("echo one\r", "# ").await;
+        desk.keys("echo twi\x7fo\r", "# ").await;
+        desk.keys("if true; then\r", "> ").await;
+        desk.keys("echo three\r", "> ").await;
+        desk.keys("fi\r", "# ").await;
+        desk.keys("stty -echo; echo off; read x; stty echo\r", "\noff\r\n").await;
+        desk.keys("hunter2\r", "# ").await;
+        desk.keys("echo four\recho five\recho six\r", "six\r\n# ").await;
+        desk.keys("exit\r", "exit").await;
+        let found = desk.end().await;
+        let typed = [
+            "echo one",
+            "echo two",
+            "if true; then",
+            "echo three",
+            "fi",
+            "stty -echo; echo off; read x; stty echo",
+        ];
+        let pasted = ["echo four", "echo five", "echo six", "exit"];
+        assert_eq!(found, [&typed[..], &pasted].concat(), "{program}");
+    }
+}
+
+#[tokio::test]
+async fn other_prompts_than_a_shells_are_read_too() {
+    let dir = folder();
+    if std::process::Command::new("python3").arg("--version").output().is_err() {
+        return;
+    }
+    let mut desk = Desk::new("python3", &["-q", "-i"], dir.path(), &[("PYTHON_BASIC_REPL", "1")]);
+    desk.until(">>> ").await;
+    desk.keys("x = 1\r", ">>> ").await;
+    desk.keys("for i in range(2):\r", "... ").await;
+    desk.keys("    print(i)\r", "... ").await;
+    desk.keys("\r", ">>> ").await;
+    desk.keys("x + 1\r", ">>> ").await;
+    desk.keys("exit()\r", "exit()").await;
+    assert_eq!(desk.end().await, ["x = 1", "for i in range(2):", "    print(i)", "x + 1", "exit()"]);
+}
+
+/// As a program would that shows what is typed.
+fn echo(typed: &mut Typed, at: u64, prompt: &str, line: &str) {
+    let at = Duration::from_secs(at);
+    typed.piece(at, Kind::Stdout, prompt.as_bytes());
+    typed.piece(at, Kind::Stdin, line.as_bytes());
+    typed.piece(at, Kind::Stdout, line.as_bytes());
+    typed.piece(at, Kind::Stdin, b"\r");
+    typed.piece(at, Kind::Stdout, b"\r\n");
+}
+
+#[test]
+fn gigabytes_of_output_cost_little_and_lines_behind_them_are_found() {
+    let mut typed = Typed::new();
+    echo(&mut typed, 1, "$ ", "cat large");
+    let line = b"0123456789 abcdefghijklmnopqrstuvwxyz\r\n".repeat(3000);
+    let started = Instant::now();
+    for _ in 0..10_000 {
+        typed.piece(Duration::from_secs(2), Kind::Stdout, &line);
+    }
+    assert!(started.elapsed().as_secs() < 60, "hours, if all of it went to the screen");
+    echo(&mut typed, 30, "\r\n$ ", "echo behind it");
+    let bytes = vec![0xff; 1 << 16];
+    for _ in 0..1000 {
+        typed.piece(Duration::from_secs(31), Kind::Stdout, &bytes);
+    }
+    typed.piece(Duration::from_secs(31), Kind::Stdout, b"\x1b[?1049h");
+    for _ in 0..1000 {
+        typed.piece(Duration::from_secs(31), Kind::Stdout, &bytes);
+    }
+    typed.piece(Duration::from_secs(60), Kind::Stdin, b"not this\r");
+    typed.piece(Duration::from_secs(60), Kind::Stdout, b"not this\r\n\x1b[?1049l");
+    echo(&mut typed, 90, "\r\n$ ", "exit");
+    let lines: Vec<String> = typed.finish().into_iter().map(|typed| typed.line).collect();
+    assert_eq!(lines, ["cat large", "echo behind it", "exit"]);
+}
+
+#[test]
+fn lines_and_their_number_are_bounded() {
+    let mut typed = Typed::new();
+    typed.piece(Duration::ZERO, Kind::Resize, b"{\"Width\":65535,\"Height\":65535}");
+    for n in 0..15_000 {
+        echo(&mut typed, n, "$ ", &format!("echo {n}"));
+    }
+    let found = typed.finish();
+    assert_eq!(found.len(), MAX_LINES + 2);
+    assert!(found.last().is_some_and(|last| last.line.contains("more was typed")));
+    assert!(found[7].line == "echo 7" && (found[7].at - 7.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_mark_of_a_paste_that_nobody_asked_for_hides_nothing() {
+    let mut typed = Typed::new();
+    typed.piece(Duration::ZERO, Kind::Stdout, b"# ");
+    typed.piece(Duration::ZERO, Kind::Stdin, b"\x1b[200~");
+    typed.piece(Duration::ZERO, Kind::Stdout, b"^[[200~");
+    typed.piece(Duration::ZERO, Kind::Stdin, b"\r");
+    typed.piece(Duration::ZERO, Kind::Stdout, b"\r\n");
+    echo(&mut typed, 1, "# ", "rm -rf /data");
+    assert_eq!(typed.finish().last().unwrap().line, "rm -rf /data");
+}
+
+proptest! {
+    /// Whatever comes, in whatever order: no panic, and nothing that was not shown.
+    #[test]
+    fn nothing_is_made_up(pieces in prop::collection::vec((0u8..3, hostile(), 0u64..4000), 0..40)) {
+        let mut typed = Typed::new();
+        let (mut at, mut shown) = (Duration::ZERO, Vec::new());
+        for (kind, bytes, later) in pieces {
+            at += Duration::from_millis(later);
+            let kind = [Kind::Stdin, Kind::Stdout, Kind::Resize][usize::from(kind)];
+            if kind == Kind::Stdout {
+                shown.extend_from_slice(&bytes);
+            }
+            typed.piece(at, kind, &bytes);
+        }
+        for line in typed.finish() {
+            for c in line.line.chars().filter(|c| c.is_ascii_alphanumeric()) {
+                prop_assert!(shown.contains(&(c as u8)), "{:?}", line.line);
+            }
+        }
+    }
+}
+
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let known = prop::sample::select(vec![
+        "\r",
+        "\n",
+        "$ ",
+        "ls -l",
+        "ls -l",
+        "x",
+        "\x1b[A",
+        "\x1b",
+        "\x7f",
+        "\t",
+        "\x03",
+        "\x0f",
+        "\x15",
+        "\x1b[200~",
+        "\x1b[201~",
+        "\x1b[?2004h",
+        "\x1b[?2004l",
+        "\x1b[?1049h",
+        "\x1b[?1049l",
+        "\x1b[H",
+        "\x1b[2J",
+        "\x1b[5;3r",
+        "\x1b[9S",
+        "\x1b[9T",
+        "\x1b[L",
+        "\x1b[M",
+        "\x1b[P",
+        "\x1b[@",
+        "\x1bM",
+        "\x1b[999b",
+        "\x1b[A\x1b[99C",
+        "日本",
+        "e\u{301}",
+        "\x1bc",
+        "{\"Width\":1,\"Height\":1}",
+        "{\"Width\":2,\"Height\":60}",
+        "{\"Width\":300,\"Height\":3}",
+        "{\"Width\":65535,\"Height\":9}",
+    ]);
+    let part = prop_oneof![
+        8 => known.prop_map(|text| text.as_bytes().to_vec()),
+        1 => prop::collection::vec(any::<u8>(), 1..4),
+    ];
+    prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
 }
