@@ -11,6 +11,8 @@ pub mod echo;
 pub mod record;
 pub mod rules;
 pub mod spool;
+#[cfg(test)]
+mod tests;
 pub mod upload;
 
 use std::net::SocketAddr;

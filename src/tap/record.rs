@@ -31,7 +31,6 @@ use crate::recording::facts::{Details, Ending, Facts, Gap, Stdin};
 use crate::recording::typed::Typed;
 use crate::status::Refusal;
 use crate::telemetry::{EndReason, chain};
-use crate::wire::remotecommand::{Outcome, Protocol};
 use crate::wire::tap::{Moved, Tap};
 use crate::wire::tape::{self, Kind, Piece, Tape};
 
@@ -279,7 +278,7 @@ impl Recorder {
         let last = Last {
             seconds: self.began.elapsed().as_secs_f64(),
             reason,
-            exit_code: exit_code(tap.result()),
+            exit_code: tap.exit_code(),
             moved: tap.moved(),
             tape: tap.tape().map(Tape::take).unwrap_or_default(),
         };
@@ -310,6 +309,11 @@ impl Recorder {
             "a recording is not closed yet, its session does not wait for it any longer"
         );
         None
+    }
+
+    #[cfg(test)]
+    pub(super) fn replace_channel(&mut self, chunks: PollSender<Vec<u8>>) -> PollSender<Vec<u8>> {
+        std::mem::replace(&mut self.chunks, chunks)
     }
 
     fn no_longer_full(&mut self) {
@@ -410,7 +414,9 @@ impl Task {
                 return;
             };
             writing = back;
-            if let (Err(error), Some(failed)) = (written, self.failed.take()) {
+            if let Err(error) = written
+                && let Some(failed) = self.failed.take()
+            {
                 let _ = failed.send(error.to_string());
             }
         }
@@ -705,16 +711,6 @@ fn each(tape: &[u8], mut see: impl FnMut(Piece<'_>)) -> io::Result<()> {
 /// The name of a recording's file.
 fn name(facts: &Facts) -> String {
     format!("{}.{}.zst", facts.id, if facts.tty { "cast" } else { "tape" })
-}
-
-/// The exit code in a result that has one.
-fn exit_code(result: &[u8]) -> Option<u8> {
-    // v1 to v3 write no code, and nothing at all for a success, which is what an attach that was left writes as well.
-    match Outcome::parse(Protocol::V4, result).ok().filter(|_| !result.is_empty())? {
-        Outcome::Success => Some(0),
-        Outcome::Exit { code, .. } => Some(code),
-        Outcome::Internal { .. } | Outcome::Other { .. } => None,
-    }
 }
 
 /// Lets a gap go on over this tape.
