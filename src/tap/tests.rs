@@ -13,7 +13,7 @@ use tokio_util::sync::PollSender;
 
 use super::*;
 use crate::recording::container::{Reader, Trust};
-use crate::recording::facts::Stdin;
+use crate::recording::facts::{Ending, Stdin};
 use crate::recording::keys::SigningKey;
 use crate::telemetry::EndReason;
 use crate::testing::{soon, until};

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use crate::kubectl;
 use crate::sessions::sleeping;
 
-fn podgate(dir: &Path, args: &[&str]) -> Command {
+pub(crate) fn podgate(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_podgate"));
     command
         .args(["dev", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--dir"])
@@ -31,7 +31,7 @@ async fn fails(dir: &Path, args: &[&str]) -> (Option<i32>, String) {
 }
 
 /// Waits for the last line of the banner, and returns all of it.
-async fn banner(child: &mut Child) -> String {
+pub(crate) async fn banner(child: &mut Child) -> String {
     let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
     let mut all = String::new();
     while !all.contains("Ctrl-C drains and ends") {
@@ -42,7 +42,7 @@ async fn banner(child: &mut Child) -> String {
     all
 }
 
-fn signal(child: &Child, signal: Signal) {
+pub(crate) fn signal(child: &Child, signal: Signal) {
     let pid = i32::try_from(child.id().unwrap()).unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }

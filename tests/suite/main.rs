@@ -26,6 +26,7 @@ mod operations;
 mod passthrough;
 mod pipeline;
 mod recheck;
+mod recording;
 mod recording_matrix;
 mod serve;
 mod upgrade;

@@ -14,10 +14,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::dev::Running;
 
-type Client = spdy::Client<TlsStream<TcpStream>>;
+pub(crate) type Client = spdy::Client<TlsStream<TcpStream>>;
 
 /// Opens exec in `default/web` as alice; `abrupt` connections end with a reset.
-async fn exec(running: &Running, query: &str, protocols: &str, abrupt: bool) -> Client {
+pub(crate) async fn exec(running: &Running, query: &str, protocols: &str, abrupt: bool) -> Client {
     let tcp = TcpStream::connect(running.dev.api()).await.unwrap();
     if abrupt {
         SockRef::from(&tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
@@ -32,7 +32,7 @@ async fn exec(running: &Running, query: &str, protocols: &str, abrupt: bool) -> 
     soon("an answer", spdy::connect(io, &request)).await.client()
 }
 
-fn lines(protocols: &[&str]) -> String {
+pub(crate) fn lines(protocols: &[&str]) -> String {
     protocols.iter().map(|name| format!("X-Stream-Protocol-Version: {name}\r\n")).collect()
 }
 
