@@ -347,20 +347,22 @@ impl Typed {
     /// The first line that waits is the one that ends in this row. One that was typed ahead may also be shown later, and
     /// if a later one is shown, never.
     fn take(&mut self, end: u64) {
-        for at in 0..self.entered.len().min(MAX_AHEAD) {
-            let Some(entered) = self.entered.remove(at) else {
+        let mut waiting = 0;
+        while waiting < MAX_AHEAD {
+            let Some(entered) = self.entered.remove(waiting) else {
                 return;
             };
             let found = self.find(&entered.line, end).or_else(|| entered.shown.clone());
             if found.is_some() {
-                self.entered.drain(..at);
+                self.entered.drain(..waiting);
                 self.add(entered.at, found);
                 return;
             }
-            if entered.line.from.is_some() {
-                return;
+            // One whose place is known was not echoed, and took no line feed either where a later one is shown here.
+            if entered.line.from.is_none() {
+                self.entered.insert(waiting, entered);
+                waiting += 1;
             }
-            self.entered.insert(at, entered);
         }
     }
 

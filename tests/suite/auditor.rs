@@ -257,7 +257,7 @@ async fn nothing_a_pod_wrote_reaches_the_auditors_terminal_unfiltered() {
         vec!["recordings", "list", "--store", "store", "-o", "wide"],
         vec!["recordings", "show", name, "--key", "key.pem"],
         vec!["recordings", "search", "--store", "store", "--typed", "ls"],
-        vec!["recordings", "search", "--store", "store", "--text", "before"],
+        vec!["recordings", "search", "--store", "store", "--text", "fore"],
         vec!["recordings", "export", name, "--key", "key.pem", "--format", "text"],
     ] {
         let (_, out, err) = archive.run(&args).await;
@@ -281,7 +281,7 @@ async fn nothing_a_pod_wrote_reaches_the_auditors_terminal_unfiltered() {
     let _ = soon("the end", pty.read_to_end(&mut shown)).await;
     assert!(soon("the exit", child.wait()).await.unwrap().success());
     let shown = String::from_utf8(shown).unwrap();
-    assert!(shown.contains("before") && shown.contains("\x1b[31mred"), "{shown:?}");
+    assert!(shown.contains("fore\r\n") && shown.contains("\x1b[31mred"), "{shown:?}");
     for hostile in ["\x1b]", "\x1bP", "[6n", "[c", "\u{202e}", "\u{9b}", "?1000h"] {
         assert!(!shown.contains(hostile), "{hostile:?} in {shown:?}");
     }
