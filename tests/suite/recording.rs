@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use podgate::app::dev::Dev;
 use podgate::app::recording;
@@ -13,7 +12,8 @@ use podgate::recording::container::{Reader, Trust};
 use podgate::recording::facts::{Ending, Facts};
 use podgate::recording::keys::SigningKey;
 use podgate::telemetry::{Metrics, chain};
-use podgate::testing::gateway::{config, exec_request, send};
+use podgate::testing::far::SWITCHING;
+use podgate::testing::gateway::{config, exec_request, read_exactly, send};
 use podgate::testing::{Answer, Far, Pki, TestGateway, soon, until};
 use podgate::wire::remotecommand::StreamType;
 use podgate::wire::tape::{self, Kind};
@@ -141,7 +141,7 @@ async fn asked_for_a_secret(command: &[&str]) -> Recording {
     let words: Vec<_> = command.iter().map(|word| format!("command={}", encoded(word))).collect();
     let query = format!("{}&stdin=1&stdout=1&tty=1", words.join("&"));
     let mut client = exec(&running, &query, &lines(&["v4.channel.k8s.io"]), false).await;
-    client.open(&[StreamType::Error, StreamType::Stdin, StreamType::Stdout]).await;
+    client.open(&[StreamType::Error, StreamType::Stdin, StreamType::Stdout, StreamType::Resize]).await;
     soon("the first prompt", client.until(StreamType::Stdout, "Password: ")).await;
     for key in "hunter2\r".chars() {
         client.write(key.to_string().as_bytes()).await;
@@ -163,8 +163,8 @@ async fn a_password_that_is_typed_unseen_is_not_in_the_recording_and_what_is_see
     let bash = "read -s -p 'Password: ' p; echo; read -p 'Name: ' n; echo \"${#p} $n\"";
     let python = "import getpass; p = getpass.getpass(); n = input('Name: '); print(len(p), n)";
     for command in [["bash", "-c", bash], ["python3", "-c", python]] {
-        if !["/bin", "/usr/bin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(command[0]).exists())
-        {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        if !std::env::split_paths(&path).any(|dir| dir.join(command[0]).exists()) {
             continue;
         }
         let recording = asked_for_a_secret(&command).await;
@@ -198,18 +198,18 @@ async fn without_room_strict_sessions_are_503_before_the_node_hears_of_them_and_
         let mut io = rig.gateway.connect_as(user).await;
         // What clients say of themselves changes nothing.
         send(&mut io, &exec_request("command=id", "Kubectl-Command: kubectl cp\r\n")).await;
-        (Answer::read(&mut io).await.expect("an answer"), io)
+        io
     };
-    let (refused, _) = ask("ana").await;
+    let refused = Answer::read(&mut ask("ana").await).await.expect("an answer");
     assert_eq!(refused.code(), 503, "{}", refused.body);
     assert!(refused.body.contains("this session has to be recorded, and cannot be"), "{}", refused.body);
     assert!(refused.body.contains("recording.spool.maxBytes"), "{}", refused.body);
     assert_eq!(rig.far.accepted(), 0);
     let ready = rig.gateway.admin("GET /readyz").await;
     assert!(ready.body.contains("[-]recording failed"), "{}", ready.body);
-    let (switched, _io) = ask("ben").await;
-    assert_eq!(switched.code(), 101);
-    drop(_io);
+    let mut io = ask("ben").await;
+    assert_eq!(read_exactly(&mut io, SWITCHING.len()).await, SWITCHING);
+    drop(io);
     until("its end", || rig.gateway.metric("podgate_sessions") == 0.0).await;
     rig.gateway.stop().await;
 }
@@ -269,20 +269,19 @@ fn recorded_so_far(path: &Path) -> u64 {
 async fn a_key_that_cannot_be_read_is_told_with_its_setting_and_nothing_starts() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = recording_into(folder.path());
-    let open = async |config: &Config| {
+    let open = |config: &Config| {
         let opened = recording::open(&config.recording, &Drain::new(), &Metrics::new());
         opened.err().map(|error| chain(&error)).unwrap_or_default()
     };
     std::fs::write(folder.path().join("other"), "not a key").unwrap();
     for name in ["missing", "other", "."] {
         config.recording.signing_key_file = Some(folder.path().join(name));
-        let text = open(&config).await;
+        let text = open(&config);
         assert!(text.starts_with("setting recording.signingKeyFile: "), "{text}");
         assert!(text.contains(&folder.path().join(name).display().to_string()), "{text}");
     }
     config = recording_into(folder.path());
     config.recording.spool.dir = Some(folder.path().join("other/spool"));
-    let text = open(&config).await;
+    let text = open(&config);
     assert!(text.starts_with("setting recording.spool.dir: make the spool folder"), "{text}");
-    tokio::time::sleep(Duration::ZERO).await;
 }
