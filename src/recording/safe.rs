@@ -167,11 +167,7 @@ impl Perform for Draw<'_> {
             (b"", 'b') if one => self.csi("", [[first.min(MAX_REPEAT)]], action),
             (b"", 's') if one && first == 0 => self.out.extend_from_slice(b"\x1b7"),
             (b"", 'u') if one && first == 0 => self.out.extend_from_slice(b"\x1b8"),
-            (b"", 'h' | 'l') => {
-                if params.iter().any(|mode| mode == [4]) {
-                    self.csi("", [[4]], action);
-                }
-            }
+            (b"", 'h' | 'l') if params.iter().any(|mode| mode == [4]) => self.csi("", [[4]], action),
             (b"?", 'h' | 'l') => {
                 params
                     .iter()

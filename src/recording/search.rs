@@ -84,7 +84,7 @@ impl Filter {
             Some(start) => facts.pod.starts_with(start),
             None => facts.pod == wanted,
         });
-        let lasted = ending.seconds.is_finite().then_some(ending.seconds.max(0.0)).unwrap_or_default();
+        let lasted = if ending.seconds.is_finite() { ending.seconds.max(0.0) } else { 0.0 };
         let ended = Timestamp::from_duration(jiff::SignedDuration::from_secs_f64(
             facts.started.as_duration().as_secs_f64() + lasted.min(1e9),
         ));

@@ -439,7 +439,7 @@ impl Typed {
             let from = self.entered.is_empty().then_some(From { row, prompt });
             self.line = Some(Line { from, plain: (!prefilled).then(Vec::new) });
         }
-        self.line.get_or_insert_with(|| Line { from: None, plain: None })
+        self.line.get_or_insert(Line { from: None, plain: None })
     }
 
     fn enter(&mut self) {
