@@ -12,5 +12,6 @@ pub mod keys;
 pub mod library;
 pub mod safe;
 pub mod search;
+pub mod store;
 pub mod text;
 pub mod typed;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::config;
 use crate::drain::Drain;
 use crate::recording::keys::{self, Keys, Recipient, SigningKey};
-use crate::tap::upload::{self, Store};
+use crate::recording::store;
+use crate::tap::upload::Store;
 use crate::tap::{Recordings, Settings, spool};
 use crate::telemetry::Metrics;
 
@@ -26,7 +27,7 @@ enum Unusable {
     #[error(transparent)]
     Spool(#[from] spool::Error),
     #[error(transparent)]
-    Store(#[from] upload::Unusable),
+    Store(#[from] store::Unusable),
 }
 
 fn of<T, E: Into<Unusable>>(key: &'static str, read: Result<T, E>) -> Result<T, Error> {
@@ -42,7 +43,7 @@ fn recipients(paths: &[PathBuf]) -> Result<Vec<Recipient>, Error> {
     paths.iter().map(|path| of("recipientFiles", Recipient::from_file(path))).collect()
 }
 
-fn store(store: &config::recording::Store) -> Result<Option<Store>, Error> {
+fn opened(store: &config::recording::Store) -> Result<Option<Store>, Error> {
     let opened = store.url.as_deref().map(|url| Store::open(url, store.options_file.as_deref()));
     of("store", opened.transpose())
 }
@@ -52,7 +53,7 @@ pub(super) fn check(config: &config::Recording) -> Vec<Error> {
     let key = config.signing_key_file.as_deref().map(signing_key);
     let wrong = [key.and_then(Result::err), recipients(&config.recipient_files).err()];
     let looks_up = config.store.url.as_deref().is_some_and(|url| !url.starts_with("file:"));
-    let store = looks_up.then(|| store(&config.store).err()).flatten();
+    let store = looks_up.then(|| opened(&config.store).err()).flatten();
     wrong.into_iter().chain([store]).flatten().collect()
 }
 
@@ -88,7 +89,7 @@ pub(super) fn start(
         dir: dir.to_owned(),
         max_bytes: config.spool.max_bytes,
         keys: Keys { signing, recipients: recipients(&config.recipient_files)? },
-        store: store(&config.store)?,
+        store: opened(&config.store)?,
     };
     of("spool.dir", Recordings::start(settings, background, metrics))
 }

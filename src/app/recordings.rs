@@ -123,9 +123,10 @@ struct Spool {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Store {
     url: Option<String>,
+    options_file: Option<PathBuf>,
 }
 
 /// Keys of an auditor.
@@ -398,7 +399,8 @@ fn settings(flags: &cli::Store) -> Result<Option<Recording>, Error> {
         serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string().into()))?;
     let base = path.parent().unwrap_or(Path::new(""));
     let mut recording = settings.recording;
-    for path in [&mut recording.signing_key_file, &mut recording.spool.dir].into_iter().flatten() {
+    let Recording { signing_key_file, spool, store, .. } = &mut recording;
+    for path in [signing_key_file, &mut spool.dir, &mut store.options_file].into_iter().flatten() {
         *path = base.join(&*path);
     }
     Ok(Some(recording))
@@ -406,11 +408,12 @@ fn settings(flags: &cli::Store) -> Result<Option<Recording>, Error> {
 
 fn library(flags: &cli::Store) -> Result<Library, Error> {
     if let Some(store) = &flags.store {
-        return Ok(Library::open(store)?);
+        return Ok(Library::open(store, None)?);
     }
     let recording = settings(flags)?.unwrap_or_default();
     let dir = recording.spool.dir.map(|dir| dir.display().to_string());
-    Ok(Library::open(&recording.store.url.or(dir).ok_or(Error::NoStore)?)?)
+    let Store { url, options_file } = recording.store;
+    Ok(Library::open(&url.or(dir).ok_or(Error::NoStore)?, options_file.as_deref())?)
 }
 
 async fn shelf(library: &Library, which: &cli::Which) -> Result<Shelf, Error> {

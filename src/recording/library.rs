@@ -23,6 +23,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::card::{Card, MAX_CARD};
 use super::container::{self, Reader, Trust};
+use super::store;
 
 /// Endings of the names of recordings.
 const RECORDINGS: [&str; 2] = [".cast.zst", ".tape.zst"];
@@ -44,9 +45,6 @@ const FETCHES: usize = 16;
 
 /// Longest wait for one answer of a store.
 const ANSWER: Duration = Duration::from_secs(60);
-
-/// Environment variables with these prefixes are options of a store.
-const ENVIRONMENT: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
 /// Recordings in one place.
 #[derive(Debug, Clone)]
@@ -164,12 +162,12 @@ struct Line<C, S = Source> {
 // === impl Library ===
 
 impl Library {
-    /// A folder, or the URL of a store: `s3://bucket/prefix`, `gs://...`, `az://...`, `file:///...`. Options of stores
-    /// are taken from the environment, as their own tools do.
+    /// A folder, or the URL of a store: `s3://bucket/prefix`, `gs://...`, `az://...`, `file:///...`; with options as
+    /// [`store::open`] takes them. Does blocking I/O.
     ///
     /// # Errors
     /// When there is no such folder, or the URL is none of a store.
-    pub fn open(name: &str) -> Result<Self, Error> {
+    pub fn open(name: &str, options_file: Option<&FilePath>) -> Result<Self, Error> {
         let wrong =
             |source: Box<dyn std::error::Error + Send + Sync>| Error::Open { name: name.to_owned(), source };
         let url = url::Url::parse(name).ok().filter(|_| name.contains("://"));
@@ -187,12 +185,7 @@ impl Library {
                 (Arc::new(store), Some(folder))
             }
             (None, Some(url)) => {
-                let options = std::env::vars_os()
-                    .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-                    .filter(|(key, _)| ENVIRONMENT.iter().any(|prefix| key.starts_with(prefix)))
-                    .map(|(key, value)| (key.to_ascii_lowercase(), value));
-                let (store, prefix) =
-                    object_store::parse_url_opts(&url, options).map_err(|error| wrong(error.into()))?;
+                let (store, prefix) = store::open(&url, options_file).map_err(|error| wrong(error.into()))?;
                 (Arc::new(PrefixStore::new(store, prefix)), None)
             }
             (None, None) => return Err(wrong("it is neither a folder nor a URL".into())),

@@ -8,7 +8,7 @@
 //! deadline; no secret of the store is in a log or an error text.
 
 use std::io;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 
 use super::Recordings;
 use super::spool::{CARD, Lying, Spool};
+use crate::recording::store::{self, Unusable};
 use crate::telemetry::chain;
 
 /// For one request to the store, its own tries included.
@@ -44,46 +45,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Most bytes of a card that is read back for its day.
 const MAX_CARD: u64 = 32 * 1024 * 1024;
 
-/// Environment variables with these prefixes are options of a store.
-const ENVIRONMENT: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
-
 /// A store, and where in it.
 #[derive(Clone)]
 pub struct Store {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
-}
-
-/// A store that cannot be used as its settings say.
-#[derive(Debug, thiserror::Error)]
-pub enum Unusable {
-    /// The file with its options cannot be read.
-    #[error("read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// It is no list of options. What is wrong is not told: it may show a secret.
-    #[error("{} is no YAML mapping of option names to texts", path.display())]
-    Options {
-        /// The file.
-        path: PathBuf,
-    },
-    /// There is no such store.
-    #[error("{0}")]
-    Url(String),
-    /// The folder cannot be made.
-    #[error("make the folder {}", path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// Why something is not in the store yet.
@@ -131,20 +97,8 @@ impl Store {
                 parsed.to_file_path().map_err(|()| Unusable::Url(format!("{url:?} names no folder")))?;
             return Self::folder(&path);
         }
-        let mut options: Vec<(String, String)> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| ENVIRONMENT.iter().any(|prefix| name.starts_with(prefix)))
-            .collect();
-        if let Some(path) = options_file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| Unusable::Read { path: path.to_owned(), source })?;
-            let read: Result<std::collections::BTreeMap<String, String>, _> = serde_saphyr::from_str(&text);
-            options.extend(read.map_err(|_| Unusable::Options { path: path.to_owned() })?);
-        }
-        let opened = object_store::parse_url_opts(&parsed, options);
-        // What it says of an option names it and not its value.
-        let (store, prefix) = opened.map_err(|error| Unusable::Url(chain(&error)))?;
-        Ok(Self { store: store.into(), prefix })
+        let (store, prefix) = store::open(&parsed, options_file)?;
+        Ok(Self { store, prefix })
     }
 
     fn folder(path: &FilePath) -> Result<Self, Unusable> {
