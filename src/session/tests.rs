@@ -413,7 +413,7 @@ async fn what_a_client_sent_before_it_closed_properly_arrives_however_slow_the_f
     let rig = Rig::new();
     let (mut client, ours, socket) = pair().await;
     let watch = Socket::of(&ours).unwrap();
-    let (mut far, theirs) = duplex(1);
+    let (mut far, theirs) = duplex(64);
     let slow = async {
         client.read_exact(&mut [0; 10]).await.unwrap();
         client.write_all(&vec![b'x'; 160_000]).await.unwrap();
