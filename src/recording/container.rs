@@ -40,12 +40,13 @@ const MAX_HEAD: usize = 1 << 20;
 /// Most bytes of the ending: typed lines of a long day.
 const MAX_END: usize = 16 << 20;
 
-/// Most bytes of tape in a chunk. Larger tapes become several chunks.
-const MAX_TAPE: usize = 512 << 10;
+/// Most bytes of content in a chunk.
+const MAX_CONTENT: usize = 4 << 20;
 
-/// Most bytes of content in a chunk: as a cast, a byte of tape is at most 7.4 bytes (control characters with a byte
-/// among them that is not UTF-8), and a piece of one byte, with its own head, 80 instead of 14.
-const MAX_CONTENT: usize = 8 * MAX_TAPE;
+/// Most bytes of tape in a chunk. Larger tapes become several chunks. As a cast, a byte of tape is less than 12: a piece of
+/// three bytes, the end of a character, no text, and the beginning of another, is 191 instead of 16. Others are less,
+/// long ones at most 7.4 times as much (control characters with a byte among them that is not UTF-8).
+const MAX_TAPE: usize = MAX_CONTENT / 12;
 
 /// Most bytes of a frame with content, whose bytes may be beyond compression: zstd's bound, and a tag.
 const MAX_FRAME: usize = MAX_CONTENT + MAX_CONTENT / 128 + 1024;

@@ -562,7 +562,7 @@ impl Writing {
         if let Some(lost) = lost {
             join(&mut self.gap, lost);
         }
-        if let Err(error) = self.flush(Room::Needed) {
+        if let Err(error) = self.flush(Room::Needed).and_then(|()| self.record(tape)) {
             if self.gap.is_none() {
                 let id = &self.facts.id;
                 warn!(
@@ -575,10 +575,14 @@ impl Writing {
             extend(&mut self.gap, tape, error.to_string());
             return Err(error);
         }
+        self.flush(Room::Needed)
+    }
+
+    /// Seals a tape, behind what is missing before it.
+    fn record(&mut self, tape: &[u8]) -> io::Result<()> {
         self.mark()?;
         let filtered = self.filter.pass(tape)?;
-        self.seal(filtered.as_deref().unwrap_or(tape))?;
-        self.flush(Room::Needed)
+        self.seal(filtered.as_deref().unwrap_or(tape))
     }
 
     fn seal(&mut self, tape: &[u8]) -> io::Result<()> {

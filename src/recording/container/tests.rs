@@ -408,12 +408,19 @@ fn large_tapes_become_chunks_within_their_limit_whatever_they_hold() {
     worst[9] = 0xff;
     let parts: Vec<(u64, Channel, &[u8])> = vec![(1 << 50, Channel::Stdout, &worst[..]); 20];
     let long = tape(&parts);
-    let small = tape(&vec![(1 << 50, Channel::Stdout, &b"\xff"[..]); 100_000]);
+    let many = |kind, bytes| tape(&vec![(1 << 50, kind, bytes); 100_000]);
+    let small = many(Channel::Stdout, b"\xff");
+    // The end of a character, something that is none, and the beginning of another.
+    let torn = many(Channel::Stdout, b"\xa9\xff\xc3");
+    // The shortest sizes that there are.
+    let sizes = tape(&[(1 << 50, Channel::Resize, &b"{}".repeat(500_000))]);
+    let tapes = [long, small, torn, sizes];
     for tty in [false, true] {
-        let file = record(tty, &[long.clone(), small.clone()], &keys);
+        let file = record(tty, &tapes, &keys);
         let (read, _) = read(&file, &keys, &[]).unwrap();
-        assert!(read.len() > 2 && read.iter().all(|tape| tape.len() <= MAX_TAPE));
-        assert_eq!(bytes(&read), bytes(&[long.clone(), small.clone()]));
+        // A piece is at most three events, and each of these is read as a piece.
+        assert!(read.len() > 2 && read.iter().all(|tape| tape.len() <= 3 * MAX_TAPE));
+        assert!(bytes(&read) == bytes(&tapes));
     }
 }
 
