@@ -27,6 +27,10 @@ const GRAPHICS: [char; 32] = [
     '├', '┤', '┴', '┬', '│', '≤', '≥', 'π', '≠', '£', '·',
 ];
 
+// The parser keeps what it has of a title or the like in itself. With the feature `std` of `vte`, which any crate may
+// switch on for all, it would keep gigabytes of one that never ends.
+const _: () = assert!(size_of::<Parser>() > 1024, "vte is built with its feature std");
+
 /// Lets through what draws.
 #[derive(Default)]
 pub struct Filter {
