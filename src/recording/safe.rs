@@ -72,9 +72,7 @@ impl Filter {
     /// Appends what of `bytes` is safe. They may be cut anywhere: what is not whole yet waits.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let mut draw = Draw { state: &mut self.state, out };
-        for slice in bytes.chunks(SLICE) {
-            self.parser.advance(&mut draw, slice);
-        }
+        advance(&mut self.parser, &mut draw, bytes);
     }
 
     /// Appends what brings the terminal back to its usual state; the filter is as new.
@@ -204,6 +202,17 @@ impl Perform for Draw<'_> {
     }
 }
 
+/// Parses bytes that may be cut anywhere. What ends a character that was cut is given to the parser byte by byte: of a
+/// piece in which something else that it knows follows, and then no UTF-8, it would take all as that character.
+pub(super) fn advance(parser: &mut Parser, perform: &mut impl Perform, bytes: &[u8]) {
+    for slice in bytes.chunks(SLICE) {
+        let ends = slice.iter().take(3).take_while(|byte| matches!(byte, 0x80..=0xbf)).count();
+        let (ends, rest) = slice.split_at(ends);
+        ends.chunks(1).for_each(|byte| parser.advance(perform, byte));
+        parser.advance(perform, rest);
+    }
+}
+
 /// One line of text, for lists and search hits: what a terminal would act on, what nobody would see, and what would
 /// turn the order of letters around is written as an escape of Rust, such as `\u{1b}`.
 pub fn plain(text: &str) -> String {
@@ -307,6 +316,14 @@ mod tests {
         let hostile = "ls \x1b]0;x\x07\u{202e}gpj.exe\u{200b}\r\n";
         assert_eq!(plain(hostile), r"ls \u{1b}]0;x\u{7}\u{202e}gpj.exe\u{200b}\r\n");
         assert_eq!(plain(r#"echo "é" 'नि' \ 日本"#), r#"echo "é" 'नि' \ 日本"#);
+    }
+
+    #[test]
+    fn nothing_behind_a_character_that_was_cut_is_lost() {
+        let (mut filter, mut out) = (Filter::new(), Vec::new());
+        filter.push(b"\xc3", &mut out);
+        filter.push(b"\xa9\x08\x80", &mut out);
+        assert_eq!(out, filtered(b"\xc3\xa9\x08\x80"));
     }
 
     #[test]

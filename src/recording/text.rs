@@ -13,11 +13,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use vte::{Params, Parser, Perform};
 
+use super::safe::advance;
+
 /// Longest line, in bytes. A longer one is several.
 const MAX_LINE: usize = 4096;
-
-/// Most bytes that the parser sees at once; see [`safe`](super::safe).
-const SLICE: usize = 512;
 
 /// Bits that are kept while a session lives, as a power of two: 16 KiB.
 const MOST_BITS: u32 = 17;
@@ -78,9 +77,7 @@ impl Lines {
     pub fn push(&mut self, at: Duration, bytes: &[u8], each: &mut impl FnMut(Duration, &str)) {
         self.line.now = at;
         let mut draw = Draw { line: &mut self.line, each };
-        for slice in bytes.chunks(SLICE) {
-            self.parser.advance(&mut draw, slice);
-        }
+        advance(&mut self.parser, &mut draw, bytes);
     }
 
     /// Hands on what is left.
