@@ -27,6 +27,10 @@ use crate::cluster::Body;
 /// Bytes of a Status that are looked at: its message may quote a request.
 const STATUS: usize = 64 * 1024;
 
+/// Bytes of a name, a uid or a version that is believed; no object has longer ones.
+/// Source: apimachinery `pkg/util/validation/validation.go` (`DNS1123SubdomainMaxLength`).
+const NAME: usize = 253;
+
 /// How long an answer is held up for them. They come with its head.
 const STATUS_READ: Duration = Duration::from_secs(5);
 
@@ -41,7 +45,8 @@ pub(super) struct Capture(Arc<Mutex<Kept>>);
 struct Kept {
     limit: usize,
     size: usize,
-    parts: Vec<Bytes>,
+    /// A copy: the parts themselves may be any number, empty ones too, and hold buffers of any size.
+    bytes: Vec<u8>,
     /// Why it is not kept.
     skipped: Option<&'static str>,
 }
@@ -72,7 +77,7 @@ impl Capture {
     /// Keeps a body with these headers, if it is one that can be read.
     pub(super) fn of(headers: &HeaderMap, limit: usize) -> Self {
         let skipped = (!is_plain_json(headers)).then_some("not plain JSON");
-        Self(Arc::new(Mutex::new(Kept { limit, size: 0, parts: Vec::new(), skipped })))
+        Self(Arc::new(Mutex::new(Kept { limit, size: 0, bytes: Vec::new(), skipped })))
     }
 
     fn pass(&self, part: &Bytes) {
@@ -83,10 +88,10 @@ impl Capture {
         }
         if kept.size > kept.limit {
             kept.skipped = Some("larger than audit.maxObjectBytes");
-            kept.parts = Vec::new();
+            kept.bytes = Vec::new();
             return;
         }
-        kept.parts.push(part.clone());
+        kept.bytes.extend_from_slice(part);
     }
 
     /// The object; none when the body was empty or did not come to its end.
@@ -97,7 +102,7 @@ impl Capture {
             Some(_) => return Ok(None),
             None => {}
         }
-        let object = compact(&kept.parts.concat());
+        let object = compact(&kept.bytes);
         Ok(match omit_managed_fields {
             true => object.map(|object| without_managed_fields(&object).unwrap_or(object)),
             false => object,
@@ -119,7 +124,7 @@ impl Capture {
             resource_version: Option<String>,
         }
         let kept = self.lock();
-        let Ok(Object { metadata }) = serde_json::from_slice(&kept.parts.concat()) else { return };
+        let Ok(Object { metadata }) = serde_json::from_slice(&kept.bytes) else { return };
         let said = [
             (&mut about.namespace, metadata.namespace),
             (&mut about.name, metadata.name),
@@ -127,7 +132,7 @@ impl Capture {
             (&mut about.resource_version, metadata.resource_version),
         ];
         for (known, said) in said {
-            if let (true, Some(said)) = (known.is_empty(), said) {
+            if let (true, Some(said)) = (known.is_empty(), said.filter(|said| said.len() <= NAME)) {
                 *known = said;
             }
         }
@@ -371,6 +376,36 @@ mod tests {
         let capture = Capture::of(&headers, 4);
         capture.pass(&Bytes::from_static(b"{\"a"));
         capture.pass(&Bytes::from_static(b"\":1}"));
-        assert!(capture.object(false).is_err() && capture.lock().parts.is_empty());
+        assert!(capture.object(false).is_err() && capture.lock().bytes.is_empty());
+    }
+
+    #[test]
+    fn an_object_that_was_sent_says_which_it_is_but_no_more_than_that() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        let capture = Capture::of(&headers, 4096);
+        let metadata = format!(r#"{{"metadata":{{"name":"cart","uid":"{}"}}}}"#, "u".repeat(254));
+        capture.pass(&metadata.into());
+        let mut about = ObjectRef::default();
+        capture.name(&mut about);
+        assert_eq!((&*about.name, &*about.uid), ("cart", ""));
+    }
+
+    #[test]
+    fn what_is_kept_holds_no_buffer_of_who_sent_it() {
+        struct Buffer(Arc<[u8; 4096]>);
+        impl AsRef<[u8]> for Buffer {
+            fn as_ref(&self) -> &[u8] {
+                &*self.0
+            }
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        let (capture, buffer) = (Capture::of(&headers, 100), Arc::new([b' '; 4096]));
+        let part = Bytes::from_owner(Buffer(buffer.clone()));
+        capture.pass(&part.slice(..1));
+        capture.pass(&part.slice(..0));
+        drop(part);
+        assert_eq!(Arc::strong_count(&buffer), 1);
     }
 }
