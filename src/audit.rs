@@ -174,10 +174,11 @@ impl Audit {
         self.0.is_some()
     }
 
-    /// Whether no sink is down, or none that new requests would be refused for.
+    /// Whether no sink is down or has a full queue, or new requests would not be refused for that.
     pub fn is_ready(&self) -> bool {
         self.0.as_ref().is_none_or(|shared| {
-            shared.when_down == WhenDown::Continue || !shared.queues.iter().any(|queue| queue.is_down())
+            shared.when_down == WhenDown::Continue
+                || shared.queues.iter().all(|queue| !queue.is_down() && queue.has_room())
         })
     }
 

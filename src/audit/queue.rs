@@ -20,6 +20,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
+use super::Trail;
 use super::event::{self, Event};
 use super::sink::{Batching, Failure, Sink};
 use crate::drain::Drain;
@@ -29,6 +30,9 @@ use crate::telemetry::{Metrics, chain};
 /// and one that is down is not to be kept busy.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// The events of one request: one for each stage, each with an annotation of the longest.
+const REQUEST: Limits = Limits { events: 3, bytes: 3 * Trail::ANNOTATION };
 
 /// What may wait for a sink.
 #[derive(Debug, Clone, Copy)]
@@ -126,6 +130,11 @@ impl Queue {
         self.lock().down
     }
 
+    /// Whether a request would find room for its events.
+    pub(super) fn has_room(&self) -> bool {
+        self.lock().has_room(self.limits, REQUEST.events, REQUEST.bytes)
+    }
+
     /// Room for so many events of so many bytes; nothing when there is not enough.
     pub(super) fn reserve(self: &Arc<Self>, events: usize, each: usize) -> Option<Room> {
         let mut state = self.lock();
@@ -137,10 +146,13 @@ impl Queue {
         Some(Room { queue: self.clone(), events, each })
     }
 
-    /// An event without a room of its own. Without room in the queue it is lost, and counted.
+    /// An event without a room of its own. Without room in one half of the queue it is lost, and counted: the other half
+    /// is kept for those who are let in, however many others knock.
     pub(super) fn push(&self, line: Bytes) {
         let mut state = self.lock();
-        if !state.has_room(self.limits, 1, line.len()) {
+        let Limits { events, bytes } = self.limits;
+        let more_than_half = state.waiting.len() >= events / 2 || state.bytes + line.len() > bytes / 2;
+        if more_than_half || !state.has_room(self.limits, 1, line.len()) {
             state.gap().events += 1;
             self.series.lost.inc();
             return;
@@ -208,44 +220,52 @@ impl Queue {
         // Fewer while it is found out which event of a batch a sink does not take.
         let mut most = batching.events;
         let mut retry = FIRST_RETRY;
+        // Whether it did not even take what is told of a gap.
+        let mut untellable = false;
         loop {
             self.filled(batching).await;
             let (batch, gap) = self.batch(most, batching.bytes);
             let events = batch.len() - usize::from(gap.is_some());
-            match sink.write(&batch).await {
+            let failed = match sink.write(&batch).await {
                 Ok(()) => {
                     self.series.written.inc_by(batch.len() as u64);
                     self.done(events, None);
                     (most, retry) = (batching.events, FIRST_RETRY);
                     self.up();
-                }
-                Err(Failure::Down(error)) => {
-                    self.done(0, gap);
-                    self.down(&*error);
-                    sleep(retry).await;
-                    retry = (retry * 2).min(LAST_RETRY);
+                    if std::mem::take(&mut untellable) && events > 0 {
+                        error!(audit.sink = self.name, "it takes events, but not one of what it has missed");
+                        self.lock().gap = None;
+                    }
+                    false
                 }
                 Err(Failure::Unacceptable(error)) if batch.len() > 1 => {
                     warn!(audit.sink = self.name, events, error = chain(&*error), "a batch was not taken");
                     self.done(0, gap);
                     most = (batch.len() / 2).max(1);
-                    self.up();
+                    false
                 }
-                Err(Failure::Unacceptable(error)) => {
+                Err(Failure::Unacceptable(error)) if events > 0 => {
                     error!(
                         audit.sink = self.name,
                         error = chain(&*error),
                         "an audit event is lost: not taken"
                     );
-                    self.series.lost.inc_by(events as u64);
-                    self.done(events, None);
-                    // That of a gap would not be taken the next time either: it stays a number in the metrics.
-                    if events > 0 {
-                        self.lock().gap().events += 1;
-                    }
+                    self.lose();
                     most = batching.events;
-                    self.up();
+                    self.is_down()
                 }
+                Err(failure) => {
+                    // Who does not take podgate's own word about what is missing may well take nothing at all.
+                    untellable |= matches!(failure, Failure::Unacceptable(_));
+                    let (Failure::Down(error) | Failure::Unacceptable(error)) = failure;
+                    self.done(0, gap);
+                    self.down(&*error);
+                    true
+                }
+            };
+            if failed {
+                sleep(retry).await;
+                retry = (retry * 2).min(LAST_RETRY);
             }
         }
     }
@@ -311,6 +331,21 @@ impl Queue {
                 // Who does not wait any more needs not to know.
                 let _ = written.send(());
             }
+        }
+        self.show(&state);
+        drop(state);
+        self.emptied.notify_waiters();
+    }
+
+    /// The first event will never be written. Whoever waits for it is not told that it was.
+    fn lose(&self) {
+        self.series.lost.inc();
+        let mut state = self.lock();
+        state.gap().events += 1;
+        state.writing = false;
+        if let Some(Entry { line, written }) = state.waiting.pop_front() {
+            state.bytes -= line.len();
+            state.urgent -= usize::from(written.is_some());
         }
         self.show(&state);
         drop(state);

@@ -345,7 +345,8 @@ impl Inner {
         if written.is_empty() {
             return true;
         }
-        timeout(self.audit.blocking_timeout, join_all(written)).await.is_ok()
+        let all = timeout(self.audit.blocking_timeout, join_all(written)).await;
+        all.is_ok_and(|all| all.iter().all(Result::is_ok))
     }
 
     /// Writes an event, unless the policy leaves it out; what resolves when the sinks have it.

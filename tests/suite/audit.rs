@@ -229,9 +229,12 @@ async fn what_is_no_request_is_written_as_far_as_it_is_known() {
 #[tokio::test]
 async fn item_113_without_an_id_of_the_clients_own_one_is_made_and_told() {
     let (rig, log) = audited().await;
-    let answer = rig.gateway.ask(&request("GET /version", "")).await;
-    let id = answer.header("audit-id").unwrap().to_owned();
-    log.of(&id, 2).await;
+    for head in ["", "Audit-ID:\r\n", "Audit-ID: \u{e9}\r\n"] {
+        let answer = rig.gateway.ask(&request("GET /version", head)).await;
+        let id = answer.header("audit-id").unwrap().to_owned();
+        assert_eq!(id.len(), "00000000-0000-0000-0000-000000000000".len(), "{head:?}");
+        log.of(&id, 2).await;
+    }
     rig.stop_untouched().await;
 }
 
@@ -514,6 +517,21 @@ async fn ten_thousand_requests_with_a_dead_webhook_cost_no_more_than_their_room(
     until("the rest", || hook.events().len() as f64 > waiting).await;
     let gaps: Vec<_> = hook.events().iter().filter_map(gap).collect();
     assert_eq!(gaps, [lost.to_string()]);
+    rig.stop_untouched().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_says_that_others_are_to_be_asked() {
+    let (mut config, hook, _folder) = hooked().await;
+    config.audit.queue_events = 4;
+    config.audit.flush_timeout = Duration::from_millis(200);
+    hook.faults(|faults| faults.hangs = true);
+    let rig = rig_with(config).await;
+    assert_eq!(rig.gateway.admin("GET /readyz").await.code(), 200);
+    for (id, expected) in [("first", 200), ("second", 200), ("third", 503)] {
+        assert_eq!(code(&rig.gateway, "/version", id).await, expected);
+    }
+    assert_eq!(rig.gateway.admin("GET /readyz").await.code(), 500);
     rig.stop_untouched().await;
 }
 

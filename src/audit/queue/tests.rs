@@ -6,7 +6,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::*;
 use crate::testing::{soon, until};
 
-const LIMITS: Limits = Limits { events: 8, bytes: 1000 };
+const LIMITS: Limits = Limits { events: 16, bytes: 1000 };
 
 /// What becomes of the next batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,10 @@ enum Fate {
     Down,
     /// Not for as long as it has this event.
     NotWith(&'static str),
+    /// Never, whatever is in it.
+    Never,
+    /// Not for as long as it has this event, or tells of a gap.
+    Picky(&'static str),
 }
 
 /// Takes batches when a test lets it.
@@ -40,7 +44,11 @@ impl Sink for Scripted {
                 Fate::NotWith(line) if lines.iter().any(|have| have == line) => {
                     return Err(Failure::Unacceptable("no".into()));
                 }
-                Fate::Taken | Fate::NotWith(_) => {}
+                Fate::Picky(line) if lines.iter().any(|have| have == line || have.starts_with('{')) => {
+                    return Err(Failure::Unacceptable("no".into()));
+                }
+                Fate::Never => return Err(Failure::Unacceptable("no".into())),
+                Fate::Taken | Fate::NotWith(_) | Fate::Picky(_) => {}
             }
             self.taken.send(lines).unwrap();
             Ok(())
@@ -157,17 +165,17 @@ async fn what_finds_no_room_is_counted_and_told_once_when_the_sink_is_back() {
 async fn reserved_room_is_there_whatever_else_comes() {
     let mut rig = rig(AT_ONCE, 0);
     let mut room = rig.queue.reserve(2, 10).unwrap();
-    assert!(rig.queue.reserve(7, 10).is_none(), "eight are all there is");
+    assert!(rig.queue.reserve(15, 10).is_none(), "sixteen are all there is");
     assert!(rig.queue.reserve(1, 981).is_none(), "a thousand bytes are all there is");
     for _ in 0..9 {
         rig.push("x");
     }
-    assert_eq!(rig.metrics.audit_lost.with_label_values(&["file"]).get(), 3);
+    assert_eq!(rig.metrics.audit_lost.with_label_values(&["file"]).get(), 1);
     room.push(Bytes::from_static(b"reserved"), false);
     drop(room);
     rig.gate.add_permits(99);
     let mut all = Vec::new();
-    while all.len() < 8 {
+    while all.len() < 10 {
         all.extend(rig.next().await);
     }
     assert!(all.contains(&"reserved".to_owned()), "{all:?}");
@@ -193,6 +201,60 @@ async fn one_event_that_is_not_taken_does_not_hold_up_the_others() {
     assert_eq!(gap(gaps[0], "gap-events"), 1);
     all.retain(|line| !line.starts_with('{'));
     assert_eq!(all, ["1", "2", "3"]);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_an_event_that_is_lost_is_not_told_that_it_was_written() {
+    let rig = rig(AT_ONCE, 99);
+    *rig.fate.lock().unwrap() = Fate::NotWith("bad");
+    let mut room = rig.queue.reserve(2, 10).unwrap();
+    let bad = room.push(Bytes::from_static(b"bad"), true).unwrap();
+    let good = room.push(Bytes::from_static(b"good"), true).unwrap();
+    assert!(soon("the event to be lost", bad).await.is_err());
+    assert!(soon("the event to be written", good).await.is_ok());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_sink_that_takes_nothing_at_all_is_down_and_not_given_all_there_is_to_lose() {
+    let mut rig = rig(AT_ONCE, usize::MAX >> 4);
+    *rig.fate.lock().unwrap() = Fate::Never;
+    rig.push("1");
+    until("the sink to be down", || rig.queue.is_down()).await;
+    let lost = rig.metrics.audit_lost.with_label_values(&["file"]);
+    assert_eq!(lost.get(), 1);
+    *rig.fate.lock().unwrap() = Fate::Taken;
+    let told = rig.next().await;
+    assert_eq!(gap(&told[0], "gap-events"), 1);
+    until("the sink to be up", || !rig.queue.is_down()).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_sink_that_takes_all_but_what_is_told_of_a_gap_gets_all_but_that() {
+    let mut rig = rig(AT_ONCE, usize::MAX >> 4);
+    *rig.fate.lock().unwrap() = Fate::Picky("bad");
+    for line in ["1", "bad", "2", "3"] {
+        rig.push(line);
+    }
+    let mut all = Vec::new();
+    while all.len() < 3 {
+        all.extend(rig.next().await);
+    }
+    assert_eq!(all, ["1", "2", "3"]);
+    until("the sink to be up", || !rig.queue.is_down()).await;
+    soon("nothing to wait for", rig.queue.flush()).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn those_who_are_not_let_in_fill_no_more_than_half_of_the_queue() {
+    let rig = rig(AT_ONCE, 0);
+    for _ in 0..99 {
+        rig.push("x");
+    }
+    assert!(rig.queue.reserve(8, 10).is_some());
     rig.stop().await;
 }
 
