@@ -132,7 +132,7 @@ impl Settings {
     /// Writes whole lines at the end of the file that is at the path now.
     fn append(&self, open: &mut Option<Open>, text: &[u8]) -> Result<(), Error> {
         // Whoever moves files away makes no other promise than that the next line goes to a new one.
-        if !open.as_ref().is_some_and(|open| open.is_at(&self.path)) {
+        if !open.as_mut().is_some_and(|open| open.is_at(&self.path)) {
             *open = Some(self.open()?);
         }
         let grown = |open: &Open| open.len.map_or(0, |len| len + text.len() as u64);
@@ -232,8 +232,14 @@ impl Settings {
 // === impl Open ===
 
 impl Open {
-    fn is_at(&self, path: &Path) -> bool {
-        fs::metadata(path).is_ok_and(|data| (data.dev(), data.ino()) == self.id)
+    /// Whether it is still the file at this path. Somebody else may have emptied it meanwhile, so its length is that of
+    /// now: nothing is to be cut off behind an older one, nor filled up to it.
+    fn is_at(&mut self, path: &Path) -> bool {
+        let Ok(data) = fs::metadata(path) else { return false };
+        if let Some(len) = &mut self.len {
+            *len = if self.torn { data.len().min(*len) } else { data.len() };
+        }
+        (data.dev(), data.ino()) == self.id
     }
 
     fn append(&mut self, text: &[u8]) -> io::Result<()> {

@@ -50,6 +50,17 @@ async fn a_file_that_was_moved_away_is_opened_anew() {
 }
 
 #[tokio::test]
+async fn a_file_that_somebody_else_has_emptied_is_as_long_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let mut file = File::open(&path, &AuditFile { max_bytes: 8, ..settings() }).unwrap();
+    write(&mut file, &["{one}"]).await.unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    write(&mut file, &["{two}"]).await.unwrap();
+    assert_eq!((read(&path).as_str(), names(folder.path()).len()), ("{two}\n", 1));
+}
+
+#[tokio::test]
 async fn a_large_file_is_put_aside_and_the_oldest_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.log");
