@@ -96,7 +96,7 @@ pub struct Play {
     #[allow(missing_docs, reason = "clap would print them")]
     pub reading: Reading,
     /// How many times as fast as it was.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = speed)]
     pub speed: f64,
     /// Shortens longer waits to so many seconds.
     #[arg(long, value_name = "SECONDS")]
@@ -343,6 +343,11 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
         "json" => Ok(LogFormat::Json),
         _ => Err("is text or json".to_owned()),
     }
+}
+
+/// How fast; no number at all (`nan`) is none.
+fn speed(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|times| *times > 0.0).ok_or_else(|| "is a number above 0".to_owned())
 }
 
 /// A time in a session.

@@ -6,6 +6,7 @@ use clap::Parser;
 use podgate::app::{dev, keys, play, recordings, serve, verify};
 use podgate::cli::{self, Cli, Command};
 use podgate::config::{self, Config};
+use podgate::recording::safe::plain;
 use podgate::telemetry;
 
 /// Exit code for arguments and settings that cannot be used.
@@ -78,7 +79,11 @@ fn read(face: impl Future<Output = Result<u8, recordings::Error>>) -> ExitCode {
     runtime.shutdown_background();
     match ended {
         Ok(code) => ExitCode::from(code),
-        Err(error) => fail(&error, error.exit_code()),
+        Err(error) => {
+            // It may quote what stands in a file, whoever made that.
+            eprintln!("podgate: {}", plain(&telemetry::chain(&error)));
+            ExitCode::from(error.exit_code())
+        }
     }
 }
 

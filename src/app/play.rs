@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 
 use super::recordings::{CUT, Error, Keyring, Place, blocking, kind};
 use crate::cli;
+use crate::recording::container::Reader;
 use crate::recording::facts::{Ending, Facts};
 use crate::recording::safe::{Filter, plain};
 use crate::recording::text::Lines;
@@ -28,6 +29,9 @@ const SPEEDS: std::ops::RangeInclusive<f64> = 0.01..=1000.0;
 
 /// Longest wait at once; poll takes no more than so many milliseconds.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// One that is open, at its beginning.
+type Recording = Reader<Box<dyn Read + Send>>;
 
 /// What a look through the whole recording found.
 #[derive(Debug, Default)]
@@ -96,8 +100,8 @@ pub async fn run(flags: &cli::Play) -> Result<u8, Error> {
     let danger = flags.reading.danger_unverified;
     let handle = Handle::current();
     blocking(move || {
-        let open = || handle.block_on(place.open());
-        let (seen, problem) = look(&keyring, open()?)?;
+        let open = || keyring.reader(handle.block_on(place.open())?, place.facts());
+        let (seen, problem) = look(open()?)?;
         if let Some(error) = problem {
             if !danger {
                 return Err(error);
@@ -109,8 +113,8 @@ pub async fn run(flags: &cli::Play) -> Result<u8, Error> {
         }
         warn(&seen, &wanted);
         let ended = match wanted.channel {
-            Some(channel) => write(&keyring, open()?, channel, wanted.terminal),
-            None => play(&keyring, open, &wanted, seen.facts.as_ref().is_some_and(|facts| facts.tty)),
+            Some(channel) => write(open()?, channel, wanted.terminal),
+            None => play(open, &wanted, seen.facts.as_ref().is_some_and(|facts| facts.tty)),
         };
         match ended {
             // Whatever is wrong there was told already.
@@ -124,8 +128,7 @@ pub async fn run(flags: &cli::Play) -> Result<u8, Error> {
 }
 
 /// Reads all of it.
-fn look(keyring: &Keyring, read: Box<dyn Read + Send>) -> Result<(Seen, Option<Error>), Error> {
-    let mut reader = keyring.reader(read)?;
+fn look(mut reader: Recording) -> Result<(Seen, Option<Error>), Error> {
     if reader.details().is_none() {
         return Err(Error::Encrypted);
     }
@@ -210,8 +213,8 @@ fn summary(seen: &Seen) -> u8 {
 }
 
 /// One channel, as it was.
-fn write(keyring: &Keyring, read: Box<dyn Read + Send>, channel: Kind, terminal: bool) -> Result<(), Error> {
-    let (mut reader, mut out) = (keyring.reader(read)?, io::stdout().lock());
+fn write(mut reader: Recording, channel: Kind, terminal: bool) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
     let (mut filter, mut safe) = (Filter::new(), Vec::new());
     while let Some(chunk) = reader.next().map_err(Error::Recording)? {
         pieces(&chunk.tape.unwrap_or_default(), |piece| {
@@ -232,12 +235,7 @@ fn write(keyring: &Keyring, read: Box<dyn Read + Send>, channel: Kind, terminal:
     out.flush().map_err(Error::Write)
 }
 
-fn play(
-    keyring: &Keyring,
-    open: impl Fn() -> Result<Box<dyn Read + Send>, Error>,
-    flags: &Flags,
-    tty: bool,
-) -> Result<(), Error> {
+fn play(open: impl Fn() -> Result<Recording, Error>, flags: &Flags, tty: bool) -> Result<(), Error> {
     let stdin = io::stdin();
     let raw = (flags.terminal && stdin.is_terminal()).then(|| Raw::new(&stdin)).flatten();
     let mut player = Player {
@@ -252,7 +250,7 @@ fn play(
         lines: Default::default(),
     };
     let played = loop {
-        match player.once(keyring, open()?, tty) {
+        match player.once(open()?, tty) {
             Ok(Next::Back(to)) => {
                 player.reset(tty)?;
                 (player.now, player.hurry) = (Duration::ZERO, to);
@@ -270,8 +268,7 @@ fn play(
 
 impl Player<'_> {
     /// From the beginning.
-    fn once(&mut self, keyring: &Keyring, read: Box<dyn Read + Send>, tty: bool) -> Result<Next, Error> {
-        let mut reader = keyring.reader(read)?;
+    fn once(&mut self, mut reader: Recording, tty: bool) -> Result<Next, Error> {
         let mut next = Next::On;
         while let Some(chunk) = reader.next().map_err(Error::Recording)? {
             let on = pieces(&chunk.tape.unwrap_or_default(), |piece| {

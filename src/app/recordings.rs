@@ -4,7 +4,7 @@
 //! without one only where the flag for that says so.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp, Zoned, civil};
@@ -82,6 +82,12 @@ pub enum Error {
     /// It is not as podgate wrote it, or not for this reader.
     #[error("read the recording")]
     Recording(#[source] container::Error),
+    /// It is not the one that was asked for.
+    #[error("the recording is not that of its card: one of them was changed or put there for the other")]
+    Swapped,
+    /// Whatever is in there would be up to the terminal.
+    #[error("only text goes to a terminal: export into a file or a pipe, or with --format text")]
+    Terminal,
     /// Not what was asked for.
     #[error("it is no recording of a terminal, so there is no cast of it; export its channels")]
     NoTerminal,
@@ -141,7 +147,7 @@ pub(super) struct Keyring {
 #[derive(Debug, Clone)]
 pub(super) enum Place {
     File(PathBuf),
-    Stored(Library, object_store::path::Path),
+    Stored(Library, Box<Entry>),
 }
 
 // === impl Error ===
@@ -160,10 +166,11 @@ impl Error {
             | Self::Unknown(_)
             | Self::Ambiguous(_)
             | Self::Open { .. }
+            | Self::Terminal
             | Self::NoTerminal
             | Self::Encrypted
             | Self::NoNeedle => USAGE,
-            Self::Recording(_) | Self::Write(_) | Self::Stopped(_) => FAILED,
+            Self::Recording(_) | Self::Swapped | Self::Write(_) | Self::Stopped(_) => FAILED,
         }
     }
 }
@@ -211,9 +218,10 @@ async fn list(flags: &cli::List) -> Result<u8, Error> {
 async fn show(flags: &cli::Show) -> Result<u8, Error> {
     let keyring = Keyring::of(&flags.reading, true)?;
     let proven = keyring.verifying.is_some();
-    let read = Place::find(&flags.what, &flags.reading.store).await?.open().await?;
+    let found = Place::find(&flags.what, &flags.reading.store).await?;
+    let read = found.open().await?;
     let (facts, details, ending, encrypted, problem) = blocking(move || {
-        let mut reader = keyring.reader(read)?;
+        let mut reader = keyring.reader(read, found.facts())?;
         let problem = loop {
             match reader.next() {
                 Ok(Some(_)) => {}
@@ -287,30 +295,24 @@ async fn search(flags: &cli::Search) -> Result<u8, Error> {
     let shelf = shelf(&library, &flags.which).await?;
     let mut out = BufWriter::new(io::stdout().lock());
     let (mut found, mut unread, mut sealed) = (0, 0, 0);
-    for Entry { card, path, .. } in shelf.entries.iter().filter(|entry| filter.takes(&entry.card)) {
+    for entry in shelf.entries.iter().filter(|entry| filter.takes(&entry.card)) {
+        let Entry { card, path, .. } = entry;
         let hits = match needle.ask(card, &keyring.identities) {
             Verdict::No => continue,
             Verdict::Hits(hits) => hits,
-            Verdict::Open(_) => {
-                let (read, keyring, needle) = (library.read(path).await?, keyring.clone(), needle.clone());
-                let hits = blocking(move || {
-                    let reader = keyring.reader(read)?;
-                    needle.search(reader).map_err(Error::Recording)
-                });
-                match hits.await {
-                    Ok(hits) if hits.is_empty() => continue,
-                    Ok(hits) => hits,
-                    Err(Error::Recording(container::Error::NotForYou)) => {
-                        sealed += 1;
-                        continue;
-                    }
-                    Err(error) => {
-                        eprintln!("podgate: {}: {}", plain(path.as_ref()), plain(&telemetry::chain(&error)));
-                        unread += 1;
-                        continue;
-                    }
+            Verdict::Open(_) => match look(&library, entry, &keyring, &needle).await {
+                Ok(hits) if hits.is_empty() => continue,
+                Ok(hits) => hits,
+                Err(Error::Recording(container::Error::NotForYou)) => {
+                    sealed += 1;
+                    continue;
                 }
-            }
+                Err(error) => {
+                    eprintln!("podgate: {}: {}", plain(path.as_ref()), plain(&telemetry::chain(&error)));
+                    unread += 1;
+                    continue;
+                }
+            },
         };
         if flags.limit > 0 && found == flags.limit {
             eprintln!("podgate: there is more than the newest {found} recordings; --limit shows more");
@@ -327,12 +329,32 @@ async fn search(flags: &cli::Search) -> Result<u8, Error> {
     Ok(if unread > 0 { FAILED } else { complained })
 }
 
+/// Looks into a recording.
+async fn look(
+    library: &Library,
+    entry: &Entry,
+    keyring: &Keyring,
+    needle: &Needle,
+) -> Result<Vec<Hit>, Error> {
+    let read = library.read(&entry.path).await?;
+    let (facts, keyring, needle) = (entry.card.facts.clone(), keyring.clone(), needle.clone());
+    blocking(move || {
+        let reader = keyring.reader(read, Some(&facts))?;
+        needle.search(reader).map_err(Error::Recording)
+    })
+    .await
+}
+
 async fn export(flags: &cli::Export) -> Result<u8, Error> {
     let keyring = Keyring::of(&flags.reading, false)?;
-    let read = Place::find(&flags.what, &flags.reading.store).await?.open().await?;
     let (format, channel) = (flags.format, kind(flags.channel));
+    if format != cli::Format::Text && io::stdout().is_terminal() {
+        return Err(Error::Terminal);
+    }
+    let found = Place::find(&flags.what, &flags.reading.store).await?;
+    let read = found.open().await?;
     blocking(move || {
-        let mut reader = keyring.reader(read)?;
+        let mut reader = keyring.reader(read, found.facts())?;
         let details = reader.details().cloned().ok_or(Error::Encrypted)?;
         let facts = reader.facts().clone();
         if format == cli::Format::Cast && !facts.tty {
@@ -553,10 +575,14 @@ impl Keyring {
         Ok(Self { verifying: (!anyone).then_some(verifying), identities })
     }
 
-    /// Opens a recording.
-    pub(super) fn reader<R: Read>(&self, read: R) -> Result<Reader<R>, Error> {
+    /// Opens a recording, that of this card if one led there.
+    pub(super) fn reader<R: Read>(&self, read: R, card: Option<&Facts>) -> Result<Reader<R>, Error> {
         let trust = self.verifying.as_deref().map_or(Trust::Anyone, Trust::Keys);
-        Reader::open(read, trust, &self.identities).map_err(Error::Recording)
+        let reader = Reader::open(read, trust, &self.identities).map_err(Error::Recording)?;
+        if card.is_some_and(|facts| facts != reader.facts()) {
+            return Err(Error::Swapped);
+        }
+        Ok(reader)
     }
 }
 
@@ -576,7 +602,7 @@ impl Place {
         let shelf = library.list(library.cache().as_deref()).await?;
         let mut same = shelf.entries.into_iter().filter(|entry| entry.card.facts.id.starts_with(what));
         match (same.next(), same.next()) {
-            (Some(entry), None) => Ok(Self::Stored(library, entry.path)),
+            (Some(entry), None) => Ok(Self::Stored(library, Box::new(entry))),
             (None, _) => Err(Error::Unknown(what.to_owned())),
             (Some(_), Some(_)) => Err(Error::Ambiguous(what.to_owned())),
         }
@@ -589,7 +615,15 @@ impl Place {
                 let open = File::open(path).map_err(|source| Error::Open { path: path.clone(), source });
                 Ok(Box::new(open?))
             }
-            Self::Stored(library, path) => Ok(library.read(path).await?),
+            Self::Stored(library, entry) => Ok(library.read(&entry.path).await?),
+        }
+    }
+
+    /// What the recording has to be about, where its card was believed so far.
+    pub(super) fn facts(&self) -> Option<&Facts> {
+        match self {
+            Self::File(_) => None,
+            Self::Stored(_, entry) => Some(&entry.card.facts),
         }
     }
 }

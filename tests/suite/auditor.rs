@@ -234,6 +234,24 @@ async fn encrypted_recordings_are_listed_for_all_and_searched_by_recipients() {
     assert!(show.contains("(encrypted)") && !show.contains("order-4"), "{show}");
 }
 
+#[tokio::test]
+async fn a_recording_in_the_place_of_another_is_not_taken_for_that() {
+    let archive = Archive::new(3);
+    let (one, two) = (archive.add(&session(1)), archive.add(&session(2)));
+    fs::copy(two, one).unwrap();
+    let (reading, id) = (["--store", "store", "--key", "key.pem"], session(1).facts.id);
+    for what in [&["play"][..], &["recordings", "show"], &["recordings", "export"]] {
+        let (code, out, err) = archive.run(&[what, &[&*id], &reading].concat()).await;
+        assert_eq!((code, &*out), (1, ""), "{what:?}: {err}");
+        assert!(err.contains("not that of its card"), "{what:?}: {err}");
+    }
+    // A search tells of it, and looks into the others.
+    let (code, out, err) =
+        archive.run(&[&["recordings", "search", "--text", "item-7-of-"], &reading[..]].concat()).await;
+    assert_eq!((code, ids(&out)), (1, vec![2, 0]), "{err}");
+    assert!(err.contains("not that of its card"), "{err}");
+}
+
 /// A session of a hostile pod, as what each face shows of it.
 fn hostile() -> Session {
     let bad = "\x1b]0;owned\x07\x1b]52;c;ZWNobw==\x07\x1b[6n\x1b[c\x1bP$qm\x1b\\\u{202e}\u{9b}5n\x1b[?1000h";
@@ -268,6 +286,25 @@ async fn nothing_a_pod_wrote_reaches_the_auditors_terminal_unfiltered() {
             "{args:?}: {shown:?}"
         );
     }
+    // A file says whose key signed it, and an error says that.
+    let bytes = fs::read(&path).unwrap();
+    let id = archive.keys.signing.verifying().id();
+    let at = bytes.windows(id.len()).position(|part| part == id.as_bytes()).unwrap();
+    let forged = archive.path("forged.cast.zst");
+    let owned = format!("{:x<1$}", r"\u001b]0;owned\u0007", id.len());
+    fs::write(&forged, [&bytes[..at], owned.as_bytes(), &bytes[at + id.len()..]].concat()).unwrap();
+    let (code, _, err) = archive.run(&["play", "forged.cast.zst", "--key", "key.pem"]).await;
+    assert!(code == 1 && err.contains("owned") && !err.contains('\x1b'), "{err:?}");
+    // Bytes as they are go to no terminal.
+    let (mut pty, pts) = pty_process::open().unwrap();
+    let child = pty_process::Command::new(env!("CARGO_BIN_EXE_podgate"))
+        .args(["recordings", "export", name, "--key", archive.path("key.pem").to_str().unwrap()])
+        .kill_on_drop(true)
+        .spawn(pts);
+    let (mut child, mut shown) = (child.unwrap(), Vec::new());
+    let _ = soon("the end", pty.read_to_end(&mut shown)).await;
+    assert_eq!(soon("the exit", child.wait()).await.unwrap().code(), Some(2));
+    assert!(!shown.contains(&0x1b), "{:?}", String::from_utf8_lossy(&shown));
     // On a terminal.
     let (mut pty, pts) = pty_process::open().unwrap();
     pty.resize(pty_process::Size::new(20, 60)).unwrap();
