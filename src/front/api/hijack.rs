@@ -87,14 +87,15 @@ pub(super) async fn open(
             trail.annotate("client-protocol", &switched.client_protocol);
             trail.annotate("far-protocol", &switched.far_protocol);
             if let Some(recorder) = tapped.recorder() {
+                // The command may run already. A client that leaves now leaves a recording.
+                recorder.keep();
                 trail.annotate("recording-id", recorder.id());
                 trail.annotate("rule", recorder.rule());
             }
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
             let lapse = lapse(door.clone(), place.caller().clone(), attributes);
-            let recorder = tapped.into_recorder().inspect(Recorder::keep);
-            let told = Told { record, recorder };
+            let told = Told { record, recorder: tapped.into_recorder() };
             let task = run(door.clone(), upgrade, far, switched, told, seat, lapse);
             door.shared.drain.spawn(task.in_current_span());
         }
