@@ -170,7 +170,10 @@ impl Writer {
         if kind == Kind::Resize {
             let mut last = None;
             while let Resize::Size(size) = self.sizes.decode(&mut bytes) {
-                last = Some(size);
+                // A client without a terminal says that it has none; a player cannot draw on it.
+                if size.width > 0 && size.height > 0 {
+                    last = Some(size);
+                }
             }
             // Of several at one time players show none but the last, and a size takes its sender two bytes.
             if let Some(TerminalSize { width, height }) = last {
@@ -370,6 +373,7 @@ mod tests {
             (5, Kind::Stdout, b"$ "),
             (1_000_000, Kind::Resize, b"{\"Width\":132,"),
             (1_000_001, Kind::Resize, b"\"Height\":43}\n{\"Width\":90,\"Height\":30}"),
+            (1_000_002, Kind::Resize, b"{\"Width\":0,\"Height\":0}"),
             (61_000_000, Kind::Stdin, b"\x03\"\\"),
             (61_000_001, Kind::Withheld, b"8"),
             (61_000_002, Kind::Gap, b"4096 bytes are missing"),
@@ -382,6 +386,7 @@ mod tests {
             r#"[1.000000, "z", "{\"Width\":132,"]"#,
             r#"[1.000001, "z", "\"Height\":43}\n{\"Width\":90,\"Height\":30}"]"#,
             r#"[1.000001, "r", "90x30"]"#,
+            r#"[1.000002, "z", "{\"Width\":0,\"Height\":0}"]"#,
             r#"[61.000000, "i", "\u0003\"\\"]"#,
             r#"[61.000001, "w", "8"]"#,
             r#"[61.000002, "m", "4096 bytes are missing"]"#,
