@@ -70,7 +70,7 @@ pub struct Recorder {
     rule: String,
     strict: bool,
     began: Instant,
-    chunks: PollSender<Vec<u8>>,
+    chunks: PollSender<Order>,
     failed: oneshot::Receiver<String>,
     done: oneshot::Receiver<Done>,
     shared: Arc<Shared>,
@@ -121,11 +121,19 @@ pub enum Error {
 #[derive(Default)]
 struct Shared(Mutex<Told>);
 
+/// A tape to be written.
+#[derive(Default)]
+pub(super) struct Order {
+    tape: Vec<u8>,
+    /// What could not be handed over before it.
+    lost: Option<Gap>,
+}
+
 #[derive(Default)]
 struct Told {
-    /// There is a session.
+    /// There is a session, or may be.
     kept: bool,
-    /// What could not be handed over.
+    /// What could not be handed over, since the last order.
     lost: Option<Gap>,
     /// The session is over.
     last: Option<Last>,
@@ -242,8 +250,9 @@ impl Recorder {
         match self.chunks.poll_reserve(cx) {
             Poll::Ready(Ok(())) => {
                 self.no_longer_full();
+                let lost = self.shared.told().lost.take();
                 // It fails only when the task is gone, as reserving does.
-                let _ = self.chunks.send_item(tape.take());
+                let _ = self.chunks.send_item(Order { tape: tape.take(), lost });
                 self.since = None;
             }
             Poll::Ready(Err(_)) if self.strict => return Poll::Ready(Err(Error::Gone.to_string())),
@@ -312,7 +321,7 @@ impl Recorder {
     }
 
     #[cfg(test)]
-    pub(super) fn replace_channel(&mut self, chunks: PollSender<Vec<u8>>) -> PollSender<Vec<u8>> {
+    pub(super) fn replace_channel(&mut self, chunks: PollSender<Order>) -> PollSender<Order> {
         std::mem::replace(&mut self.chunks, chunks)
     }
 
@@ -388,7 +397,7 @@ pub(super) fn recover(recordings: &Recordings, name: &str) -> Result<(), Unrecov
 struct Task {
     shared: Arc<Shared>,
     recordings: Recordings,
-    orders: mpsc::Receiver<Vec<u8>>,
+    orders: mpsc::Receiver<Order>,
     failed: Option<oneshot::Sender<String>>,
     done: oneshot::Sender<Done>,
     begun: oneshot::Sender<Result<(), Error>>,
@@ -408,8 +417,7 @@ impl Task {
         writing = back;
         // Whoever wanted it may be gone; then the channel is closed as well.
         let _ = self.begun.send(begun.map_err(Error::Write));
-        while let Some(tape) = self.orders.recv().await {
-            let lost = self.shared.told().lost.take();
+        while let Some(Order { tape, lost }) = self.orders.recv().await {
             let Some((back, written)) = with(writing, move |writing| writing.write(&tape, lost)).await else {
                 return;
             };

@@ -401,7 +401,7 @@ async fn a_disk_that_hangs_ends_a_strict_session_and_leaves_a_gap_in_a_tolerant_
         let mut session = Session::of(rig.begin(facts(false), strict).await.unwrap());
         // A thread that blocks holds the clock still, so the chunk that it blocks on is one that nobody takes.
         let (full, _held) = tokio::sync::mpsc::channel(1);
-        full.try_send(Vec::new()).unwrap();
+        full.try_send(record::Order::default()).unwrap();
         let working = session.recorder.replace_channel(PollSender::new(full));
         session.tap.pass(OUT, &noise(300_000, 6));
         let start = Instant::now();
@@ -479,4 +479,26 @@ async fn a_spool_is_of_one_process_and_a_folder_that_cannot_be_one_is_told() {
     let file = rig.folder.path().join("file");
     fs::write(&file, b"").unwrap();
     assert!(open(&file.join("spool")).starts_with("make the spool folder"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_stands_behind_what_waited_when_it_began() {
+    let rig = Rig::new();
+    let mut session = Session::of(rig.begin(facts(true), false).await.unwrap());
+    rig.disk.is(State::Hangs);
+    // One is written, the next one waits for that, and the third finds no room until it is too late.
+    session.says(OUT, &[b'a'; 300_000]).await.unwrap();
+    session.says(OUT, &[b'b'; 300_000]).await.unwrap();
+    let Session { tap, recorder, .. } = &mut session;
+    tap.tape().unwrap().at(Duration::from_secs(9));
+    tap.pass(OUT, &[b'c'; 300_000]);
+    assert!(poll_fn(|cx| Poll::Ready(recorder.poll(cx, tap.tape().unwrap()))).await.is_pending());
+    tokio::time::advance(Duration::from_secs(31)).await;
+    soon("room", poll_fn(|cx| recorder.poll(cx, tap.tape().unwrap()))).await.unwrap();
+    rig.disk.is(State::Works);
+    session.ends().await.unwrap();
+    let mut order: Vec<_> =
+        rig.only().pieces.iter().map(|(kind, bytes)| (*kind, bytes.first().copied())).collect();
+    order.dedup();
+    assert_eq!(order, [(Kind::Stdout, Some(b'a')), (Kind::Stdout, Some(b'b')), (Kind::Gap, Some(b'3'))]);
 }
