@@ -171,6 +171,7 @@ impl Spool {
             Err(Errno::WOULDBLOCK) => return Err(Error::InUse { path: path() }),
             Err(errno) => return Err(Error::Lock { path: path(), source: errno.into() }),
         }
+        tidy(dir).map_err(|source| Error::Read { path: path(), source })?;
         let unreadable = dir.join(UNREADABLE);
         make(&unreadable).map_err(|source| Error::Make { path: unreadable.clone(), source })?;
         let lying = |dir: &Path| -> Result<u64, Error> {
@@ -384,8 +385,9 @@ impl Part {
     /// Removes it: there was nothing to record. Does blocking I/O.
     pub fn discard(self) {
         // What cannot be removed is an orphan, and is told as one.
-        let _ = fs::remove_file(self.spool.path(&part(&self.name)));
-        self.spool.sub(self.len);
+        if fs::remove_file(self.spool.path(&part(&self.name))).is_ok() {
+            self.spool.sub(self.len);
+        }
     }
 
     /// Its bytes so far.
@@ -413,6 +415,18 @@ fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
     options
+}
+
+/// Removes what a process that was killed has left of cards: halves, and those whose recording is not there any more.
+fn tidy(dir: &Path) -> io::Result<()> {
+    let names: Vec<String> = lying(dir)?.into_iter().map(|file| file.name).collect();
+    let id = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    let is_recording = |name: &&String| name.trim_end_matches(PART).ends_with(RECORDING);
+    let recordings: HashSet<String> = names.iter().filter(is_recording).map(|name| id(name)).collect();
+    let half = part(CARD);
+    let useless =
+        |name: &&String| name.ends_with(&half) || name.ends_with(CARD) && !recordings.contains(&id(name));
+    names.iter().filter(useless).try_for_each(|name| fs::remove_file(dir.join(name)))
 }
 
 /// The plain files in a folder.

@@ -502,3 +502,32 @@ async fn a_gap_stands_behind_what_waited_when_it_began() {
     order.dedup();
     assert_eq!(order, [(Kind::Stdout, Some(b'a')), (Kind::Stdout, Some(b'b')), (Kind::Gap, Some(b'3'))]);
 }
+
+#[tokio::test]
+async fn what_cannot_be_removed_still_takes_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let gauge = Metrics::new().recording.spool.clone();
+    let spool = Spool::open(folder.path(), 1 << 20, gauge, spool::Plain).unwrap();
+    let begin = |name: &str| spool.create(name, b"head", spool::Room::Needed).unwrap();
+    begin("a").discard();
+    assert_eq!(spool.used(), 0);
+    let part = begin("b");
+    // A folder is what nobody can remove as a file.
+    fs::remove_file(spool.path("b.part")).unwrap();
+    fs::create_dir(spool.path("b.part")).unwrap();
+    part.discard();
+    assert_eq!(spool.used(), 4);
+}
+
+#[tokio::test]
+async fn a_start_removes_what_is_left_of_cards_whose_recordings_are_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    for name in ["gone.json", "half.json.part", "here.json", "here.tape.zst", "other.yaml"] {
+        fs::write(spool.join(name), b"{}").unwrap();
+    }
+    let rig = Rig::at(folder, SigningKey::generate().unwrap(), None, 1 << 30);
+    assert_eq!(rig.names(), ["here.json", "here.tape.zst", "other.yaml"]);
+    assert_eq!(rig.metrics.recording.spool.get(), 6);
+}

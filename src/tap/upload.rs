@@ -311,7 +311,7 @@ impl Uploads {
             Err(Error::Read(error)) if error.kind() == io::ErrorKind::NotFound => {}
             kept => kept?,
         }
-        // In this order: a card without its recording is of no use to anybody, and is removed as such.
+        // In this order: a card without its recording is of no use to anybody, and is removed at the next start.
         for name in [lying.name.clone(), card] {
             self.blocking(move |spool| spool.remove(&name)).await.map_err(Error::Remove)?;
         }
