@@ -25,6 +25,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
+use crate::cluster::User;
 use crate::config::recording::{Demand, Record, Rule};
 use crate::drain::Drain;
 use crate::locate::Place;
@@ -109,13 +110,14 @@ impl Stage {
     pub async fn open(&self, place: Place, opening: &Opening) -> Result<Tapped, record::Error> {
         let Some(recordings) = &self.recordings else { return Ok(Tapped { place, recorder: None }) };
         let (user, exec) = (place.caller().user(), place.exec());
-        let asked = Asked {
-            user: &user.name,
-            groups: &user.groups,
-            namespace: &exec.namespace,
-            subresource: exec.subresource.as_str(),
+        let demand = |user: &'_ User| {
+            let (namespace, subresource) = (exec.namespace.as_str(), exec.subresource.as_str());
+            let asked = Asked { user: &user.name, groups: &user.groups, namespace, subresource };
+            rules::demand(&self.rules, self.default, asked)
         };
-        let (rule, demand) = rules::demand(&self.rules, self.default, asked);
+        // To act as somebody else is a header, too: it takes nobody out of what is demanded of themselves.
+        let everybody = [Some(user), place.caller().impersonator()].into_iter().flatten();
+        let (rule, demand) = rules::most(everybody.map(demand)).expect("the caller is one of them");
         let strict = match demand.record {
             Record::Off => return Ok(Tapped { place, recorder: None }),
             Record::Strict => true,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::recording::container::MAX_RECIPIENTS;
 use crate::recording::facts::Stdin;
 
 /// What is recorded, where to, and by which keys.
@@ -61,17 +62,17 @@ pub struct Demand {
     pub stdin: Stdin,
 }
 
-/// Whether a session is recorded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether a session is recorded; in the order of how much is demanded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Record {
+    /// Not at all.
+    Off,
+    /// As far as it can be; what is missing is marked.
+    Tolerant,
     /// Or it is not: no record, no session.
     #[default]
     Strict,
-    /// As far as it can be; what is missing is marked.
-    Tolerant,
-    /// Not at all.
-    Off,
 }
 
 /// What is wanted of the sessions it is about: all that match every list which is not empty.
@@ -102,7 +103,7 @@ pub struct Rule {
 // === impl Recording ===
 
 impl Recording {
-    /// Whether anything has to be recorded, or is not to be.
+    /// Whether there are sessions that must not be without a recording.
     pub fn has_strict(&self) -> bool {
         let rules = self.rules.iter().map(|rule| rule.record);
         rules.chain([self.default.record]).any(|record| record == Record::Strict)
@@ -137,6 +138,9 @@ impl Recording {
             }
         } else if self.store.options_file.is_some() {
             wrong("store.optionsFile", "is of use only with store.url".into());
+        }
+        if self.recipient_files.len() > MAX_RECIPIENTS {
+            wrong("recipientFiles", format!("are at most {MAX_RECIPIENTS}"));
         }
         for (n, rule) in self.rules.iter().enumerate() {
             if rule.name.is_empty() {

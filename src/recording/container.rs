@@ -52,7 +52,7 @@ const MAX_TAPE: usize = MAX_CONTENT / 12;
 const MAX_FRAME: usize = MAX_CONTENT + MAX_CONTENT / 128 + 1024;
 
 /// Most recipients: each is some work at the beginning of every session.
-const MAX_RECIPIENTS: usize = 64;
+pub const MAX_RECIPIENTS: usize = 64;
 
 /// The first four bytes of a frame with content. Source: RFC 8878 section 3.1.1.
 const ZSTD: u32 = 0xfd2f_b528;

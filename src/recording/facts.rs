@@ -61,8 +61,8 @@ pub struct Details {
     pub ports: Vec<u16>,
 }
 
-/// What is kept of what goes to the program.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What is kept of what goes to the program; the least first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Stdin {
     /// Nothing.

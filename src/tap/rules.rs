@@ -18,6 +18,14 @@ pub struct Asked<'a> {
     pub subresource: &'a str,
 }
 
+/// What is wanted of a session that several answer for, the caller first: the most that is wanted of one of them.
+pub fn most<'r>(demands: impl IntoIterator<Item = (&'r str, Demand)>) -> Option<(&'r str, Demand)> {
+    let more = |a: (&'r str, Demand), b: (&'r str, Demand)| {
+        if (b.1.record, b.1.stdin) > (a.1.record, a.1.stdin) { b } else { a }
+    };
+    demands.into_iter().reduce(more)
+}
+
 /// What is wanted of this session, and the name of the rule that says so.
 pub fn demand<'r>(rules: &'r [Rule], default: Demand, asked: Asked<'_>) -> (&'r str, Demand) {
     let rule = rules.iter().find(|rule| matches(rule, asked));
@@ -73,6 +81,21 @@ mod tests {
         for (pattern, text, is) in cases {
             assert_eq!(like(pattern, text), is, "{pattern} {text}");
         }
+    }
+
+    #[test]
+    fn of_several_who_answer_for_a_session_the_one_who_is_watched_most_counts() {
+        let demand = |record, stdin| Demand { record, stdin };
+        let (strict, tolerant) = (("s", demand(Record::Strict, Stdin::None)), ("t", Demand::default()));
+        let tolerant = (tolerant.0, Demand { record: Record::Tolerant, ..tolerant.1 });
+        let (off, all) = (("o", demand(Record::Off, Stdin::All)), ("a", demand(Record::Strict, Stdin::All)));
+        assert_eq!(most([off]), Some(off));
+        assert_eq!(most([off, strict]), Some(strict));
+        assert_eq!(most([strict, off]), Some(strict));
+        assert_eq!(most([tolerant, strict]), Some(strict));
+        assert_eq!(most([strict, all]), Some(all));
+        assert_eq!(most([strict, ("same", strict.1)]), Some(strict));
+        assert_eq!(most([]), None);
     }
 
     #[test]
