@@ -161,6 +161,17 @@ impl Tapped {
         self.recorder.is_some()
     }
 
+    /// The far side is asked now: what it is asked for it may do, whoever has left meanwhile. From here on there will be a
+    /// recording.
+    pub fn keep(&self) {
+        self.recorder.iter().for_each(Recorder::keep);
+    }
+
+    /// The far side has refused.
+    pub fn forgo(&self) {
+        self.recorder.iter().for_each(Recorder::forgo);
+    }
+
     /// What will record its session.
     pub fn recorder(&self) -> Option<&Recorder> {
         self.recorder.as_ref()

@@ -229,7 +229,7 @@ impl Upstream {
     /// When there is no answer that the client may see.
     pub async fn upgrade(&self, tapped: &Tapped, client: &ClientHead<'_>) -> Result<Answer, Error> {
         let place = tapped.place();
-        let answer = self.upgrade_as(place, client).await?;
+        let answer = self.upgrade_as(tapped, client).await?;
         let other = match &answer {
             Answer::Refused(far) => client.carriage.fallback(&far.head, client, place),
             Answer::Switched(..) => None,
@@ -238,13 +238,14 @@ impl Upstream {
             Some(carriage) => {
                 debug!(far.side = %place.far_side(), "the far side refused WebSocket, asking for SPDY");
                 drop(answer);
-                self.upgrade_as(place, &ClientHead { carriage: &carriage, ..*client }).await
+                self.upgrade_as(tapped, &ClientHead { carriage: &carriage, ..*client }).await
             }
             None => Ok(answer),
         }
     }
 
-    async fn upgrade_as(&self, place: &Place, client: &ClientHead<'_>) -> Result<Answer, Error> {
+    async fn upgrade_as(&self, tapped: &Tapped, client: &ClientHead<'_>) -> Result<Answer, Error> {
+        let place = tapped.place();
         let Call { addr, name, tls, request } = self.call(place, client).await?;
         let through_api_server = *place.far_side() == FarSide::ApiServer;
         let mut io = self.connect(&addr, name, tls).await.map_err(|error| match through_api_server {
@@ -252,10 +253,15 @@ impl Upstream {
             false => error,
         })?;
         let within = self.settings.upgrade_timeout;
+        // Over WebSocket a command begins at once.
+        tapped.keep();
         let answered =
             timeout(within, ask(&mut io, &request)).await.map_err(|_| Error::AnswerLate(within))?;
         let (head, mut raw) = answered?;
         let first = raw.split_off(head.len);
+        if head.status >= 400 {
+            tapped.forgo();
+        }
         match head.status {
             101 => {
                 let switched = client.carriage.switched(place.exec(), &head, raw)?;

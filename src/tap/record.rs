@@ -219,9 +219,19 @@ impl Recorder {
         self.began
     }
 
-    /// There is a session: from now on there will be a recording, whatever happens.
+    /// There may be a session: from now on there will be a recording, whatever happens.
     pub fn keep(&self) {
         self.shared.told().kept = true;
+    }
+
+    /// There is none after all.
+    pub fn forgo(&self) {
+        self.shared.told().kept = false;
+    }
+
+    /// Whether there will be a recording.
+    pub fn is_kept(&self) -> bool {
+        self.shared.told().kept
     }
 
     /// Hands the tape over when it is time for it. Ready when the session may read on.

@@ -214,6 +214,30 @@ async fn without_room_strict_sessions_are_503_before_the_node_hears_of_them_and_
     rig.gateway.stop().await;
 }
 
+/// A node may have begun with it by then.
+#[tokio::test]
+async fn what_the_node_was_asked_for_is_recorded_although_its_client_has_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = std::sync::Arc::new(Pki::new());
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let far = Far::start(&pki, move |io| {
+        asked.send(()).unwrap();
+        async move {
+            let _never_answers = io;
+            std::future::pending().await
+        }
+    })
+    .await;
+    let gateway = TestGateway::facing(&far, recording_into(folder.path()), pki).await;
+    let mut io = gateway.connect_as("ana").await;
+    send(&mut io, &exec_request("command=reboot", "")).await;
+    soon("the question", was_asked.recv()).await.unwrap();
+    drop(io);
+    let recording = only(&folder.path().join("spool"), &folder.path().join("key.pem")).await;
+    assert_eq!((recording.facts.user.as_str(), recording.ending.reason.as_str()), ("ana", "aborted"));
+    gateway.stop().await;
+}
+
 #[tokio::test]
 async fn a_session_that_the_node_refuses_leaves_no_recording() {
     let folder = tempfile::tempdir().unwrap();

@@ -76,7 +76,12 @@ pub(super) async fn open(
         peer: door.conn.peer,
         carriage: &carriage,
     };
-    let answer = door.shared.pipeline.open(&tapped, &head).await?;
+    let answer = door.shared.pipeline.open(&tapped, &head).await;
+    if let Some(recorder) = tapped.recorder().filter(|recorder| recorder.is_kept()) {
+        trail.annotate("recording-id", recorder.id());
+        trail.annotate("rule", recorder.rule());
+    }
+    let answer = answer?;
     let place = tapped.place();
     let metrics = &door.shared.metrics;
     let upgrade = hyper::upgrade::on(&mut request);
@@ -86,12 +91,6 @@ pub(super) async fn open(
             debug!(node.name = place.node(), far.side = %place.far_side(), "session opened");
             trail.annotate("client-protocol", &switched.client_protocol);
             trail.annotate("far-protocol", &switched.far_protocol);
-            if let Some(recorder) = tapped.recorder() {
-                // The command may run already. A client that leaves now leaves a recording.
-                recorder.keep();
-                trail.annotate("recording-id", recorder.id());
-                trail.annotate("rule", recorder.rule());
-            }
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
             let lapse = lapse(door.clone(), place.caller().clone(), attributes);
