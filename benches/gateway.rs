@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use podgate::app::{Gateway, Ground, recording};
 use podgate::audit::Audit;
 use podgate::authn::Methods;
@@ -139,6 +140,8 @@ async fn gateway(records: bool) {
     }
     config.api.listen = (Ipv4Addr::LOCALHOST, 0).into();
     config.admin.listen = (Ipv4Addr::LOCALHOST, 0).into();
+    // The idle ones are all of one caller.
+    config.session.max_sessions_per_caller = 2 * IDLE;
     drop(state);
     let gateway = Gateway::start(&config, ground, Drain::new()).await.expect("start the gateway");
     announce(gateway.api).await;
@@ -217,8 +220,8 @@ struct Session {
 
 impl Route {
     async fn open(&self, command: &[&str], stdin: bool) -> Session {
-        let query: String =
-            command.iter().map(|word| format!("command={}&", word.replace(' ', "+"))).collect();
+        let word = |word: &&str| format!("command={}&", utf8_percent_encode(word, NON_ALPHANUMERIC));
+        let query: String = command.iter().map(word).collect();
         let tcp = TcpStream::connect(self.addr).await.expect("connect");
         tcp.set_nodelay(true).expect("a connected socket");
         let name = ServerName::try_from("127.0.0.1").expect("an address is a name");
