@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the asciinema player that plays exported recordings: the one named in PODGATE_ASCIINEMA, or else asciinema 2.4.0,
-# the last that reads asciicast v2 as its own form and needs nothing but Python. It is fetched from PyPI into a cache
-# folder; nothing is installed.
+# the last that reads asciicast v2 as its own form and needs nothing but Python. pip fetches it into a cache folder;
+# nothing is installed.
 set -euo pipefail
 
 if [ -n "${PODGATE_ASCIINEMA:-}" ]; then

@@ -5,13 +5,13 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp, Zoned, civil};
-use serde::Deserialize;
 use serde_json::json;
 
 use crate::cli;
+use crate::config;
 use crate::recording::container::{self, Reader, Trust};
 use crate::recording::facts::Facts;
 use crate::recording::keys::{self, Identity, SigningKey, VerifyingKey};
@@ -39,14 +39,8 @@ pub enum Error {
     #[error("name a store with --store, or settings that have one with --config")]
     NoStore,
     /// Settings that cannot be used.
-    #[error("read the settings in {path}")]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    #[error(transparent)]
+    Config(#[from] config::Error),
     /// A flag that cannot be understood.
     #[error("{flag}: {text:?} is no time; write 2026-01-31, 2026-01-31T12:00:00Z, 3h or 2d")]
     Time {
@@ -107,34 +101,6 @@ pub enum Error {
     Stopped(#[source] tokio::task::JoinError),
 }
 
-/// What of a gateway's settings is looked at; the rest is for others.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Settings {
-    recording: Recording,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Recording {
-    signing_key_file: Option<PathBuf>,
-    spool: Spool,
-    store: Store,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Spool {
-    dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Store {
-    url: Option<String>,
-    options_file: Option<PathBuf>,
-}
-
 /// Keys of an auditor.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Keyring {
@@ -158,7 +124,7 @@ impl Error {
         match self {
             Self::Recording(container::Error::Read(_) | container::Error::NotARecording)
             | Self::NoStore
-            | Self::Config { .. }
+            | Self::Config(_)
             | Self::Time { .. }
             | Self::Library(_)
             | Self::Key(_)
@@ -410,22 +376,8 @@ pub(super) fn kind(channel: cli::Channel) -> Kind {
     }
 }
 
-fn settings(flags: &cli::Store) -> Result<Option<Recording>, Error> {
-    let Some(path) = &flags.config else {
-        return Ok(None);
-    };
-    let wrong =
-        |source: Box<dyn std::error::Error + Send + Sync>| Error::Config { path: path.clone(), source };
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.into()))?;
-    let settings: Settings =
-        serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string().into()))?;
-    let base = path.parent().unwrap_or(Path::new(""));
-    let mut recording = settings.recording;
-    let Recording { signing_key_file, spool, store, .. } = &mut recording;
-    for path in [signing_key_file, &mut spool.dir, &mut store.options_file].into_iter().flatten() {
-        *path = base.join(&*path);
-    }
-    Ok(Some(recording))
+fn settings(flags: &cli::Store) -> Result<Option<config::Recording>, Error> {
+    Ok(flags.config.as_deref().map(config::Recording::from_file).transpose()?)
 }
 
 fn library(flags: &cli::Store) -> Result<Library, Error> {
@@ -434,7 +386,7 @@ fn library(flags: &cli::Store) -> Result<Library, Error> {
     }
     let recording = settings(flags)?.unwrap_or_default();
     let dir = recording.spool.dir.map(|dir| dir.display().to_string());
-    let Store { url, options_file } = recording.store;
+    let config::recording::Store { url, options_file } = recording.store;
     Ok(Library::open(&url.or(dir).ok_or(Error::NoStore)?, options_file.as_deref())?)
 }
 

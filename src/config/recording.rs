@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::{Config, Error};
 use crate::recording::container::MAX_RECIPIENTS;
 use crate::recording::facts::Stdin;
 
@@ -103,6 +104,14 @@ pub struct Rule {
 // === impl Recording ===
 
 impl Recording {
+    /// What a gateway's settings say about it, for those who read its recordings.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is none with settings.
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        Config::from_optional_file(Some(path)).map(|(config, _)| config.recording)
+    }
+
     /// Whether there are sessions that must not be without a recording.
     pub fn has_strict(&self) -> bool {
         let rules = self.rules.iter().map(|rule| rule.record);

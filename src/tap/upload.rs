@@ -18,7 +18,6 @@ use jiff::tz::TimeZone;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use serde::Deserialize;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout};
@@ -26,6 +25,7 @@ use tracing::{error, info, warn};
 
 use super::Recordings;
 use super::spool::{CARD, Lying, Spool};
+use crate::recording::card::{Card, MAX_CARD};
 use crate::recording::store::{self, Unusable};
 use crate::telemetry::chain;
 
@@ -41,9 +41,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// Most bytes of a card that is read back for its day.
-const MAX_CARD: u64 = 32 * 1024 * 1024;
 
 /// A store, and where in it.
 #[derive(Clone)]
@@ -69,17 +66,6 @@ enum Error {
     Read(#[source] io::Error),
     #[error("remove it from the spool")]
     Remove(#[source] io::Error),
-}
-
-/// What a card tells about the day.
-#[derive(Deserialize)]
-struct Card {
-    facts: Started,
-}
-
-#[derive(Deserialize)]
-struct Started {
-    started: Timestamp,
 }
 
 // === impl Store ===

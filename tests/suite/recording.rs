@@ -163,10 +163,6 @@ async fn a_password_that_is_typed_unseen_is_not_in_the_recording_and_what_is_see
     let bash = "read -s -p 'Password: ' p; echo; read -p 'Name: ' n; echo \"${#p} $n\"";
     let python = "import getpass; p = getpass.getpass(); n = input('Name: '); print(len(p), n)";
     for command in [["bash", "-c", bash], ["python3", "-c", python]] {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        if !std::env::split_paths(&path).any(|dir| dir.join(command[0]).exists()) {
-            continue;
-        }
         let recording = asked_for_a_secret(&command).await;
         assert!(recording.text(Kind::Stdout).contains("7 ana"), "{}", recording.text(Kind::Stdout));
         assert_eq!(
