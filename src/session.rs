@@ -82,6 +82,22 @@ pub struct Sessions {
     drain: Drain,
 }
 
+/// What bounds one session. Where the settings of all say less, that holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes per second and direction; 0 is no limit.
+    pub bytes_per_second: u64,
+}
+
+/// That a session is to end, although neither peer has ended it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Why.
+    pub reason: EndReason,
+    /// The same as a sentence, which the client is told.
+    pub why: String,
+}
+
 /// One session, ready to run.
 pub struct Session<C, F> {
     /// The client's connection.
@@ -101,8 +117,10 @@ pub struct Session<C, F> {
     pub link: Box<dyn Link>,
     /// What is done by the clock.
     pub timing: Timing,
-    /// Resolves when the caller may not go on, with the reason, which the client is told.
-    pub lapse: BoxFuture<'static, String>,
+    /// What bounds it, besides the settings of all.
+    pub limits: Limits,
+    /// Resolves when it is to end.
+    pub orders: BoxFuture<'static, Order>,
     /// The end record; written when this session is over.
     pub record: Record,
     /// What records it; closed before this session is over, where that is possible.
@@ -122,8 +140,8 @@ enum Stop {
     NotOpen,
     /// Nothing passed for too long.
     Idle,
-    /// The caller may not go on.
-    Lapsed(String),
+    /// Somebody else wants it to.
+    Ordered(Order),
     /// The drain cuts.
     Cut,
 }
@@ -175,15 +193,27 @@ impl Sessions {
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let Session { client, socket, head, early, far, first, link, timing, lapse, mut record, recorder } =
-            session;
-        let (meters, rate) = (record.meters(), self.settings.max_bytes_per_second);
+        let Session {
+            client,
+            socket,
+            head,
+            early,
+            far,
+            first,
+            link,
+            timing,
+            limits,
+            orders,
+            mut record,
+            recorder,
+        } = session;
+        let (meters, rate) = (record.meters(), limits.rate(self.settings.max_bytes_per_second));
         let client = Side::new(client, BytesMut::from(early), rate, head.len());
         let far = Side::new(far, BytesMut::from(first), rate, 0);
         let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
         let stop = match splice.begin() {
-            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, lapse).await,
+            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, orders).await,
             Err(event) => Stop::Event(event),
         };
         // Boxed: a session that lives needs no room for its end.
@@ -214,7 +244,7 @@ impl Sessions {
         socket: Option<&Socket>,
         meters: &Meters,
         timing: Timing,
-        mut lapse: BoxFuture<'static, String>,
+        mut orders: BoxFuture<'static, Order>,
     ) -> Stop
     where
         C: AsyncRead + AsyncWrite + Unpin,
@@ -247,7 +277,7 @@ impl Sessions {
                     event => return Stop::Event(event),
                 },
                 () = &mut cutting => return Stop::Cut,
-                why = &mut lapse => return Stop::Lapsed(why),
+                order = &mut orders => return Stop::Ordered(order),
                 () = clock => {}
             }
             let now = Instant::now();
@@ -326,9 +356,9 @@ impl Sessions {
                 link.end(&why, out);
                 (EndReason::Idle, why, Parting::Cut)
             }
-            Stop::Lapsed(why) => {
+            Stop::Ordered(Order { reason, why }) => {
                 link.end(&why, out);
-                (EndReason::Lapsed, why, Parting::Cut)
+                (reason, why, Parting::Cut)
             }
             Stop::Event(Event::Unrecorded(why)) => {
                 link.end(&format!("the recording of this session cannot go on: {why}"), out);
@@ -362,9 +392,13 @@ impl Sessions {
         let Splice { mut client, mut far, mut out, .. } = splice;
         let (client_has, far_has) = match farewell.reason {
             EndReason::FarClosed | EndReason::FarLost => (None, last_words),
-            EndReason::Idle | EndReason::Lapsed | EndReason::FarFault | EndReason::Unrecorded => {
-                (Some(FAR_DRAIN), last_words)
-            }
+            EndReason::Idle
+            | EndReason::Lapsed
+            | EndReason::Expired
+            | EndReason::Ended
+            | EndReason::Overlong
+            | EndReason::FarFault
+            | EndReason::Unrecorded => (Some(FAR_DRAIN), last_words),
             EndReason::ClientClosed | EndReason::ClientFault => (Some(last_words), FAR_DRAIN),
             EndReason::ClientLost => (Some(last_words), linger),
             EndReason::Drained | EndReason::Aborted => (Some(CUT_FLUSH), last_words),
@@ -395,6 +429,18 @@ impl Sessions {
             drop(far);
         };
         tokio::join!(to_client, to_far);
+    }
+}
+
+// === impl Limits ===
+
+impl Limits {
+    /// The lower of two rates, of which 0 is none.
+    fn rate(self, of_all: u64) -> u64 {
+        match (self.bytes_per_second, of_all) {
+            (0, rate) | (rate, 0) => rate,
+            (one, all) => one.min(all),
+        }
     }
 }
 

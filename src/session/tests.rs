@@ -100,7 +100,7 @@ struct Rig {
     drain: Drain,
     metrics: Metrics,
     timing: Timing,
-    lapse: std::sync::Mutex<Option<BoxFuture<'static, String>>>,
+    orders: std::sync::Mutex<Option<BoxFuture<'static, Order>>>,
 }
 
 impl Rig {
@@ -110,7 +110,7 @@ impl Rig {
             drain: Drain::new(),
             metrics: Metrics::new(),
             timing: Timing::default(),
-            lapse: None.into(),
+            orders: None.into(),
         }
     }
 
@@ -128,7 +128,8 @@ impl Rig {
             first: Bytes::from_static(b"first "),
             link: Box::new(Through { over: false, whole: false }),
             timing: self.timing,
-            lapse: self.lapse.lock().unwrap().take().unwrap_or_else(|| Box::pin(std::future::pending())),
+            limits: Limits::default(),
+            orders: self.orders.lock().unwrap().take().unwrap_or_else(|| Box::pin(std::future::pending())),
             record: record(&self.metrics),
             recorder: None,
         };
@@ -273,15 +274,15 @@ async fn a_peer_that_does_not_speak_its_protocol_ends_the_session_and_the_client
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_whose_caller_may_not_go_on_ends_and_says_why() {
+async fn a_session_that_is_ordered_to_ends_and_says_why() {
     let rig = Rig::new();
     let (mut client, ours) = duplex(1 << 16);
     let (mut far, theirs) = duplex(1 << 16);
-    let lapse = Box::pin(async {
+    let order = Box::pin(async {
         tokio::time::sleep(Duration::from_secs(60)).await;
-        "the token is not known any more".to_owned()
+        Order { reason: EndReason::Lapsed, why: "the token is not known any more".into() }
     });
-    *rig.lapse.lock().unwrap() = Some(lapse);
+    *rig.orders.lock().unwrap() = Some(order);
     let start = Instant::now();
     let ((), at_client, at_far) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), all(&mut far));
     assert_eq!(at_client, "HEADfirst <the token is not known any more>");

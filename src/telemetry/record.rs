@@ -38,6 +38,12 @@ pub enum EndReason {
     Idle,
     /// The caller is no longer known, or no longer allowed.
     Lapsed,
+    /// What had allowed it has run out.
+    Expired,
+    /// Somebody else has ended it.
+    Ended,
+    /// It has lasted as long as it may.
+    Overlong,
     /// It has to be recorded and cannot be.
     Unrecorded,
     /// Podgate was told to stop and the drain deadline passed.
@@ -115,6 +121,9 @@ impl EndReason {
             Self::ClientFault => "client_protocol",
             Self::Idle => "idle",
             Self::Lapsed => "lapsed",
+            Self::Expired => "expired",
+            Self::Ended => "ended",
+            Self::Overlong => "overlong",
             Self::Unrecorded => "unrecorded",
             Self::Drained => "drained",
             Self::Aborted => "aborted",

@@ -23,7 +23,7 @@ use crate::locate::Place;
 use crate::request::{Attributes, Subresource};
 use crate::session::seats::Seat;
 use crate::session::socket::Socket;
-use crate::session::{Session, close};
+use crate::session::{Limits, Order, Session, close};
 use crate::status::Refusal;
 use crate::tap::Opening;
 use crate::tap::record::Recorder;
@@ -93,9 +93,9 @@ pub(super) async fn open(
             trail.annotate("far-protocol", &switched.far_protocol);
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
-            let lapse = lapse(door.clone(), place.caller().clone(), attributes);
+            let orders = lapse(door.clone(), place.caller().clone(), attributes);
             let told = Told { record, recorder: tapped.into_recorder() };
-            let task = run(door.clone(), upgrade, far, switched, told, seat, lapse);
+            let task = run(door.clone(), upgrade, far, switched, told, seat, orders);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -178,7 +178,7 @@ async fn taken_over(upgrade: OnUpgrade) -> Option<Taken> {
 }
 
 /// Resolves when it was asked again and the caller may not go on.
-fn lapse(door: Door, caller: Caller, attributes: Attributes) -> BoxFuture<'static, String> {
+fn lapse(door: Door, caller: Caller, attributes: Attributes) -> BoxFuture<'static, Order> {
     let period = door.shared.sessions.settings().recheck_period;
     if period.is_zero() {
         return Box::pin(std::future::pending());
@@ -187,7 +187,7 @@ fn lapse(door: Door, caller: Caller, attributes: Attributes) -> BoxFuture<'stati
         loop {
             tokio::time::sleep(period).await;
             if let Some(why) = door.shared.pipeline.lapsed(&caller, &attributes).await {
-                return why;
+                return Order { reason: EndReason::Lapsed, why };
             }
         }
     })
@@ -201,7 +201,7 @@ async fn run(
     switched: Switched,
     told: Told,
     _seat: Seat,
-    lapse: BoxFuture<'static, String>,
+    orders: BoxFuture<'static, Order>,
 ) {
     let Told { mut record, recorder } = told;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
@@ -219,7 +219,9 @@ async fn run(
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
     let socket = socket.ok();
-    let session = Session { client, socket, head, early, far, first, link, timing, lapse, record, recorder };
+    let limits = Limits::default();
+    let session =
+        Session { client, socket, head, early, far, first, link, timing, limits, orders, record, recorder };
     door.shared.sessions.run(session).await;
 }
 
