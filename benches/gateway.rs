@@ -2,8 +2,10 @@
 //!
 //! Four processes, so that the operating system's own accounts tell who spent what: this one is the client, one
 //! child is a node endpoint, two are gateways (full work: TLS on both sides, client certificate, RBAC, locate, end
-//! record), the second of which records every session, stdin too, signed and compressed, into a local folder. CPU is user and system time of the child from `/proc/PID/stat`, memory its `VmRSS`. Machines differ and
-//! are shared: compare the columns of one run, not numbers of two. benches/README.md says how each figure is taken.
+//! record), the second of which records every session, stdin too, signed and compressed, into a local folder. CPU is
+//! user and system time of the child from `/proc/PID/stat`, memory its `VmRSS`. Machines differ and are shared: compare
+//! the columns of one run, not numbers of two. benches/README.md says how each figure is taken. Words in the arguments
+//! choose rows.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -404,6 +406,12 @@ fn log_lines() -> Vec<u8> {
     text
 }
 
+/// Whether a row is asked for: without words in the arguments all are, else those with one of them in their name.
+fn wanted(row: &str) -> bool {
+    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-')).peekable();
+    words.peek().is_none() || words.any(|word| row.contains(&word))
+}
+
 async fn client() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dir = folder.path().join("state");
@@ -458,21 +466,23 @@ async fn client() {
     for route in &routes {
         route.open(&["true"], false).await.drain().await;
     }
-    let (mut rate, mut own, mut behind) = ([0.0; WAYS], [0.0; WAYS], [0.0; WAYS]);
-    for (index, route) in routes.iter().enumerate() {
-        let before = spent();
-        rate[index] = setups(route).await;
-        let after = spent();
-        own[index] = (after.0 - before.0) * 1e3 / SETUPS as f64;
-        behind[index] = (after.1 - before.1) * 1e3 / SETUPS as f64;
+    if wanted("set-ups") {
+        let (mut rate, mut own, mut behind) = ([0.0; WAYS], [0.0; WAYS], [0.0; WAYS]);
+        for (index, route) in routes.iter().enumerate() {
+            let before = spent();
+            rate[index] = setups(route).await;
+            let after = spent();
+            own[index] = (after.0 - before.0) * 1e3 / SETUPS as f64;
+            behind[index] = (after.1 - before.1) * 1e3 / SETUPS as f64;
+        }
+        row("session set-ups per second", rate, 0);
+        row("  CPU ms per set-up, gateway", own, 2);
+        row("  CPU ms per set-up, node", behind, 2);
     }
-    row("session set-ups per second", rate, 0);
-    row("  CPU ms per set-up, gateway", own, 2);
-    row("  CPU ms per set-up, node", behind, 2);
 
     let bulk = [("down, zeros", None), ("down, a log", Some(&log)), ("down, random", Some(&noise))];
-    for (what, content) in bulk.map(|(what, content)| (what, Some(content))).into_iter().chain([("up", None)])
-    {
+    let bulk = bulk.map(|(what, content)| (what, Some(content))).into_iter().chain([("up", None)]);
+    for (what, content) in bulk.filter(|(what, _)| wanted(what)) {
         let (mut seconds, mut own, mut behind) = ([0.0; WAYS], [0.0; WAYS], [0.0; WAYS]);
         for (index, route) in routes.iter().enumerate() {
             let before = spent();
@@ -489,14 +499,19 @@ async fn client() {
         row("  CPU seconds per GiB, node", behind, 2);
     }
 
-    let mut times = Vec::new();
-    for route in &routes {
-        times.push(keystrokes(route).await);
+    if wanted("keystroke") {
+        let mut times = Vec::new();
+        for route in &routes {
+            times.push(keystrokes(route).await);
+        }
+        let at = |share: f64| [0, 1, 2].map(|index| times[index][(ROUND_TRIPS as f64 * share) as usize]);
+        row("keystroke round trip, us, p50", at(0.50), 0);
+        row("keystroke round trip, us, p99", at(0.99), 0);
     }
-    let at = |share: f64| [0, 1, 2].map(|index| times[index][(ROUND_TRIPS as f64 * share) as usize]);
-    row("keystroke round trip, us, p50", at(0.50), 0);
-    row("keystroke round trip, us, p99", at(0.99), 0);
 
+    if !wanted("idle") {
+        return;
+    }
     let (mut own, mut behind) = ([0.0; WAYS], [0.0; WAYS]);
     for (index, route) in routes.iter().enumerate() {
         let used = || gateway.memory() + recorder.memory();

@@ -10,6 +10,7 @@
 pub mod echo;
 pub mod record;
 pub mod rules;
+mod spares;
 pub mod spool;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use crate::recording::keys::Keys;
 use crate::telemetry::{Metrics, chain, metrics};
 use record::{Begin, Recorder};
 use rules::Asked;
+use spares::Spares;
 use spool::{Disk, Spool};
 use upload::Store;
 
@@ -76,6 +78,7 @@ struct Inner {
     /// Closed recordings that wait; none where there is no store to wait for.
     waiting: watch::Sender<u64>,
     has_store: bool,
+    spares: Spares,
 }
 
 /// Where recordings are written, and what for.
@@ -215,6 +218,7 @@ impl Recordings {
             closed: Notify::new(),
             waiting: watch::Sender::new(0),
             has_store: settings.store.is_some(),
+            spares: Spares::new(record::TAPE),
         };
         let recordings = Self(Arc::new(inner));
         drain.spawn(recordings.clone().look());
@@ -246,6 +250,10 @@ impl Recordings {
 
     fn drain(&self) -> &Drain {
         &self.0.drain
+    }
+
+    fn spares(&self) -> &Spares {
+        &self.0.spares
     }
 
     fn metrics(&self) -> &metrics::Recording {

@@ -43,10 +43,10 @@ const MAX_END: usize = 16 << 20;
 /// Most bytes of content in a chunk.
 const MAX_CONTENT: usize = 4 << 20;
 
-/// Most bytes of tape in a chunk. Larger tapes become several chunks. As a cast, a byte of tape is less than 12: a piece of
+/// Most bytes of tape in a chunk that becomes a cast; larger ones become several chunks. As a cast, a byte of tape is less than 12: a piece of
 /// three bytes, the end of a character, no text, and the beginning of another, is 191 instead of 16. Others are less,
 /// long ones at most 7.4 times as much (control characters with a byte among them that is not UTF-8).
-const MAX_TAPE: usize = MAX_CONTENT / 12;
+const MAX_CAST: usize = MAX_CONTENT / 12;
 
 /// Most bytes of a frame with content, whose bytes may be beyond compression: zstd's bound, and a tag.
 const MAX_FRAME: usize = MAX_CONTENT + MAX_CONTENT / 128 + 1024;

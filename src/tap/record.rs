@@ -32,10 +32,14 @@ use crate::recording::typed::Typed;
 use crate::status::Refusal;
 use crate::telemetry::{EndReason, chain};
 use crate::wire::tap::{Moved, Tap};
-use crate::wire::tape::{self, Kind, Piece, Tape};
+use crate::wire::tape::{self, Kind, MAX_PIECE, Piece, Tape};
 
-/// A tape of so many bytes is handed over at once. Four reads of a connection: large enough to compress well.
-const CHUNK: usize = 256 * 1024;
+/// A tape of so many bytes is handed over at once. Large enough to compress well, and that what is done for each chunk,
+/// a signature and two changes of thread, does not count.
+const CHUNK: usize = 512 * 1024;
+
+/// A buffer for such a tape: what a turn of a session may put on it besides fits in.
+pub(super) const TAPE: usize = CHUNK + 2 * MAX_PIECE;
 
 /// A shorter one, this long after its first byte: so much is lost when podgate is killed.
 const CHUNK_TIME: Duration = Duration::from_secs(1);
@@ -61,9 +65,6 @@ const CLOSE_FOR: Duration = Duration::from_secs(60);
 /// Most gaps that an ending tells one by one; further ones are told as the last.
 const MAX_GAPS: usize = 1000;
 
-/// What of a buffer is kept between chunks.
-const KEPT: usize = 2 * CHUNK;
-
 /// A session's hold on its recording.
 pub struct Recorder {
     id: String,
@@ -75,7 +76,7 @@ pub struct Recorder {
     done: oneshot::Receiver<Done>,
     shared: Arc<Shared>,
     recordings: Recordings,
-    /// Since when there is something on the tape.
+    /// Since when there is something on the tape, or a buffer for much.
     since: Option<Instant>,
     /// Since when the spool has no room for the next chunk.
     full: Option<Instant>,
@@ -244,26 +245,27 @@ impl Recorder {
         {
             return Poll::Ready(Err(failed.unwrap_or_else(|_| Error::Gone.to_string())));
         }
-        if tape.is_empty() {
+        if tape.is_empty() && self.since.is_none() {
             return Poll::Ready(Ok(()));
         }
-        let due = match self.since {
-            Some(since) => tape.len() >= CHUNK || since.elapsed() >= CHUNK_TIME,
-            None => {
-                self.since = Some(Instant::now());
-                tape.len() >= CHUNK
-            }
-        };
-        if !due {
+        let large = tape.len() >= CHUNK;
+        if !large && self.since.get_or_insert_with(Instant::now).elapsed() < CHUNK_TIME {
+            return Poll::Ready(Ok(()));
+        }
+        if tape.is_empty() {
+            self.since = None;
+            self.recordings.spares().give(tape.take());
             return Poll::Ready(Ok(()));
         }
         match self.chunks.poll_reserve(cx) {
             Poll::Ready(Ok(())) => {
                 self.no_longer_full();
                 let lost = self.shared.told().lost.take();
+                // Where there is much, more of it will come.
+                let next = if large { self.recordings.spares().take() } else { Vec::new() };
+                self.since = large.then(Instant::now);
                 // It fails only when the task is gone, as reserving does.
-                let _ = self.chunks.send_item(Order { tape: tape.take(), lost });
-                self.since = None;
+                let _ = self.chunks.send_item(Order { tape: tape.replace(next), lost });
             }
             Poll::Ready(Err(_)) if self.strict => return Poll::Ready(Err(Error::Gone.to_string())),
             Poll::Ready(Err(_)) => self.lose(tape, Error::Gone.to_string()),
@@ -428,9 +430,12 @@ impl Task {
         // Whoever wanted it may be gone; then the channel is closed as well.
         let _ = self.begun.send(begun.map_err(Error::Write));
         while let Some(Order { tape, lost }) = self.orders.recv().await {
-            let Some((back, written)) = with(writing, move |writing| writing.write(&tape, lost)).await else {
-                return;
+            let write = move |writing: &mut Writing| {
+                let written = writing.write(&tape, lost);
+                writing.recordings.spares().give(tape);
+                written
             };
+            let Some((back, written)) = with(writing, write).await else { return };
             writing = back;
             if let Err(error) = written
                 && let Some(failed) = self.failed.take()
@@ -566,8 +571,7 @@ impl Writing {
         self.recordings.tell(written.is_ok());
         written?;
         self.recordings.metrics().bytes.inc_by(bytes);
-        self.pending.clear();
-        self.pending.shrink_to(KEPT);
+        self.recordings.spares().give(std::mem::take(&mut self.pending));
         Ok(())
     }
 
@@ -605,6 +609,9 @@ impl Writing {
 
     fn seal(&mut self, tape: &[u8]) -> io::Result<()> {
         let Some(writer) = self.writer.as_mut().filter(|_| !tape.is_empty()) else { return Ok(()) };
+        if self.pending.is_empty() && tape.len() >= CHUNK {
+            self.pending = self.recordings.spares().take();
+        }
         writer.chunk(tape, &mut self.pending).map_err(io::Error::other)?;
         match &mut self.card {
             Some(card) => each(tape, |piece| card.piece(piece.at, piece.kind, piece.bytes)),

@@ -136,7 +136,13 @@ impl Tape {
 
     /// Everything so far; the tape goes on empty, and holds no memory.
     pub fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
+        self.replace(Vec::new())
+    }
+
+    /// The same; the tape goes on in this buffer, whose content is dropped.
+    pub fn replace(&mut self, mut buffer: Vec<u8>) -> Vec<u8> {
+        buffer.clear();
+        std::mem::replace(&mut self.bytes, buffer)
     }
 
     fn piece(&mut self, kind: Kind, bytes: &[u8]) {

@@ -17,6 +17,9 @@ use super::MAX_CONTENT;
 /// What a session that is not in a hurry is worth.
 const LEVEL: i32 = 3;
 
+/// And one that is.
+const FAST: i32 = 1;
+
 /// Bytes of content that are compressed whatever they bring: at most this much of a recording at once,
 const CREDIT: u64 = 8 << 20;
 
@@ -60,7 +63,7 @@ impl Squeeze {
         let len = content.len() as u64;
         if let Some(credit) = self.credit.checked_sub(len) {
             (self.credit, self.skip) = (credit, 0);
-            return compress(content, out);
+            return compress(LEVEL, content, out);
         }
         if self.skip > 0 {
             self.skip -= 1;
@@ -68,7 +71,7 @@ impl Squeeze {
             return Ok(());
         }
         let from = out.len();
-        compress(content, out)?;
+        compress(FAST, content, out)?;
         if (out.len() - from) * WORTH > content.len() {
             self.skip = SKIP;
         }
@@ -76,12 +79,13 @@ impl Squeeze {
     }
 }
 
-fn compress(content: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+fn compress(level: i32, content: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
     COMPRESSOR.with_borrow_mut(|compressor| {
         let compressor = match compressor {
             Some(compressor) => compressor,
-            None => compressor.insert(Compressor::new(LEVEL)?),
+            None => compressor.insert(Compressor::new(level)?),
         };
+        compressor.set_compression_level(level)?;
         let at = out.len();
         out.reserve(zstd::zstd_safe::compress_bound(content.len()));
         let mut end = Cursor::new(out);

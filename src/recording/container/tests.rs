@@ -419,7 +419,7 @@ fn large_tapes_become_chunks_within_their_limit_whatever_they_hold() {
         let file = record(tty, &tapes, &keys);
         let (read, _) = read(&file, &keys, &[]).unwrap();
         // A piece is at most three events, and each of these is read as a piece.
-        assert!(read.len() > 2 && read.iter().all(|tape| tape.len() <= 3 * MAX_TAPE));
+        assert!(read.len() > 2 && read.iter().all(|tape| tape.len() <= 3 * MAX_CAST));
         assert!(bytes(&read) == bytes(&tapes));
     }
 }

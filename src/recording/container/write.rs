@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::seal::{Chain, Cipher, Head, Seal};
 use super::squeeze::Squeeze;
-use super::{Error, Kind, MAGIC, MAX_CONTENT, MAX_END, MAX_HEAD, MAX_RECIPIENTS, MAX_TAPE, VERSION};
+use super::{Error, Kind, MAGIC, MAX_CAST, MAX_CONTENT, MAX_END, MAX_HEAD, MAX_RECIPIENTS, VERSION};
 use crate::recording::cast;
 use crate::recording::facts::{Details, Ending, Facts};
 use crate::recording::keys::{Keys, SigningKey};
@@ -87,11 +87,12 @@ impl Writer {
     /// # Errors
     /// When it is no tape. Nothing is appended then.
     pub fn chunk(&mut self, tape: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        let most = if self.cast.is_some() { MAX_CAST } else { MAX_CONTENT };
         // Looks at all of it before any of it is written.
         let (mut rest, mut ends, mut end) = (tape, Vec::new(), 0);
         while tape::next(&mut rest).map_err(Error::Tape)?.is_some() {
             let next = tape.len() - rest.len();
-            if next - ends.last().unwrap_or(&0) > MAX_TAPE {
+            if next - ends.last().unwrap_or(&0) > most {
                 ends.push(end);
             }
             end = next;
