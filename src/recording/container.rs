@@ -51,6 +51,12 @@ const MAX_CAST: usize = MAX_CONTENT / 12;
 /// Most bytes of a frame with content, whose bytes may be beyond compression: zstd's bound, and a tag.
 const MAX_FRAME: usize = MAX_CONTENT + MAX_CONTENT / 128 + 1024;
 
+/// Large chunks end at a multiple of so many bytes of the file, which is what disks take past the page cache.
+pub const ALIGN: usize = 4096;
+
+/// Frames of fewer bytes are not worth the room that this takes.
+const LARGE: usize = 64 * ALIGN;
+
 /// Most recipients: each is some work at the beginning of every session.
 pub const MAX_RECIPIENTS: usize = 64;
 
@@ -59,6 +65,9 @@ const ZSTD: u32 = 0xfd2f_b528;
 
 /// And of one that decompressors skip; its last four bits are ours. Source: RFC 8878 section 3.1.2.
 const SKIPPABLE: u32 = 0x184d_2a50;
+
+/// Magic and length of a skippable frame.
+const FRAME_HEAD: usize = 8;
 
 /// What a frame is; skippable ones have their number in their magic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +82,8 @@ enum Kind {
     Seal = 3,
     /// The ending.
     End = 4,
+    /// What is between a large chunk and its seal, so that this ends at a multiple of [`ALIGN`].
+    Pad = 5,
     /// Content in the clear: the only one that is not skippable.
     Content = 16,
 }
@@ -190,7 +201,7 @@ pub struct Place {
 
 impl Kind {
     fn from_magic(magic: u32) -> Option<Self> {
-        let skippable = [Self::Head, Self::Details, Self::Hidden, Self::Seal, Self::End];
+        let skippable = [Self::Head, Self::Details, Self::Hidden, Self::Seal, Self::End, Self::Pad];
         if magic == ZSTD {
             return Some(Self::Content);
         }
@@ -204,6 +215,7 @@ impl Kind {
             Self::Hidden | Self::Content => MAX_FRAME,
             Self::Seal => seal::LEN,
             Self::End => MAX_END,
+            Self::Pad => ALIGN,
         }
     }
 

@@ -26,7 +26,7 @@ use super::echo::Echo;
 use super::spool::{PART, Part, Room};
 use crate::drain::Drain;
 use crate::recording::card::{self, Card};
-use crate::recording::container::{self, Recovered, Writer};
+use crate::recording::container::{self, ALIGN, Recovered, Writer};
 use crate::recording::facts::{Details, Ending, Facts, Gap, Stdin};
 use crate::recording::typed::Typed;
 use crate::status::Refusal;
@@ -39,7 +39,7 @@ use crate::wire::tape::{self, Kind, MAX_PIECE, Piece, Tape};
 const CHUNK: usize = 512 * 1024;
 
 /// A buffer for such a tape: what a turn of a session may put on it besides fits in.
-pub(super) const TAPE: usize = CHUNK + 2 * MAX_PIECE;
+pub(super) const TAPE: usize = CHUNK + 2 * MAX_PIECE + ALIGN;
 
 /// A shorter one, this long after its first byte: so much is lost when podgate is killed.
 const CHUNK_TIME: Duration = Duration::from_secs(1);
@@ -506,8 +506,10 @@ struct Writing {
     writer: Option<Writer>,
     /// From its first write on.
     part: Option<Part>,
-    /// Sealed, and not written.
+    /// Sealed, and not written; behind `lead` bytes that are no part of it.
     pending: Vec<u8>,
+    /// So many that what follows lies as disks like it.
+    lead: usize,
     /// What is not recorded because of that.
     gap: Option<Gap>,
     gaps: Vec<Gap>,
@@ -549,6 +551,7 @@ impl Writing {
             writer: Some(writer),
             part: None,
             pending,
+            lead: 0,
             gap: None,
             gaps: Vec::new(),
             written_card: Vec::new(),
@@ -557,21 +560,22 @@ impl Writing {
 
     /// Writes what is sealed.
     fn flush(&mut self, room: Room) -> io::Result<()> {
-        let bytes = self.pending.len() as u64;
-        if bytes == 0 {
+        let bytes = &self.pending[self.lead..];
+        if bytes.is_empty() {
             return Ok(());
         }
         let written = match &mut self.part {
-            Some(part) => part.append(&self.pending, room),
+            Some(part) => part.append(bytes, room),
             None => {
                 let name = name(&self.facts);
-                self.recordings.spool().create(&name, &self.pending, room).map(|part| self.part = Some(part))
+                self.recordings.spool().create(&name, bytes, room).map(|part| self.part = Some(part))
             }
         };
         self.recordings.tell(written.is_ok());
         written?;
-        self.recordings.metrics().bytes.inc_by(bytes);
+        self.recordings.metrics().bytes.inc_by(bytes.len() as u64);
         self.recordings.spares().give(std::mem::take(&mut self.pending));
+        self.lead = 0;
         Ok(())
     }
 
@@ -611,6 +615,8 @@ impl Writing {
         let Some(writer) = self.writer.as_mut().filter(|_| !tape.is_empty()) else { return Ok(()) };
         if self.pending.is_empty() && tape.len() >= CHUNK {
             self.pending = self.recordings.spares().take();
+            self.lead = self.pending.as_ptr().align_offset(ALIGN);
+            self.pending.resize(self.lead, 0);
         }
         writer.chunk(tape, &mut self.pending).map_err(io::Error::other)?;
         match &mut self.card {

@@ -3,9 +3,11 @@ use std::future::poll_fn;
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Condvar, Mutex};
 use std::task::Poll;
 
+use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
@@ -25,7 +27,7 @@ mod store;
 
 /// A disk that does what a test says.
 #[derive(Clone, Default)]
-struct TestDisk(Arc<(Mutex<State>, Condvar)>);
+struct TestDisk(Arc<(Mutex<State>, Condvar)>, Arc<AtomicUsize>);
 
 #[derive(Clone, Copy, Default, PartialEq)]
 enum State {
@@ -35,12 +37,19 @@ enum State {
     Full,
     /// Takes nothing until it does something else.
     Hangs,
+    /// Takes nothing past the page cache.
+    Cached,
 }
 
 impl TestDisk {
     fn is(&self, state: State) {
         *self.0.0.lock().unwrap() = state;
         self.0.1.notify_all();
+    }
+
+    /// Bytes that went past the page cache.
+    fn direct(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
     }
 }
 
@@ -51,7 +60,13 @@ impl Disk for TestDisk {
             file.write_all_at(&bytes[..bytes.len() / 2], at)?;
             return Err(Errno::NOSPC.into());
         }
-        file.write_all_at(bytes, at)
+        let direct = fcntl_getfl(file)?.contains(OFlags::DIRECT);
+        if direct && *state == State::Cached {
+            return Err(Errno::INVAL.into());
+        }
+        file.write_all_at(bytes, at)?;
+        self.1.fetch_add(if direct { bytes.len() } else { 0 }, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -275,6 +290,28 @@ async fn what_a_session_said_is_in_its_recording_when_it_is_over() {
     let bytes: u64 = rig.names().iter().map(|name| fs::metadata(spool.join(name)).unwrap().len()).sum();
     assert_eq!(rig.metrics.recording.spool.get(), i64::try_from(bytes).unwrap());
     assert_eq!(rig.outcome("whole"), 1);
+}
+
+#[tokio::test]
+async fn bulk_goes_past_the_page_cache_where_that_is_possible_and_is_whole_either_way() {
+    for (state, past) in [(State::Works, true), (State::Cached, false)] {
+        let rig = Rig::new();
+        rig.disk.is(state);
+        let mut session = Session::of(rig.begin(facts(false), true).await.unwrap());
+        let said = noise(4_000_000, 3);
+        for part in said.chunks(60_000) {
+            session.says(OUT, part).await.unwrap();
+        }
+        session.rests().await.unwrap();
+        session.says(OUT, b"and a little").await.unwrap();
+        session.rests().await.unwrap();
+        for part in said.chunks(60_000) {
+            session.says(OUT, part).await.unwrap();
+        }
+        session.ends().await.unwrap();
+        assert!(rig.only().of(Kind::Stdout) == [&said[..], b"and a little", &said].concat(), "{past}");
+        assert_eq!(rig.disk.direct() > said.len(), past, "{} bytes", rig.disk.direct());
+    }
 }
 
 #[tokio::test]

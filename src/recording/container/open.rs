@@ -124,7 +124,7 @@ impl<R: Read> Reader<R> {
         if kind != Kind::Details {
             return Err(reader.input.altered(Fault::Frame));
         }
-        reader.sealed(&frame)?;
+        reader.sealed(kind, &mut frame)?;
         let Head { facts, recipients, .. } = &reader.head;
         if !recipients.is_empty() && !identities.is_empty() {
             let opened = Cipher::open(&facts.id, recipients, identities).map_err(Error::Key)?;
@@ -199,7 +199,9 @@ impl<R: Read> Reader<R> {
             (Kind::End, _) | (Kind::Content, false) | (Kind::Hidden, true) => {}
             _ => return Err(self.input.altered(Fault::Frame)),
         }
-        let Seal { sequence, until, content, .. } = self.sealed(&frame)?;
+        let len = frame.len();
+        let Seal { sequence, until, content, .. } = self.sealed(kind, &mut frame)?;
+        frame.truncate(len);
         if kind == Kind::End {
             let ending = self.end(sequence, &frame[8..])?;
             self.input.begin(self.so_far.until);
@@ -251,9 +253,14 @@ impl<R: Read> Reader<R> {
         Ok(ending)
     }
 
-    /// Verifies the seal behind a frame.
-    fn sealed(&mut self, frame: &[u8]) -> Result<Seal, Error> {
-        let Some((kind, seal)) = self.input.frame()? else { return Err(self.input.truncated()) };
+    /// Verifies the seal behind a frame of this kind, to which the pad between them is appended.
+    fn sealed(&mut self, of: Kind, frame: &mut Vec<u8>) -> Result<Seal, Error> {
+        let next = |input: &mut Input<R>| input.frame()?.ok_or_else(|| input.truncated());
+        let (mut kind, mut seal) = next(&mut self.input)?;
+        if kind == Kind::Pad && matches!(of, Kind::Content | Kind::Hidden) {
+            frame.append(&mut seal);
+            (kind, seal) = next(&mut self.input)?;
+        }
         let wrong = |fault| self.input.altered(fault);
         if kind != Kind::Seal {
             return Err(wrong(Fault::Frame));

@@ -26,8 +26,10 @@ const CREDIT: u64 = 8 << 20;
 /// and so much more for each second of the session: half a percent of a CPU.
 const CREDIT_PER_SECOND: u64 = 1 << 20;
 
-/// Chunks that are taken as they are after one for which compression was not worth it.
+/// Chunks that are taken as they are after the first for which compression was not worth it; twice as many after the
+/// next, and so on, up to the most.
 const SKIP: u32 = 31;
+const MOST_SKIP: u32 = 255;
 
 /// Content that shrinks to less than one part in so many is compressed about as fast as it is copied.
 const WORTH: usize = 16;
@@ -46,13 +48,14 @@ pub(super) struct Squeeze {
     credit: u64,
     now: Duration,
     skip: u32,
+    next_skip: u32,
 }
 
 // === impl Squeeze ===
 
 impl Squeeze {
     pub(super) fn new() -> Self {
-        Self { credit: CREDIT, now: Duration::ZERO, skip: 0 }
+        Self { credit: CREDIT, now: Duration::ZERO, skip: 0, next_skip: SKIP }
     }
 
     /// Appends the content as a frame.
@@ -62,7 +65,7 @@ impl Squeeze {
         self.credit = self.credit.saturating_add(earned).min(CREDIT);
         let len = content.len() as u64;
         if let Some(credit) = self.credit.checked_sub(len) {
-            (self.credit, self.skip) = (credit, 0);
+            (self.credit, self.skip, self.next_skip) = (credit, 0, SKIP);
             return compress(LEVEL, content, out);
         }
         if self.skip > 0 {
@@ -73,7 +76,8 @@ impl Squeeze {
         let from = out.len();
         compress(FAST, content, out)?;
         if (out.len() - from) * WORTH > content.len() {
-            self.skip = SKIP;
+            self.skip = self.next_skip;
+            self.next_skip = (2 * self.next_skip).min(MOST_SKIP);
         }
         Ok(())
     }

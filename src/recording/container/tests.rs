@@ -249,6 +249,43 @@ fn parts_that_are_dropped_doubled_or_swapped_are_found() {
     }
 }
 
+/// Bytes that no compressor makes smaller.
+fn noise(len: usize) -> Vec<u8> {
+    let mut noise = vec![0; len];
+    aws_lc_rs::rand::fill(&mut noise).unwrap();
+    noise
+}
+
+#[test]
+fn large_parts_end_where_disks_like_it_and_what_is_done_to_their_padding_is_found() {
+    let identity = Identity::generate().unwrap();
+    for (tty, identities) in [(false, &[][..]), (false, &[&identity]), (true, &[])] {
+        let keys = keys_of(identities);
+        let large = tape(&[(1, Channel::Stdout, &noise(LARGE + 77))]);
+        let tapes = [tape(&[(1, Channel::Stdout, b"small")]), large.clone(), large];
+        let file = record(tty, &tapes, &keys);
+        let parts = parts(&file, &keys);
+        assert_ne!(parts[2].offset % ALIGN as u64, 0, "behind a small one");
+        for large in &parts[3..5] {
+            assert_eq!(large.offset % ALIGN as u64, 0);
+        }
+        let (read_tapes, _) = read(&file, &keys, std::slice::from_ref(&identity)).unwrap();
+        assert_eq!(bytes(&read_tapes), bytes(&tapes));
+        let seal = parts[3].offset as usize - FRAME_HEAD - seal::LEN;
+        let pad = file[..seal].iter().rposition(|byte| *byte != b' ').unwrap() + 1 - FRAME_HEAD;
+        for at in pad..seal {
+            let mut changed = file.clone();
+            changed[at] ^= 1;
+            assert_found(&changed, &keys, parts[2], &format!("byte {at} of a pad"));
+        }
+        assert_found(&[&file[..pad], &file[seal..]].concat(), &keys, parts[2], "no pad");
+        let twice = [&file[..seal], &file[pad..]].concat();
+        assert_found(&twice, &keys, parts[2], "two pads");
+        let recovered = recover(Cursor::new(&file[..seal - 1]), &keys).unwrap();
+        assert_eq!(recovered.keep, parts[2].offset);
+    }
+}
+
 #[test]
 fn a_part_of_another_recording_is_found_though_the_same_key_signed_it() {
     let (keys, file, parts) = long(false, false);

@@ -4,14 +4,20 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::seal::{Chain, Cipher, Head, Seal};
+use super::seal::{self, Chain, Cipher, Head, Seal};
 use super::squeeze::Squeeze;
-use super::{Error, Kind, MAGIC, MAX_CAST, MAX_CONTENT, MAX_END, MAX_HEAD, MAX_RECIPIENTS, VERSION};
+use super::{
+    ALIGN, Error, FRAME_HEAD, Kind, LARGE, MAGIC, MAX_CAST, MAX_CONTENT, MAX_END, MAX_HEAD, MAX_RECIPIENTS,
+    VERSION,
+};
 use crate::recording::cast;
 use crate::recording::facts::{Details, Ending, Facts};
 use crate::recording::keys::{Keys, SigningKey};
 use crate::wire::tap::Moved;
 use crate::wire::tape::{self, Connection, Piece};
+
+/// What pads consist of: not zeros, which are what a torn file ends with.
+const PADDING: u8 = b' ';
 
 /// Writes one recording. What it appends has to become the file, all of it and in this order: bytes that cannot be
 /// written now are kept and tried again before anything else is asked for. After an error it is of no use any more.
@@ -21,6 +27,8 @@ pub struct Writer {
     cipher: Option<Cipher>,
     chain: Chain,
     sequence: u64,
+    /// Bytes so far, those of a part without its seal not counted.
+    written: usize,
     until: Duration,
     moved: Moved,
     squeeze: Squeeze,
@@ -67,6 +75,7 @@ impl Writer {
             cipher,
             chain: Chain::new(&out[from..]),
             sequence: 0,
+            written: out.len() - from,
             until: Duration::ZERO,
             moved: Moved::default(),
             squeeze: Squeeze::new(),
@@ -164,7 +173,21 @@ impl Writer {
         } else {
             self.squeeze.frame(self.until, content, out).map_err(Error::Compress)?;
         }
-        self.seal(from, content.len() as u64, out)
+        let len = content.len() as u64;
+        if out.len() - from >= LARGE {
+            self.pad(from, out)?;
+        }
+        self.seal(from, len, out)
+    }
+
+    /// Appends so much that the seal behind it ends where the next part is to begin.
+    fn pad(&self, from: usize, out: &mut Vec<u8>) -> Result<(), Error> {
+        let end = self.written + (out.len() - from) + 2 * FRAME_HEAD + seal::LEN;
+        let pad = end.next_multiple_of(ALIGN) - end;
+        Kind::Pad.put(out, |out| {
+            out.resize(out.len() + pad, PADDING);
+            Ok(())
+        })
     }
 
     /// Encrypts what is behind `from`, if anything is to be.
@@ -179,7 +202,9 @@ impl Writer {
         let Self { sequence, until, moved, .. } = *self;
         let seal = Seal { sequence, until, content, moved, chain: self.chain.link() };
         self.sequence += 1;
-        Kind::Seal.put(out, |out| seal.put(&self.signing, out)).map_err(Error::Key)
+        Kind::Seal.put(out, |out| seal.put(&self.signing, out)).map_err(Error::Key)?;
+        self.written += out.len() - from;
+        Ok(())
     }
 }
 
