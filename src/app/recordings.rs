@@ -333,7 +333,7 @@ async fn export(flags: &cli::Export) -> Result<u8, Error> {
             let tape = chunk.tape.ok_or(Error::Encrypted)?;
             buffer.clear();
             if format == cli::Format::Cast {
-                cast.write(&tape, &mut buffer).map_err(|error| Error::Write(io::Error::other(error)))?;
+                cast.write(tape::pieces(&tape), &mut buffer);
             }
             let mut rest = &tape[..];
             // Pieces were looked at when the chunk was read.

@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 
 use super::facts::{Details, Facts};
 use crate::wire::remotecommand::{Resize, ResizeDecoder, TerminalSize};
-use crate::wire::tape::{self, Kind, Piece, Tape};
+use crate::wire::tape::{Kind, Piece, Tape};
 
 /// What a terminal is when nobody says: the size every terminal once had.
 const USUAL: TerminalSize = TerminalSize { width: 80, height: 24 };
@@ -103,20 +103,16 @@ impl Writer {
         self.header.is_some()
     }
 
-    /// Appends the pieces of a tape as lines. The header goes first of all, with the first size on the first tape.
-    ///
-    /// # Errors
-    /// When it is no tape.
-    pub fn write(&mut self, tape: &[u8], out: &mut Vec<u8>) -> Result<(), tape::Error> {
+    /// Appends pieces as lines. The header goes first of all, with the first size among the first pieces.
+    pub fn write<'a>(&mut self, pieces: impl Iterator<Item = Piece<'a>> + Clone, out: &mut Vec<u8>) {
         if let Some(mut header) = self.header.take() {
-            if let Some(size) = first_size(tape)? {
+            if let Some(size) = first_size(pieces.clone()) {
                 (header.width, header.height) = (size.width, size.height);
             }
             serde_json::to_writer(&mut *out, &header).expect("text and numbers are JSON");
             out.push(b'\n');
         }
-        let mut rest = tape;
-        while let Some(piece) = tape::next(&mut rest)? {
+        for piece in pieces {
             match piece.kind {
                 Kind::Stdout => self.output(piece.at, piece.bytes, out),
                 // It carries nothing, whatever a piece may say.
@@ -124,7 +120,6 @@ impl Writer {
                 kind => self.other(kind, piece, out),
             }
         }
-        Ok(())
     }
 
     fn output(&mut self, at: Duration, mut bytes: &[u8], out: &mut Vec<u8>) {
@@ -217,7 +212,7 @@ pub fn read(cast: &[u8], first: bool) -> Result<Vec<u8>, Error> {
     if let Some((kind, text)) = last {
         put(&mut tape, kind, text.as_bytes())?;
     }
-    Ok(tape.take())
+    Ok(tape.take().content())
 }
 
 fn put(tape: &mut Tape, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
@@ -257,17 +252,17 @@ fn kind(code: &str) -> Option<Kind> {
     })
 }
 
-fn first_size(tape: &[u8]) -> Result<Option<TerminalSize>, tape::Error> {
-    let (mut rest, mut sizes) = (tape, ResizeDecoder::new());
-    while let Some(piece) = tape::next(&mut rest)? {
+fn first_size<'a>(pieces: impl Iterator<Item = Piece<'a>>) -> Option<TerminalSize> {
+    let mut sizes = ResizeDecoder::new();
+    for piece in pieces {
         let mut bytes = if piece.kind == Kind::Resize { piece.bytes } else { &[] };
         while let Resize::Size(size) = sizes.decode(&mut bytes) {
             if size.width > 0 && size.height > 0 {
-                return Ok(Some(size));
+                return Some(size);
             }
         }
     }
-    Ok(None)
+    None
 }
 
 /// True for the beginning of a character whose end is missing.
@@ -363,7 +358,7 @@ mod tests {
             tape.put(*kind, bytes);
         }
         let (tape, mut out) = (tape.take(), Vec::new());
-        writer.write(&tape, &mut out).unwrap();
+        writer.write(tape.pieces(), &mut out);
         String::from_utf8(out).unwrap()
     }
 

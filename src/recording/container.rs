@@ -26,7 +26,7 @@ pub use recover::{Recovered, recover};
 pub use write::Writer;
 
 use crate::recording::{cast, keys};
-use crate::wire::tape;
+use crate::wire::tape::{self, ALIGN};
 
 /// What the head begins with, for people and for tools that tell files apart.
 const MAGIC: &[u8] = b"podgate recording\n";
@@ -51,19 +51,13 @@ const MAX_CAST: usize = MAX_CONTENT / 12;
 /// Most bytes of a frame with content, whose bytes may be beyond compression: zstd's bound, and a tag.
 const MAX_FRAME: usize = MAX_CONTENT + MAX_CONTENT / 128 + 1024;
 
-/// Large chunks end at a multiple of so many bytes of the file, which is what disks take past the page cache.
-pub const ALIGN: usize = 4096;
-
-/// Frames of fewer bytes are not worth the room that this takes.
+/// Chunks of so many bytes end at a multiple of [`ALIGN`] in the file. For smaller ones that would take too much room.
 const LARGE: usize = 64 * ALIGN;
 
 /// Most recipients: each is some work at the beginning of every session.
 pub const MAX_RECIPIENTS: usize = 64;
 
-/// The first four bytes of a frame with content. Source: RFC 8878 section 3.1.1.
-const ZSTD: u32 = 0xfd2f_b528;
-
-/// And of one that decompressors skip; its last four bits are ours. Source: RFC 8878 section 3.1.2.
+/// The first four bytes of a frame that decompressors skip; its last four bits are ours. Source: RFC 8878 section 3.1.2.
 const SKIPPABLE: u32 = 0x184d_2a50;
 
 /// Magic and length of a skippable frame.
@@ -202,7 +196,7 @@ pub struct Place {
 impl Kind {
     fn from_magic(magic: u32) -> Option<Self> {
         let skippable = [Self::Head, Self::Details, Self::Hidden, Self::Seal, Self::End, Self::Pad];
-        if magic == ZSTD {
+        if magic == tape::MAGIC {
             return Some(Self::Content);
         }
         skippable.into_iter().find(|kind| SKIPPABLE | *kind as u32 == magic)

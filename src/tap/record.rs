@@ -26,20 +26,20 @@ use super::echo::Echo;
 use super::spool::{PART, Part, Room};
 use crate::drain::Drain;
 use crate::recording::card::{self, Card};
-use crate::recording::container::{self, ALIGN, Recovered, Writer};
+use crate::recording::container::{self, Recovered, Writer};
 use crate::recording::facts::{Details, Ending, Facts, Gap, Stdin};
 use crate::recording::typed::Typed;
 use crate::status::Refusal;
 use crate::telemetry::{EndReason, chain};
 use crate::wire::tap::{Moved, Tap};
-use crate::wire::tape::{self, Kind, MAX_PIECE, Piece, Tape};
+use crate::wire::tape::{Buffer, Kind, MAX_PIECE, Reel, Tape};
 
 /// A tape of so many bytes is handed over at once. Large enough to compress well, and that what is done for each chunk,
 /// a signature and two changes of thread, does not count.
 const CHUNK: usize = 512 * 1024;
 
 /// A buffer for such a tape: what a turn of a session may put on it besides fits in.
-pub(super) const TAPE: usize = CHUNK + 2 * MAX_PIECE + ALIGN;
+pub(super) const TAPE: usize = CHUNK + 2 * MAX_PIECE;
 
 /// A shorter one, this long after its first byte: so much is lost when podgate is killed.
 const CHUNK_TIME: Duration = Duration::from_secs(1);
@@ -125,7 +125,7 @@ struct Shared(Mutex<Told>);
 /// A tape to be written.
 #[derive(Default)]
 pub(super) struct Order {
-    tape: Vec<u8>,
+    reel: Reel,
     /// What could not be handed over before it.
     lost: Option<Gap>,
 }
@@ -142,7 +142,7 @@ struct Told {
 
 /// The end of a session.
 struct Last {
-    tape: Vec<u8>,
+    reel: Reel,
     seconds: f64,
     reason: EndReason,
     exit_code: Option<u8>,
@@ -254,7 +254,7 @@ impl Recorder {
         }
         if tape.is_empty() {
             self.since = None;
-            self.recordings.spares().give(tape.take());
+            self.recordings.spares().give(tape.take().into_buffer());
             return Poll::Ready(Ok(()));
         }
         match self.chunks.poll_reserve(cx) {
@@ -262,10 +262,10 @@ impl Recorder {
                 self.no_longer_full();
                 let lost = self.shared.told().lost.take();
                 // Where there is much, more of it will come.
-                let next = if large { self.recordings.spares().take() } else { Vec::new() };
+                let next = if large { self.recordings.spares().take() } else { Buffer::default() };
                 self.since = large.then(Instant::now);
                 // It fails only when the task is gone, as reserving does.
-                let _ = self.chunks.send_item(Order { tape: tape.replace(next), lost });
+                let _ = self.chunks.send_item(Order { reel: tape.replace(next), lost });
             }
             Poll::Ready(Err(_)) if self.strict => return Poll::Ready(Err(Error::Gone.to_string())),
             Poll::Ready(Err(_)) => self.lose(tape, Error::Gone.to_string()),
@@ -301,7 +301,7 @@ impl Recorder {
             reason,
             exit_code: tap.exit_code(),
             moved: tap.moved(),
-            tape: tap.tape().map(Tape::take).unwrap_or_default(),
+            reel: tap.tape().map(Tape::take).unwrap_or_default(),
         };
         self.shared.told().last = Some(last);
         let secret = !self.recordings.keys().recipients.is_empty();
@@ -346,9 +346,8 @@ impl Recorder {
     /// Throws the tape away, and remembers that.
     fn lose(&mut self, tape: &mut Tape, cause: String) {
         self.since = None;
-        let bytes = tape.take();
-        let mut told = self.shared.told();
-        extend(&mut told.lost, &bytes, cause);
+        let lost = missing(&tape.take(), cause);
+        join(&mut self.shared.told().lost, lost);
     }
 }
 
@@ -429,10 +428,10 @@ impl Task {
         writing = back;
         // Whoever wanted it may be gone; then the channel is closed as well.
         let _ = self.begun.send(begun.map_err(Error::Write));
-        while let Some(Order { tape, lost }) = self.orders.recv().await {
+        while let Some(Order { mut reel, lost }) = self.orders.recv().await {
             let write = move |writing: &mut Writing| {
-                let written = writing.write(&tape, lost);
-                writing.recordings.spares().give(tape);
+                let written = writing.write(&mut reel, lost);
+                writing.recordings.spares().give(reel.into_buffer());
                 written
             };
             let Some((back, written)) = with(writing, write).await else { return };
@@ -506,10 +505,8 @@ struct Writing {
     writer: Option<Writer>,
     /// From its first write on.
     part: Option<Part>,
-    /// Sealed, and not written; behind `lead` bytes that are no part of it.
-    pending: Vec<u8>,
-    /// So many that what follows lies as disks like it.
-    lead: usize,
+    /// Sealed, and not written.
+    pending: Buffer,
     /// What is not recorded because of that.
     gap: Option<Gap>,
     gaps: Vec<Gap>,
@@ -533,7 +530,7 @@ enum Filter {
 impl Writing {
     fn make(recordings: Recordings, begin: Begin) -> Result<Box<Self>, container::Error> {
         let Begin { facts, details, strict } = begin;
-        let mut pending = Vec::new();
+        let mut pending = Buffer::default();
         let writer = Writer::begin(&facts, &details, recordings.keys(), &mut pending)?;
         let filter = match facts.records_stdin {
             Stdin::None => Filter::None,
@@ -551,7 +548,6 @@ impl Writing {
             writer: Some(writer),
             part: None,
             pending,
-            lead: 0,
             gap: None,
             gaps: Vec::new(),
             written_card: Vec::new(),
@@ -560,7 +556,7 @@ impl Writing {
 
     /// Writes what is sealed.
     fn flush(&mut self, room: Room) -> io::Result<()> {
-        let bytes = &self.pending[self.lead..];
+        let bytes = &*self.pending;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -575,20 +571,18 @@ impl Writing {
         written?;
         self.recordings.metrics().bytes.inc_by(bytes.len() as u64);
         self.recordings.spares().give(std::mem::take(&mut self.pending));
-        self.lead = 0;
         Ok(())
     }
 
-    /// Records a tape, or counts it as missing.
-    fn write(&mut self, tape: &[u8], lost: Option<Gap>) -> io::Result<()> {
+    /// Records what was on a tape, or counts it as missing.
+    fn write(&mut self, reel: &mut Reel, lost: Option<Gap>) -> io::Result<()> {
         if let Some(typed) = &mut self.typed {
             // With the keys that the recording does not get: only what the terminal shows comes out of it.
-            each(tape, |piece| typed.piece(piece.at, piece.kind, piece.bytes))?;
+            reel.pieces().for_each(|piece| typed.piece(piece.at, piece.kind, piece.bytes));
         }
-        if let Some(lost) = lost {
-            join(&mut self.gap, lost);
-        }
-        if let Err(error) = self.flush(Room::Needed).and_then(|()| self.record(tape)) {
+        join(&mut self.gap, lost);
+        let all = missing(reel, String::new());
+        if let Err(error) = self.flush(Room::Needed).and_then(|()| self.record(reel)) {
             if self.gap.is_none() {
                 let id = &self.facts.id;
                 warn!(
@@ -598,31 +592,30 @@ impl Writing {
                     "a session is not recorded"
                 );
             }
-            extend(&mut self.gap, tape, error.to_string());
+            join(&mut self.gap, all.map(|gap| Gap { cause: error.to_string(), ..gap }));
             return Err(error);
         }
         self.flush(Room::Needed)
     }
 
-    /// Seals a tape, behind what is missing before it.
-    fn record(&mut self, tape: &[u8]) -> io::Result<()> {
+    /// Seals what was on a tape, behind what is missing before it.
+    fn record(&mut self, reel: &mut Reel) -> io::Result<()> {
         self.mark()?;
-        let filtered = self.filter.pass(tape)?;
-        self.seal(filtered.as_deref().unwrap_or(tape))
+        match self.filter.pass(reel) {
+            Some(mut filtered) => self.seal(&mut filtered),
+            None => self.seal(reel),
+        }
     }
 
-    fn seal(&mut self, tape: &[u8]) -> io::Result<()> {
-        let Some(writer) = self.writer.as_mut().filter(|_| !tape.is_empty()) else { return Ok(()) };
-        if self.pending.is_empty() && tape.len() >= CHUNK {
+    fn seal(&mut self, reel: &mut Reel) -> io::Result<()> {
+        let Some(writer) = self.writer.as_mut().filter(|_| !reel.is_empty()) else { return Ok(()) };
+        if let Some(card) = &mut self.card {
+            reel.pieces().for_each(|piece| card.piece(piece.at, piece.kind, piece.bytes));
+        }
+        if self.pending.is_empty() && reel.len() >= CHUNK {
             self.pending = self.recordings.spares().take();
-            self.lead = self.pending.as_ptr().align_offset(ALIGN);
-            self.pending.resize(self.lead, 0);
         }
-        writer.chunk(tape, &mut self.pending).map_err(io::Error::other)?;
-        match &mut self.card {
-            Some(card) => each(tape, |piece| card.piece(piece.at, piece.kind, piece.bytes)),
-            None => Ok(()),
-        }
+        writer.chunk(reel, &mut self.pending).map_err(io::Error::other)
     }
 
     /// Says in the recording what is missing before this.
@@ -638,13 +631,13 @@ impl Writing {
             Some(last) => *last = joined(last, gap),
             None => self.gaps.push(gap),
         }
-        self.seal(&mark.take())
+        self.seal(&mut mark.take())
     }
 
     /// Seals the rest and the ending; all of it waits to be written.
     fn end(&mut self, last: Option<Last>, lost: Option<Gap>) -> Ending {
         let aborted = || Last {
-            tape: Vec::new(),
+            reel: Reel::default(),
             seconds: (jiff::Timestamp::now() - self.facts.started)
                 .total(jiff::Unit::Second)
                 .unwrap_or_default(),
@@ -652,15 +645,15 @@ impl Writing {
             exit_code: None,
             moved: Moved::default(),
         };
-        let Last { tape, seconds, reason, exit_code, moved } = last.unwrap_or_else(aborted);
+        let Last { mut reel, seconds, reason, exit_code, moved } = last.unwrap_or_else(aborted);
         let id = self.facts.id.clone();
         let warn = |error: &io::Error| {
             warn!(recording.id = id, error = chain(error), "the end of a session is not recorded yet");
         };
         // What could not be written waits, or counts as missing, and that is written now.
-        let _ = self.write(&tape, lost).inspect_err(warn);
-        let rest = self.filter.end(seconds);
-        let sealed = self.mark().and_then(|()| self.seal(&rest));
+        let _ = self.write(&mut reel, lost).inspect_err(warn);
+        let mut rest = self.filter.end(seconds);
+        let sealed = self.mark().and_then(|()| self.seal(&mut rest));
         let _ = sealed.inspect_err(warn);
         let gaps = std::mem::take(&mut self.gaps);
         let ending = Ending {
@@ -706,25 +699,27 @@ impl Writing {
 // === impl Filter ===
 
 impl Filter {
-    /// What of a tape may be written; `None` for all of it.
-    fn pass(&mut self, tape: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    /// What of it may be written; `None` for all of it.
+    fn pass(&mut self, reel: &Reel) -> Option<Reel> {
         let mut out = Tape::default();
         if matches!(self, Self::All) {
-            return Ok(None);
+            return None;
         }
-        each(tape, |piece| match self {
-            Self::Echoed(echo) => echo.piece(piece, &mut out),
-            Self::All | Self::None if piece.kind == Kind::Stdin => {}
-            Self::All | Self::None => {
-                out.at(piece.at);
-                out.put(piece.kind, piece.bytes);
+        for piece in reel.pieces() {
+            match self {
+                Self::Echoed(echo) => echo.piece(piece, &mut out),
+                Self::All | Self::None if piece.kind == Kind::Stdin => {}
+                Self::All | Self::None => {
+                    out.at(piece.at);
+                    out.put(piece.kind, piece.bytes);
+                }
             }
-        })?;
-        Ok(Some(out.take()))
+        }
+        Some(out.take())
     }
 
     /// What is left to be written.
-    fn end(&mut self, seconds: f64) -> Vec<u8> {
+    fn end(&mut self, seconds: f64) -> Reel {
         let mut out = Tape::default();
         out.at(Duration::try_from_secs_f64(seconds).unwrap_or_default());
         if let Self::Echoed(echo) = self {
@@ -734,33 +729,21 @@ impl Filter {
     }
 }
 
-/// Shows the pieces of a tape of podgate's own.
-fn each(tape: &[u8], mut see: impl FnMut(Piece<'_>)) -> io::Result<()> {
-    let mut rest = tape;
-    while let Some(piece) = tape::next(&mut rest).map_err(io::Error::other)? {
-        see(piece);
-    }
-    Ok(())
-}
-
 /// The name of a recording's file.
 fn name(facts: &Facts) -> String {
     format!("{}.{}.zst", facts.id, if facts.tty { "cast" } else { "tape" })
 }
 
-/// Lets a gap go on over this tape.
-fn extend(gap: &mut Option<Gap>, tape: &[u8], cause: String) {
-    let (mut rest, mut times) = (tape, None::<(f64, f64)>);
-    while let Ok(Some(piece)) = tape::next(&mut rest) {
-        let at = piece.at.as_secs_f64();
-        times = Some((times.map_or(at, |(from, _)| from), at));
-    }
-    if let Some((from, to)) = times {
-        join(gap, Gap { from, to, bytes: tape.len() as u64, cause });
-    }
+/// The gap where this is missing; none where there is nothing.
+fn missing(reel: &Reel, cause: String) -> Option<Gap> {
+    let mut times = reel.pieces().map(|piece| piece.at.as_secs_f64());
+    let from = times.next()?;
+    Some(Gap { from, to: times.last().unwrap_or(from), bytes: reel.len() as u64, cause })
 }
 
-fn join(gap: &mut Option<Gap>, next: Gap) {
+/// Lets a gap go on over the next one.
+fn join(gap: &mut Option<Gap>, next: Option<Gap>) {
+    let Some(next) = next else { return };
     *gap = Some(match gap {
         Some(gap) => joined(gap, next),
         None => next,

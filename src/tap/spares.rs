@@ -6,6 +6,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::wire::tape::Buffer;
+
 /// Buffers that may lie here: one to fill and one to write for a few bulk copies at once. More are freed.
 const SPARES: usize = 8;
 
@@ -14,7 +16,7 @@ const SPARES: usize = 8;
 pub(super) struct Spares {
     /// In bytes.
     size: usize,
-    spares: Mutex<Vec<Vec<u8>>>,
+    spares: Mutex<Vec<Buffer>>,
 }
 
 // === impl Spares ===
@@ -25,12 +27,12 @@ impl Spares {
     }
 
     /// An empty buffer of this size.
-    pub(super) fn take(&self) -> Vec<u8> {
-        self.spares().pop().unwrap_or_else(|| Vec::with_capacity(self.size))
+    pub(super) fn take(&self) -> Buffer {
+        self.spares().pop().unwrap_or_else(|| Buffer::with_capacity(self.size))
     }
 
     /// Gives a buffer back, or frees it when it is too small, too large or too many.
-    pub(super) fn give(&self, mut buffer: Vec<u8>) {
+    pub(super) fn give(&self, mut buffer: Buffer) {
         let mut spares = self.spares();
         if spares.len() < SPARES && (self.size..=2 * self.size).contains(&buffer.capacity()) {
             buffer.clear();
@@ -38,7 +40,7 @@ impl Spares {
         }
     }
 
-    fn spares(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+    fn spares(&self) -> MutexGuard<'_, Vec<Buffer>> {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -51,15 +53,15 @@ mod tests {
     fn buffers_of_its_size_come_back_empty_and_others_are_freed() {
         let spares = Spares::new(100);
         let mut buffer = spares.take();
-        buffer.push(1);
+        buffer.bytes().push(1);
         let at = buffer.as_ptr();
         spares.give(buffer);
-        spares.give(Vec::with_capacity(99));
-        spares.give(Vec::with_capacity(201));
+        spares.give(Buffer::with_capacity(99));
+        spares.give(Buffer::with_capacity(201));
         assert_eq!(spares.spares().len(), 1);
         let buffer = spares.take();
         assert!(buffer.is_empty() && buffer.as_ptr() == at);
-        (0..2 * SPARES).for_each(|_| spares.give(Vec::with_capacity(100)));
+        (0..2 * SPARES).for_each(|_| spares.give(Buffer::with_capacity(100)));
         assert_eq!(spares.spares().len(), SPARES);
     }
 }

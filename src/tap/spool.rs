@@ -19,7 +19,7 @@ use prometheus::IntGauge;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use crate::recording::container::ALIGN;
+use crate::wire::tape::ALIGN;
 
 /// The ending of the name of a recording that is being written.
 pub const PART: &str = ".part";

@@ -361,7 +361,7 @@ async fn a_spool_that_is_full_lets_no_strict_session_begin_and_every_tolerant_on
     assert!(rig.names().is_empty() && !rig.recordings.is_writable());
 
     let mut session = Session::of(rig.begin(facts(false), false).await.unwrap());
-    let (lost, kept) = (noise(300_000, 2), noise(300_000, 3));
+    let (lost, kept) = (noise(600_000, 2), noise(600_000, 3));
     session.says(OUT, &lost).await.unwrap();
     session.says(OUT, &lost).await.unwrap();
     let gaps = || rig.metrics.recording.gaps.get();
@@ -385,7 +385,7 @@ async fn a_spool_that_is_full_lets_no_strict_session_begin_and_every_tolerant_on
 async fn a_strict_session_ends_within_two_seconds_when_its_recording_fails_and_what_it_had_said_is_kept() {
     let rig = Rig::new();
     let mut session = Session::of(rig.begin(facts(false), true).await.unwrap());
-    let said = noise(300_000, 4);
+    let said = noise(600_000, 4);
     session.says(OUT, &said).await.unwrap();
     let part = rig.folder.path().join("spool").join(&rig.names()[0]);
     until("it is written", || written(&part) == said.len()).await;
@@ -419,7 +419,7 @@ async fn a_slow_disk_slows_the_session_and_no_byte_is_lost() {
         if timeout(Duration::from_millis(100), room).await.is_err() {
             break;
         }
-        assert!(said < 20, "what is not written is bounded");
+        assert!(said < 40, "what is not written is bounded");
     }
     rig.disk.is(State::Works);
     for _ in 0..20 {
@@ -440,7 +440,7 @@ async fn a_disk_that_hangs_ends_a_strict_session_and_leaves_a_gap_in_a_tolerant_
         let (full, _held) = tokio::sync::mpsc::channel(1);
         full.try_send(record::Order::default()).unwrap();
         let working = session.recorder.replace_channel(PollSender::new(full));
-        session.tap.pass(OUT, &noise(300_000, 6));
+        session.tap.pass(OUT, &noise(600_000, 6));
         let start = Instant::now();
         let ended = session.rests().await;
         assert!(start.elapsed() >= Duration::from_secs(30) && start.elapsed() < Duration::from_secs(33));
@@ -460,7 +460,7 @@ async fn closed_recordings_count_and_beyond_the_bound_nothing_begins_but_everyth
     session.says(OUT, &noise(680_000, 7)).await.unwrap();
     session.ends().await.unwrap();
     // A head would still fit; a chunk does not.
-    other.says(OUT, &noise(300_000, 8)).await.unwrap();
+    other.says(OUT, &noise(600_000, 8)).await.unwrap();
     let why = other.fails().await;
     assert!(why.contains("recording.spool.maxBytes"), "{why}");
     other.ends().await.unwrap();
@@ -524,11 +524,11 @@ async fn a_gap_stands_behind_what_waited_when_it_began() {
     let mut session = Session::of(rig.begin(facts(true), false).await.unwrap());
     rig.disk.is(State::Hangs);
     // One is written, the next one waits for that, and the third finds no room until it is too late.
-    session.says(OUT, &[b'a'; 300_000]).await.unwrap();
-    session.says(OUT, &[b'b'; 300_000]).await.unwrap();
+    session.says(OUT, &[b'a'; 600_000]).await.unwrap();
+    session.says(OUT, &[b'b'; 600_000]).await.unwrap();
     let Session { tap, recorder, .. } = &mut session;
     tap.tape().unwrap().at(Duration::from_secs(9));
-    tap.pass(OUT, &[b'c'; 300_000]);
+    tap.pass(OUT, &[b'c'; 600_000]);
     assert!(poll_fn(|cx| Poll::Ready(recorder.poll(cx, tap.tape().unwrap()))).await.is_pending());
     tokio::time::advance(Duration::from_secs(31)).await;
     soon("room", poll_fn(|cx| recorder.poll(cx, tap.tape().unwrap()))).await.unwrap();
@@ -537,7 +537,7 @@ async fn a_gap_stands_behind_what_waited_when_it_began() {
     let mut order: Vec<_> =
         rig.only().pieces.iter().map(|(kind, bytes)| (*kind, bytes.first().copied())).collect();
     order.dedup();
-    assert_eq!(order, [(Kind::Stdout, Some(b'a')), (Kind::Stdout, Some(b'b')), (Kind::Gap, Some(b'3'))]);
+    assert_eq!(order, [(Kind::Stdout, Some(b'a')), (Kind::Stdout, Some(b'b')), (Kind::Gap, Some(b'6'))]);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::recording::container::Writer;
 use crate::recording::facts::{Details, Ending, Facts, Stdin, Typed};
 use crate::recording::keys::Keys;
 use crate::wire::tap::Moved;
-use crate::wire::tape::{self, Kind, Tape};
+use crate::wire::tape::{self, Buffer, Kind, Reel, Tape};
 
 /// When the first of them began; each of the others begins a minute later.
 const FIRST: i64 = 1_767_225_600;
@@ -78,7 +78,7 @@ pub fn session(number: u32) -> Session {
     let moved = Moved { stdout: tape.len() as u64, ..Moved::default() };
     let (exit_code, reason) = (Some(if number.is_multiple_of(10) { 1 } else { 0 }), "exited".to_owned());
     let ending = Ending { seconds: 14.0, reason, exit_code, moved, cut: false, gaps: Vec::new(), typed };
-    Session { facts, details, tape: tape.take(), ending }
+    Session { facts, details, tape: tape.take().content(), ending }
 }
 
 impl Session {
@@ -88,20 +88,17 @@ impl Session {
     /// When that does not work.
     pub fn write(&self, dir: &Path, keys: &Keys) -> PathBuf {
         let Self { facts, details, tape, ending } = self;
-        let mut bytes = Vec::new();
+        let mut bytes = Buffer::default();
         let mut writer = Writer::begin(facts, details, keys, &mut bytes).expect("begin a recording");
         let mut card = Builder::new(facts, details, &keys.recipients);
-        writer.chunk(tape, &mut bytes).expect("record a chunk");
-        let mut rest = &tape[..];
-        while let Some(piece) = tape::next(&mut rest).expect("it is a tape") {
-            card.piece(piece.at, piece.kind, piece.bytes);
-        }
+        writer.chunk(&mut Reel::of(tape).expect("it is a tape"), &mut bytes).expect("record a chunk");
+        tape::pieces(tape).for_each(|piece| card.piece(piece.at, piece.kind, piece.bytes));
         writer.end(ending, &mut bytes).expect("end a recording");
         let day = dir.join(facts.started.strftime("%Y/%m/%d").to_string());
         fs::create_dir_all(&day).expect("make a folder");
         let form = if facts.tty { "cast" } else { "tape" };
         let path = day.join(format!("{}.{form}.zst", facts.id));
-        fs::write(&path, bytes).expect("write a recording");
+        fs::write(&path, &*bytes).expect("write a recording");
         fs::write(day.join(format!("{}.json", facts.id)), card.finish(ending).to_json())
             .expect("write a card");
         path

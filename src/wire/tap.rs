@@ -248,7 +248,7 @@ mod tests {
         tap.carry(3, Half::Data, Way::Down, b"200");
         tap.carry(3, Half::Error, Way::Down, b"refused");
         tap.end();
-        let bytes = tap.tape().unwrap().take();
+        let bytes = tap.tape().unwrap().take().content();
         assert!(!bytes.windows(6).any(|part| part == b"secret"));
         let (mut rest, mut events) = (&bytes[..], Vec::new());
         while let Some(piece) = tape::next(&mut rest).unwrap() {

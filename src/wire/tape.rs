@@ -3,15 +3,38 @@
 //! A piece is its kind (one byte), its time (microseconds since the session began, eight bytes) and the length of
 //! what follows (four bytes), numbers in network order, then so many bytes. Output of a program is never changed,
 //! cut out or joined across pieces of another kind; where a piece begins and ends means nothing.
+//!
+//! Recordings are Zstandard frames, and a stream of gigabytes is stored in them as it is. So that nobody has to copy it
+//! for that, a tape is such a frame from the beginning: pieces lie in raw blocks, none across two of them, with room in
+//! front for what a frame begins with. Source: RFC 8878 section 3.1.1.
 //! Invariant: reading is bounded by [`MAX_PIECE`] whatever a length says.
 
+use std::ops::Deref;
 use std::time::Duration;
 
 /// Bytes in front of what a piece carries.
 pub const HEAD: usize = 13;
 
-/// Most bytes of one piece: as much as a read of a connection brings, twice.
-pub const MAX_PIECE: usize = 128 * 1024;
+/// Most bytes of one piece: with its head, as much as a block holds.
+pub const MAX_PIECE: usize = BLOCK - HEAD;
+
+/// Where large buffers begin in memory, so that disks take them past the page cache.
+pub const ALIGN: usize = 4096;
+
+/// What a frame begins with. Source: RFC 8878 section 3.1.1.
+pub const MAGIC: u32 = 0xfd2f_b528;
+
+/// Most bytes of a block. Source: RFC 8878 section 3.1.1.2.4.
+pub const BLOCK: usize = 128 << 10;
+
+/// Bytes in front of a block. Source: RFC 8878 section 3.1.1.2.
+pub const BLOCK_HEAD: usize = 3;
+
+/// Bytes in front of the first block: magic, descriptor, and the size of the content.
+pub const FRAME_HEAD: usize = 4 + 1 + 4;
+
+/// A single segment, whose size takes four bytes. Source: RFC 8878 section 3.1.1.1.1.
+const DESCRIPTOR: u8 = 0b1010_0000;
 
 /// What a piece carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,11 +90,39 @@ pub struct Connection {
     pub error: String,
 }
 
-/// Pieces one after another.
+/// Bytes to be written to a file. Those of a large one begin at a multiple of [`ALIGN`] in memory, for as long as it does
+/// not outgrow its capacity.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    /// So many bytes in front are no part of it.
+    lead: usize,
+}
+
+/// Pieces one after another, as they come.
 #[derive(Debug, Default)]
 pub struct Tape {
-    bytes: Vec<u8>,
+    buffer: Buffer,
+    /// Where the last block begins.
+    block: usize,
+    /// Bytes of pieces.
+    len: usize,
     now: Duration,
+}
+
+/// What was on a tape.
+#[derive(Debug, Default)]
+pub struct Reel {
+    /// The frame; nothing where there are no pieces.
+    frame: Buffer,
+    len: usize,
+}
+
+/// The pieces of a reel.
+#[derive(Debug, Clone)]
+pub struct Pieces<'a> {
+    blocks: &'a [u8],
+    block: &'a [u8],
 }
 
 /// What is no piece.
@@ -108,6 +159,45 @@ impl Kind {
     }
 }
 
+// === impl Buffer ===
+
+impl Buffer {
+    /// An empty one that takes this many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        let mut buffer = Self { bytes: Vec::with_capacity(bytes + ALIGN), lead: 0 };
+        buffer.clear();
+        buffer
+    }
+
+    /// Bytes that it takes.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity().saturating_sub(ALIGN)
+    }
+
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.lead = match self.capacity() {
+            0 => 0,
+            _ => self.bytes.as_ptr().align_offset(ALIGN),
+        };
+        self.bytes.clear();
+        self.bytes.resize(self.lead, 0);
+    }
+
+    /// All of it, behind `lead` bytes that are no part of it. It is only to be appended to.
+    pub fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.lead..]
+    }
+}
+
 // === impl Tape ===
 
 impl Tape {
@@ -124,36 +214,170 @@ impl Tape {
         bytes.chunks(MAX_PIECE).for_each(|bytes| self.piece(kind, bytes));
     }
 
-    /// Bytes that it holds.
+    /// Bytes of the pieces that it holds.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.len
     }
 
     /// True when there is nothing on it.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len == 0
     }
 
     /// Everything so far; the tape goes on empty, and holds no memory.
-    pub fn take(&mut self) -> Vec<u8> {
-        self.replace(Vec::new())
+    pub fn take(&mut self) -> Reel {
+        self.replace(Buffer::default())
     }
 
     /// The same; the tape goes on in this buffer, whose content is dropped.
-    pub fn replace(&mut self, mut buffer: Vec<u8>) -> Vec<u8> {
+    pub fn replace(&mut self, mut buffer: Buffer) -> Reel {
         buffer.clear();
-        std::mem::replace(&mut self.bytes, buffer)
+        let mut frame = std::mem::replace(&mut self.buffer, buffer);
+        let len = std::mem::take(&mut self.len);
+        if len > 0 {
+            self.end_block(&mut frame, true);
+            let start = frame.lead;
+            frame.bytes[start..start + FRAME_HEAD].copy_from_slice(&frame_head(len));
+        }
+        Reel { frame, len }
     }
 
     fn piece(&mut self, kind: Kind, bytes: &[u8]) {
         let (micros, len) = (self.now.as_micros(), bytes.len());
-        self.bytes.reserve(HEAD + len);
-        self.bytes.push(kind as u8);
+        self.buffer.bytes.reserve(FRAME_HEAD + BLOCK_HEAD + HEAD + len);
+        if self.len == 0 {
+            self.buffer.bytes.extend_from_slice(&[0; FRAME_HEAD]);
+            self.begin_block();
+        } else if self.buffer.bytes.len() - self.block + HEAD + len > BLOCK_HEAD + BLOCK {
+            let mut buffer = std::mem::take(&mut self.buffer);
+            self.end_block(&mut buffer, false);
+            self.buffer = buffer;
+            self.begin_block();
+        }
+        let out = &mut self.buffer.bytes;
+        out.push(kind as u8);
         // More than 500,000 years, and checked by the caller.
-        self.bytes.extend_from_slice(&u64::try_from(micros).unwrap_or(u64::MAX).to_be_bytes());
-        self.bytes.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
-        self.bytes.extend_from_slice(bytes);
+        out.extend_from_slice(&u64::try_from(micros).unwrap_or(u64::MAX).to_be_bytes());
+        out.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+        out.extend_from_slice(bytes);
+        self.len += HEAD + len;
     }
+
+    fn begin_block(&mut self) {
+        self.block = self.buffer.bytes.len();
+        self.buffer.bytes.extend_from_slice(&[0; BLOCK_HEAD]);
+    }
+
+    fn end_block(&self, buffer: &mut Buffer, last: bool) {
+        let (head, len) = (self.block, buffer.bytes.len() - self.block - BLOCK_HEAD);
+        buffer.bytes[head..head + BLOCK_HEAD].copy_from_slice(&block_head(len, last));
+    }
+}
+
+// === impl Reel ===
+
+impl Reel {
+    /// The reel of these pieces.
+    ///
+    /// # Errors
+    /// When there is something else.
+    pub fn of(mut pieces: &[u8]) -> Result<Self, Error> {
+        let mut tape = Tape::default();
+        while let Some(Piece { at, kind, bytes }) = next(&mut pieces)? {
+            tape.now = at;
+            tape.piece(kind, bytes);
+        }
+        Ok(tape.take())
+    }
+
+    /// Bytes of its pieces.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its pieces.
+    pub fn pieces(&self) -> Pieces<'_> {
+        Pieces { blocks: self.frame.get(FRAME_HEAD..).unwrap_or_default(), block: &[] }
+    }
+
+    /// Its pieces, as [`next`] reads them.
+    pub fn content(&self) -> Vec<u8> {
+        let mut content = Vec::with_capacity(self.len);
+        self.copy_content(&mut content);
+        content
+    }
+
+    /// Appends the same.
+    pub fn copy_content(&self, out: &mut Vec<u8>) {
+        let mut pieces = self.pieces();
+        while pieces.next_block() {
+            out.extend_from_slice(pieces.block);
+        }
+    }
+
+    /// Appends all of it as a frame. Where there is nothing yet in `out`, the two buffers change places instead, and the
+    /// reel is empty.
+    pub fn move_frame(&mut self, out: &mut Buffer) {
+        if out.is_empty() {
+            self.len = 0;
+            std::mem::swap(&mut self.frame, out);
+        } else {
+            out.bytes().extend_from_slice(&self.frame);
+        }
+    }
+
+    /// Its buffer.
+    pub fn into_buffer(self) -> Buffer {
+        self.frame
+    }
+}
+
+// === impl Pieces ===
+
+impl Pieces<'_> {
+    fn next_block(&mut self) -> bool {
+        let Some((&[a, b, c], rest)) = self.blocks.split_first_chunk() else { return false };
+        (self.block, self.blocks) = rest.split_at(u32::from_le_bytes([a, b, c, 0]) as usize >> 3);
+        true
+    }
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Piece<'a>;
+
+    fn next(&mut self) -> Option<Piece<'a>> {
+        while self.block.is_empty() {
+            if !self.next_block() {
+                return None;
+            }
+        }
+        // What made these saw to it that they are whole pieces.
+        next(&mut self.block).ok().flatten()
+    }
+}
+
+/// The pieces of what is known to be whole ones.
+pub fn pieces(whole: &[u8]) -> Pieces<'_> {
+    Pieces { blocks: &[], block: whole }
+}
+
+/// What a frame of so many bytes in raw blocks begins with.
+pub fn frame_head(content: usize) -> [u8; FRAME_HEAD] {
+    let [m0, m1, m2, m3] = MAGIC.to_le_bytes();
+    // Less than what a chunk of a recording may hold.
+    let [l0, l1, l2, l3] = u32::try_from(content).unwrap_or(u32::MAX).to_le_bytes();
+    [m0, m1, m2, m3, DESCRIPTOR, l0, l1, l2, l3]
+}
+
+/// What a raw block of so many bytes, at most [`BLOCK`], begins with.
+pub fn block_head(len: usize, last: bool) -> [u8; BLOCK_HEAD] {
+    let [a, b, c, ..] = (len << 3 | usize::from(last)).to_le_bytes();
+    [a, b, c]
 }
 
 /// Takes the first piece off the front of a tape; `None` at its end.
@@ -198,12 +422,12 @@ pub struct Taped {
 
 #[cfg(any(test, feature = "testing"))]
 impl Taped {
-    /// Adds what this tape says.
+    /// Adds what these say.
     ///
     /// # Panics
-    /// When it is none, or says what links do not.
-    pub fn read(&mut self, mut tape: &[u8]) {
-        while let Some(Piece { kind, bytes, .. }) = next(&mut tape).expect("whole pieces") {
+    /// When they say what links do not.
+    pub fn read(&mut self, pieces: Pieces<'_>) {
+        for Piece { kind, bytes, .. } in pieces {
             let all = match kind {
                 Kind::Stdin => &mut self.stdin,
                 Kind::Stdout => &mut self.stdout,
@@ -238,13 +462,8 @@ mod tests {
         tape.put(Kind::Stdin, &[]);
         tape.put(Kind::StdinEnd, &[]);
         tape.put(Kind::Stderr, &vec![9; MAX_PIECE + 1]);
-        let bytes = tape.take();
-        assert!(tape.is_empty());
-        let mut rest = &bytes[..];
-        let mut read = Vec::new();
-        while let Some(Piece { at, kind, bytes }) = next(&mut rest).unwrap() {
-            read.push((at.as_micros(), kind, bytes.len()));
-        }
+        let reel = tape.take();
+        assert!(tape.is_empty() && tape.take().is_empty());
         let later = 1_500_000;
         let pieces = [
             (0, Kind::Stdout, 4),
@@ -252,9 +471,37 @@ mod tests {
             (later, Kind::Stderr, MAX_PIECE),
             (later, Kind::Stderr, 1),
         ];
-        assert_eq!(read, pieces);
+        let seen = |piece: Piece<'_>| (piece.at.as_micros(), piece.kind, piece.bytes.len());
+        assert_eq!(reel.pieces().map(seen).collect::<Vec<_>>(), pieces);
+        let bytes = reel.content();
+        assert_eq!(bytes.len(), reel.len());
+        let mut rest = &bytes[..];
+        let again = std::iter::from_fn(|| next(&mut rest).unwrap());
+        assert_eq!(again.map(seen).collect::<Vec<_>>(), pieces);
+        assert_eq!(Reel::of(&bytes).unwrap().content(), bytes);
         for cut in [1, HEAD - 1, HEAD, HEAD + 3] {
             assert_eq!(next(&mut &bytes[..cut]), Err(Error::Cut), "at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_reel_is_a_frame_that_stock_decompressors_read_wherever_its_blocks_end() {
+        for (len, count) in [(1, 1), (MAX_PIECE, 3), (60_000, 11), (MAX_PIECE - 1, 2), (3, 70_000)] {
+            let mut tape = Tape::default();
+            // A buffer that is used again, and is aligned until the tape outgrows it.
+            for _ in 0..2 {
+                let buffer = std::mem::replace(&mut tape.buffer, Buffer::with_capacity(1 << 20));
+                drop(buffer);
+                tape.buffer.clear();
+                (0..count).for_each(|n| tape.put(Kind::Stdout, &vec![n as u8; len]));
+                let (content, frame) = {
+                    let reel = tape.replace(Buffer::with_capacity(9));
+                    (reel.content(), reel.into_buffer())
+                };
+                assert_eq!(content.len(), count * (len + HEAD));
+                assert!(frame.len() > 1 << 20 || frame.as_ptr().align_offset(ALIGN) == 0);
+                assert!(zstd::stream::decode_all(&frame[..]).unwrap() == content, "{count} of {len}");
+            }
         }
     }
 

@@ -173,7 +173,7 @@ async fn exports_and_pipes_have_the_bytes_of_a_channel_exactly() {
     tape.put(Kind::Stderr, b"trouble \x1b]0;title\x07\x1b[6n\nmore\n");
     tape.put(Kind::Stdin, b"input\n");
     let mut session = session(0);
-    (session.facts.tty, session.tape) = (false, tape.take());
+    (session.facts.tty, session.tape) = (false, tape.take().content());
     let path = archive.add(&session);
     let name = path.to_str().unwrap();
     for args in [
@@ -262,7 +262,7 @@ fn hostile() -> Session {
     session.facts.user = format!("user{bad}");
     session.details.command = vec![format!("sh{bad}")];
     session.ending.typed = vec![Typed::new(std::time::Duration::ZERO, format!("ls{bad}"))];
-    session.tape = tape.take();
+    session.tape = tape.take().content();
     session
 }
 
@@ -335,7 +335,7 @@ async fn on_a_terminal_it_is_played_at_its_pace_and_keys_work() {
     tape.put(Kind::Stdout, b"second");
     tape.at(std::time::Duration::from_secs(7200));
     tape.put(Kind::Stdout, b"third");
-    session.tape = tape.take();
+    session.tape = tape.take().content();
     let path = archive.add(&session);
     let key = archive.path("key.pem");
     let start = |args: &[&str]| {

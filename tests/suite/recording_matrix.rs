@@ -19,7 +19,7 @@ use podgate::testing::gateway::{config, request, send};
 use podgate::testing::{Far, Pki, TestGateway, soon, until};
 use podgate::wire::channel::Subprotocol;
 use podgate::wire::remotecommand::{Asked, Outcome, Protocol, Resize, ResizeDecoder, TerminalSize};
-use podgate::wire::tape::Taped;
+use podgate::wire::tape::{self, Taped};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -128,7 +128,7 @@ fn read(path: &Path, trust: Trust<'_>) -> (Facts, Taped) {
     let mut reader = Reader::open(File::open(path).unwrap(), trust, &[]).unwrap();
     let mut taped = Taped::default();
     while let Some(chunk) = reader.next().unwrap() {
-        taped.read(&chunk.tape.unwrap());
+        taped.read(tape::pieces(&chunk.tape.unwrap()));
     }
     assert!(reader.ending().is_some(), "whole");
     (reader.facts().clone(), taped)

@@ -12,7 +12,7 @@ use podgate::recording::facts::{Details, Ending, Facts, Stdin};
 use podgate::recording::keys::{Keys, Recipient, SigningKey, VerifyingKey};
 use podgate::testing::soon;
 use podgate::wire::tap::Moved;
-use podgate::wire::tape::{Kind, Tape};
+use podgate::wire::tape::{Buffer, Kind, Tape};
 use tokio::io::AsyncReadExt;
 
 /// What a shell may write: colours, quotes, a character in two pieces, a byte that is no text, line ends of all kinds.
@@ -48,7 +48,7 @@ fn facts() -> Facts {
 
 /// A shell of some seconds, and where its second chunk begins.
 fn record(keys: &Keys) -> (Vec<u8>, usize) {
-    let mut file = Vec::new();
+    let mut file = Buffer::default();
     let details = Details { command: vec!["bash".into()], ports: vec![] };
     let mut writer = Writer::begin(&facts(), &details, keys, &mut file).unwrap();
     let mut tape = Tape::default();
@@ -59,11 +59,11 @@ fn record(keys: &Keys) -> (Vec<u8>, usize) {
         tape.put(Kind::Stdin, b"ignored by players \xff");
         tape.put(Kind::Gap, b"and this shown as a mark");
     }
-    writer.chunk(&tape.take(), &mut file).unwrap();
+    writer.chunk(&mut tape.take(), &mut file).unwrap();
     let second = file.len();
     tape.put(Kind::StdinEnd, b"");
     tape.put(Kind::Result, br#"{"status":"Success"}"#);
-    writer.chunk(&tape.take(), &mut file).unwrap();
+    writer.chunk(&mut tape.take(), &mut file).unwrap();
     let ending = Ending {
         seconds: 2.9,
         reason: "exit".to_owned(),
@@ -74,7 +74,7 @@ fn record(keys: &Keys) -> (Vec<u8>, usize) {
         typed: vec![],
     };
     writer.end(&ending, &mut file).unwrap();
-    (file, second)
+    (file.to_vec(), second)
 }
 
 fn podgate(args: &[&str], paths: &[&Path]) -> Command {

@@ -7,6 +7,7 @@ use super::{Kind, Reader, Trust, Writer};
 use crate::recording::facts::{Details, Facts};
 use crate::recording::keys::{Keys, SigningKey};
 use crate::wire::tap::Moved;
+use crate::wire::tape::Buffer;
 
 /// A file that grows.
 #[derive(Debug)]
@@ -23,9 +24,10 @@ pub struct Forged {
 /// # Panics
 /// When the facts are too large.
 pub fn begin(facts: &Facts, key: &SigningKey) -> Forged {
-    let mut bytes = Vec::new();
+    let mut buffer = Buffer::default();
     let keys = Keys { signing: key.clone(), recipients: Vec::new() };
-    Writer::begin(facts, &Details::default(), &keys, &mut bytes).expect("facts are small");
+    Writer::begin(facts, &Details::default(), &keys, &mut buffer).expect("facts are small");
+    let bytes = buffer.to_vec();
     let reader = Reader::open(&bytes[..], Trust::Anyone, &[]).expect("it is just written");
     let (chain, sequence) = reader.link();
     Forged { bytes, key: key.clone(), chain, sequence }

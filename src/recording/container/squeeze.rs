@@ -13,6 +13,7 @@ use std::time::Duration;
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::MAX_CONTENT;
+use crate::wire::tape::{BLOCK, BLOCK_HEAD, Buffer, FRAME_HEAD, Reel, block_head, frame_head};
 
 /// What a session that is not in a hurry is worth.
 const LEVEL: i32 = 3;
@@ -34,12 +35,19 @@ const MOST_SKIP: u32 = 255;
 /// Content that shrinks to less than one part in so many is compressed about as fast as it is copied.
 const WORTH: usize = 16;
 
-/// Most bytes of a block. Source: RFC 8878 section 3.1.1.2.4.
-const BLOCK: usize = 128 << 10;
-
 thread_local! {
     // Half a megabyte each. Recordings come and go in thousands, the threads that write them do not.
     static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    // Pieces of a reel, one behind the other.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What is to be a frame.
+pub(super) enum Content<'a> {
+    /// Lines of a cast.
+    Lines(Vec<u8>),
+    /// Pieces, which are a frame already.
+    Reel(&'a mut Reel),
 }
 
 /// How much compression a recording may still ask for.
@@ -58,28 +66,58 @@ impl Squeeze {
         Self { credit: CREDIT, now: Duration::ZERO, skip: 0, next_skip: SKIP }
     }
 
-    /// Appends the content as a frame.
-    pub(super) fn frame(&mut self, now: Duration, content: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+    /// Appends the content as a frame, or makes its buffer that of `out`.
+    pub(super) fn frame(&mut self, now: Duration, content: Content<'_>, out: &mut Buffer) -> io::Result<()> {
         let since = now.saturating_sub(std::mem::replace(&mut self.now, now)).as_millis();
         let earned = u64::try_from(since).unwrap_or(u64::MAX).saturating_mul(CREDIT_PER_SECOND) / 1000;
         self.credit = self.credit.saturating_add(earned).min(CREDIT);
-        let len = content.len() as u64;
-        if let Some(credit) = self.credit.checked_sub(len) {
+        let len = content.len();
+        if let Some(credit) = self.credit.checked_sub(len as u64) {
             (self.credit, self.skip, self.next_skip) = (credit, 0, SKIP);
-            return compress(LEVEL, content, out);
+            return content.compress(LEVEL, out.bytes());
         }
         if self.skip > 0 {
             self.skip -= 1;
-            store(content, out);
+            content.store(out);
             return Ok(());
         }
         let from = out.len();
-        compress(FAST, content, out)?;
-        if (out.len() - from) * WORTH > content.len() {
+        content.compress(FAST, out.bytes())?;
+        if (out.len() - from) * WORTH > len {
             self.skip = self.next_skip;
             self.next_skip = (2 * self.next_skip).min(MOST_SKIP);
         }
         Ok(())
+    }
+}
+
+// === impl Content ===
+
+impl Content<'_> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Lines(lines) => lines.len(),
+            Self::Reel(reel) => reel.len(),
+        }
+    }
+
+    fn compress(&self, level: i32, out: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Self::Lines(lines) => compress(level, lines, out),
+            Self::Reel(reel) => SCRATCH.with_borrow_mut(|content| {
+                content.clear();
+                reel.copy_content(content);
+                compress(level, content, out)
+            }),
+        }
+    }
+
+    /// Appends a frame whose blocks are the content itself.
+    fn store(self, out: &mut Buffer) {
+        match self {
+            Self::Lines(lines) => store(&lines, out.bytes()),
+            Self::Reel(reel) => reel.move_frame(out),
+        }
     }
 }
 
@@ -99,20 +137,13 @@ fn compress(level: i32, content: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
     })
 }
 
-/// Appends a frame whose blocks are the content itself.
 fn store(content: &[u8], out: &mut Vec<u8>) {
-    // A single segment, and four bytes for its length.
-    const DESCRIPTOR: u8 = 0b1010_0000;
-    const LAST: usize = 1;
-    out.reserve(content.len() + 3 * (content.len() / BLOCK + 1) + 16);
-    out.extend_from_slice(&super::ZSTD.to_le_bytes());
-    out.push(DESCRIPTOR);
-    out.extend_from_slice(&u32::try_from(content.len()).expect("content is within its limit").to_le_bytes());
+    let blocks = content.len() / BLOCK + 1;
+    out.reserve(FRAME_HEAD + content.len() + BLOCK_HEAD * blocks);
+    out.extend_from_slice(&frame_head(content.len()));
     let mut blocks = content.chunks(BLOCK).peekable();
     while let Some(block) = blocks.next() {
-        let last = if blocks.peek().is_none() { LAST } else { 0 };
-        let head = block.len() << 3 | last;
-        out.extend_from_slice(&head.to_le_bytes()[..3]);
+        out.extend_from_slice(&block_head(block.len(), blocks.peek().is_none()));
         out.extend_from_slice(block);
     }
 }

@@ -5,16 +5,15 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::seal::{self, Chain, Cipher, Head, Seal};
-use super::squeeze::Squeeze;
+use super::squeeze::{Content, Squeeze};
 use super::{
-    ALIGN, Error, FRAME_HEAD, Kind, LARGE, MAGIC, MAX_CAST, MAX_CONTENT, MAX_END, MAX_HEAD, MAX_RECIPIENTS,
-    VERSION,
+    Error, FRAME_HEAD, Kind, LARGE, MAGIC, MAX_CAST, MAX_CONTENT, MAX_END, MAX_HEAD, MAX_RECIPIENTS, VERSION,
 };
 use crate::recording::cast;
 use crate::recording::facts::{Details, Ending, Facts};
 use crate::recording::keys::{Keys, SigningKey};
 use crate::wire::tap::Moved;
-use crate::wire::tape::{self, Connection, Piece};
+use crate::wire::tape::{self, ALIGN, Buffer, Connection, HEAD, Piece, Reel, Tape};
 
 /// What pads consist of: not zeros, which are what a torn file ends with.
 const PADDING: u8 = b' ';
@@ -54,7 +53,7 @@ impl Writer {
     ///
     /// # Errors
     /// When facts or details are too large, there are too many recipients, or a key cannot be used.
-    pub fn begin(facts: &Facts, details: &Details, keys: &Keys, out: &mut Vec<u8>) -> Result<Self, Error> {
+    pub fn begin(facts: &Facts, details: &Details, keys: &Keys, out: &mut Buffer) -> Result<Self, Error> {
         if keys.recipients.len() > MAX_RECIPIENTS {
             return Err(Error::Size { what: "recipients", bytes: keys.recipients.len() });
         }
@@ -66,7 +65,7 @@ impl Writer {
         let key = keys.signing.verifying().id().to_owned();
         let head = Head { version: VERSION, key, recipients, facts: facts.clone() };
         let from = out.len();
-        Kind::Head.put(out, |out| {
+        Kind::Head.put(out.bytes(), |out| {
             out.extend_from_slice(MAGIC);
             json("facts", &head, MAX_HEAD - MAGIC.len(), out)
         })?;
@@ -82,7 +81,7 @@ impl Writer {
             cast: facts.tty.then(|| cast::Writer::new(facts, details)),
         };
         let from = out.len();
-        Kind::Details.put(out, |out| {
+        Kind::Details.put(out.bytes(), |out| {
             let from = out.len();
             json("details", details, MAX_HEAD - 16, out)?;
             writer.hide(from, out)
@@ -91,39 +90,37 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Appends a tape of whole pieces, sealed; as several chunks where it is large.
+    /// Appends what was on a tape, sealed; as several chunks where it is large. Where nothing is to be done to it, and
+    /// nothing is in `out` yet, the two change their buffers.
     ///
     /// # Errors
-    /// When it is no tape. Nothing is appended then.
-    pub fn chunk(&mut self, tape: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    /// When the compressor fails, or a key cannot be used.
+    pub fn chunk(&mut self, reel: &mut Reel, out: &mut Buffer) -> Result<(), Error> {
         let most = if self.cast.is_some() { MAX_CAST } else { MAX_CONTENT };
-        // Looks at all of it before any of it is written.
-        let (mut rest, mut ends, mut end) = (tape, Vec::new(), 0);
-        while tape::next(&mut rest).map_err(Error::Tape)?.is_some() {
-            let next = tape.len() - rest.len();
-            if next - ends.last().unwrap_or(&0) > most {
-                ends.push(end);
-            }
-            end = next;
+        if reel.is_empty() {
+            return Ok(());
         }
-        ends.push(end);
-        let mut from = 0;
-        for end in ends {
-            if end > from {
-                self.one(&tape[from..end], out)?;
-            }
-            from = end;
+        if reel.len() <= most {
+            return self.one(reel, out);
         }
-        Ok(())
+        let mut part = Tape::default();
+        for Piece { at, kind, bytes } in reel.pieces() {
+            if part.len() + HEAD + bytes.len() > most {
+                self.one(&mut part.take(), out)?;
+            }
+            part.at(at);
+            part.put(kind, bytes);
+        }
+        self.one(&mut part.take(), out)
     }
 
     /// Ends the recording. Typed lines that are too many are left out, the last ones first.
     ///
     /// # Errors
     /// When the rest of the ending is too large, or a key cannot be used.
-    pub fn end(mut self, ending: &Ending, out: &mut Vec<u8>) -> Result<(), Error> {
+    pub fn end(mut self, ending: &Ending, out: &mut Buffer) -> Result<(), Error> {
         if self.cast.as_ref().is_some_and(cast::Writer::is_new) {
-            self.one(&[], out)?;
+            self.one(&mut Reel::default(), out)?;
         }
         let mut ending = ending.clone();
         // As JSON and as base64 of JSON, no line takes more than this.
@@ -140,49 +137,49 @@ impl Writer {
             hidden_typed = Some(base64(&typed));
         }
         let from = out.len();
-        Kind::End.put(out, |out| json("the ending", &End { ending, hidden_typed }, MAX_END, out))?;
+        Kind::End.put(out.bytes(), |out| json("the ending", &End { ending, hidden_typed }, MAX_END, out))?;
         self.seal(from, 0, out)
     }
 
-    fn one(&mut self, tape: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-        let mut rest = tape;
-        while let Some(piece) = tape::next(&mut rest).map_err(Error::Tape)? {
+    fn one(&mut self, reel: &mut Reel, out: &mut Buffer) -> Result<(), Error> {
+        for piece in reel.pieces() {
             count(&mut self.moved, &piece);
             self.until = self.until.max(piece.at);
         }
-        let mut lines = Vec::new();
         let content = match &mut self.cast {
             Some(cast) => {
                 // What it mostly comes to.
-                lines.reserve(tape.len() + tape.len() / 4);
-                cast.write(tape, &mut lines).map_err(Error::Tape)?;
-                &lines
+                let mut lines = Vec::with_capacity(reel.len() + reel.len() / 4);
+                cast.write(reel.pieces(), &mut lines);
+                Content::Lines(lines)
             }
-            None => tape,
+            None => Content::Reel(reel),
         };
-        if content.len() > MAX_CONTENT {
-            return Err(Error::Size { what: "a chunk", bytes: content.len() });
+        let len = content.len();
+        if len > MAX_CONTENT {
+            return Err(Error::Size { what: "a chunk", bytes: len });
         }
         let from = out.len();
         if self.cipher.is_some() {
-            Kind::Hidden.put(out, |out| {
+            Kind::Hidden.put(out.bytes(), |out| {
                 let from = out.len();
-                self.squeeze.frame(self.until, content, out).map_err(Error::Compress)?;
+                let mut frame = Buffer::default();
+                self.squeeze.frame(self.until, content, &mut frame).map_err(Error::Compress)?;
+                out.extend_from_slice(&frame);
                 self.hide(from, out)
             })?;
         } else {
             self.squeeze.frame(self.until, content, out).map_err(Error::Compress)?;
         }
-        let len = content.len() as u64;
         if out.len() - from >= LARGE {
-            self.pad(from, out)?;
+            self.pad(out.len() - from, out.bytes())?;
         }
-        self.seal(from, len, out)
+        self.seal(from, len as u64, out)
     }
 
     /// Appends so much that the seal behind it ends where the next part is to begin.
-    fn pad(&self, from: usize, out: &mut Vec<u8>) -> Result<(), Error> {
-        let end = self.written + (out.len() - from) + 2 * FRAME_HEAD + seal::LEN;
+    fn pad(&self, len: usize, out: &mut Vec<u8>) -> Result<(), Error> {
+        let end = self.written + len + 2 * FRAME_HEAD + seal::LEN;
         let pad = end.next_multiple_of(ALIGN) - end;
         Kind::Pad.put(out, |out| {
             out.resize(out.len() + pad, PADDING);
@@ -197,12 +194,12 @@ impl Writer {
     }
 
     /// Appends the seal of the frame that begins there.
-    fn seal(&mut self, from: usize, content: u64, out: &mut Vec<u8>) -> Result<(), Error> {
+    fn seal(&mut self, from: usize, content: u64, out: &mut Buffer) -> Result<(), Error> {
         self.chain = self.chain.after(&out[from..]);
         let Self { sequence, until, moved, .. } = *self;
         let seal = Seal { sequence, until, content, moved, chain: self.chain.link() };
         self.sequence += 1;
-        Kind::Seal.put(out, |out| seal.put(&self.signing, out)).map_err(Error::Key)?;
+        Kind::Seal.put(out.bytes(), |out| seal.put(&self.signing, out)).map_err(Error::Key)?;
         self.written += out.len() - from;
         Ok(())
     }

@@ -10,7 +10,7 @@ fn written(pieces: &[(u64, Kind, &[u8])]) -> Vec<String> {
         echo.piece(Piece { at: Duration::from_millis(millis), kind, bytes }, &mut out);
     }
     echo.end(&mut out);
-    let tape = out.take();
+    let tape = out.take().content();
     let (mut rest, mut written) = (&tape[..], Vec::new());
     while let Some(piece) = tape::next(&mut rest).unwrap() {
         match piece.kind {
@@ -177,7 +177,7 @@ proptest! {
             echo.piece(Piece { at: Duration::from_millis(at), kind, bytes }, &mut out);
         }
         echo.end(&mut out);
-        let tape = out.take();
+        let tape = out.take().content();
         let (mut rest, mut told) = (&tape[..], 0);
         while let Some(piece) = tape::next(&mut rest).unwrap() {
             match piece.kind {

@@ -642,7 +642,7 @@ impl<'a, L: Link> Session<'a, L> {
             }
         }
         if let (Some(taped), Some(tape)) = (&mut self.taped, self.out.tap.tape()) {
-            taped.read(&tape.take());
+            taped.read(tape.take().pieces());
             let moved = self.out.tap.moved();
             let lens = [&taped.stdin, &taped.stdout, &taped.stderr].map(|bytes| bytes.len() as u64);
             assert_eq!([moved.stdin, moved.stdout, moved.stderr], lens, "counted, and not written down");

@@ -68,7 +68,7 @@ pub fn cast(data: &[u8]) {
     };
     let mut text = Vec::new();
     let mut writer = lines::Writer::new(&facts(true), &Details::default());
-    writer.write(&read, &mut text).expect("a tape of whole pieces");
+    writer.write(pieces::pieces(&read), &mut text);
     let again = lines::read(&text, true).expect("it is just written");
     assert_eq!(bytes(&again), bytes(&read), "written and read");
 }
@@ -125,7 +125,7 @@ fn any_tape(mut choices: Choices<'_>) -> Vec<u8> {
         let bytes = choices.bytes();
         tape.put(kind, if kind == Kind::StdinEnd { &[] } else { bytes });
     }
-    tape.take()
+    tape.take().content()
 }
 
 /// Pieces of one channel and time are one: where a piece ends means nothing.

@@ -12,7 +12,7 @@ use crate::recording::keys::{Keys, SigningKey};
 use crate::wire::portforward::Half;
 use crate::wire::remotecommand::{Outcome, Protocol, StreamType, TerminalSize};
 use crate::wire::spdy::{Encoder, Frame, Headers, RstStatus};
-use crate::wire::tape::{Kind as Channel, Tape};
+use crate::wire::tape::{Buffer, Kind as Channel, Reel, Tape};
 use crate::wire::ws::{self, Close, Kind, MaskKey, Opcode};
 
 /// A file of a corpus: its target, its name there, its bytes.
@@ -458,10 +458,11 @@ fn recordings(seeds: &mut Vec<Seed>) {
     tape.put(Channel::Stdin, b"ls\r");
     tape.put(Channel::StdinEnd, b"");
     tape.put(Channel::Result, br#"{"status":"Success"}"#);
-    let tape = tape.take();
+    let reel = tape.take();
+    let tape = reel.content();
     put(seeds, "tape", "session", &[&tape]);
     let mut text = Vec::new();
-    cast::Writer::new(&facts(true), &Details::default()).write(&tape, &mut text).unwrap();
+    cast::Writer::new(&facts(true), &Details::default()).write(reel.pieces(), &mut text);
     put(seeds, "cast", "session", &[&[1, 1], &text]);
     put(seeds, "cast", "pieces", &[&[0], b"\0\x09\0\x02a\xe2", b"\0\x09\0\x04\x82\xac\xff\xc3"]);
     let signing = SigningKey::from_pem(include_bytes!("../../../recording/testdata/signing.pem")).unwrap();
@@ -470,10 +471,10 @@ fn recordings(seeds: &mut Vec<Seed>) {
     let ending: Ending = serde_json::from_value(ending).unwrap();
     for tty in [false, true] {
         let file = written(|out| {
-            let mut file = Vec::new();
+            let mut file = Buffer::default();
             let mut writer = Writer::begin(&facts(tty), &Details::default(), &keys, &mut file).unwrap();
-            writer.chunk(&tape, &mut file).unwrap();
-            writer.chunk(&tape, &mut file).unwrap();
+            writer.chunk(&mut Reel::of(&tape).unwrap(), &mut file).unwrap();
+            writer.chunk(&mut Reel::of(&tape).unwrap(), &mut file).unwrap();
             writer.end(&ending, &mut file).unwrap();
             out.put_slice(&file);
         });

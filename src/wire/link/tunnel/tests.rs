@@ -286,7 +286,7 @@ fn connections_in_a_tunnel_are_told_as_those_outside() {
     assert_eq!(rig.link.end(WHY, &mut rig.out), Fate::Cut);
     rig.out.tap.end();
     let mut taped = Taped::default();
-    taped.read(&rig.out.tap.tape().unwrap().take());
+    taped.read(rig.out.tap.tape().unwrap().take().pieces());
     let last = taped.connections.last().unwrap();
     assert_eq!((last.port, last.up, last.down, last.error.as_str()), (80, 2, 4, WHY));
     assert!(rig.link.inner.tap.tape().is_none(), "there is one tape");

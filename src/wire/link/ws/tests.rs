@@ -71,7 +71,7 @@ impl<L: Link> Bench<L> {
     pub(in crate::wire::link) fn taped(&mut self) -> Taped {
         self.out.tap.end();
         let mut taped = Taped::default();
-        taped.read(&self.out.tap.tape().unwrap().take());
+        taped.read(self.out.tap.tape().unwrap().take().pieces());
         taped
     }
 

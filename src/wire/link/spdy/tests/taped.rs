@@ -56,7 +56,7 @@ impl Rig {
     fn taped(&mut self) -> Taped {
         self.out.tap.end();
         let mut taped = Taped::default();
-        taped.read(&self.out.tap.tape().unwrap().take());
+        taped.read(self.out.tap.tape().unwrap().take().pieces());
         taped
     }
 
