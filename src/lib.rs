@@ -21,6 +21,7 @@ pub mod pipeline;
 pub mod authn;
 pub mod authz;
 pub mod locate;
+pub mod policy;
 pub mod recording;
 pub mod session;
 pub mod tap;
