@@ -6,8 +6,9 @@
 
 mod audit;
 mod authentication;
-mod duration;
+pub(crate) mod duration;
 mod lines;
+pub mod policy;
 pub mod recording;
 mod validate;
 
@@ -23,6 +24,7 @@ use crate::telemetry::LogFormat;
 
 pub use audit::{Audit, AuditFile, Mode, Webhook, WhenDown};
 pub use authentication::{Authentication, RequestHeader, TokenReview};
+pub use policy::Policy;
 pub use recording::Recording;
 pub use validate::Problem;
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub authentication: Authentication,
     /// May they.
     pub authorization: Authorization,
+    /// May they, say the house rules.
+    pub policy: Policy,
     /// What is written about requests.
     pub audit: Audit,
     /// Health and metrics.
@@ -434,6 +438,7 @@ impl Config {
             *path = base.join(&*path);
         }
         self.recording.resolve(base);
+        self.policy.resolve(base);
     }
 
     /// As YAML. Nothing in it is secret.

@@ -106,7 +106,8 @@ impl Config {
             let what = "names at least one type, such as InternalIP";
             problems.push(problem("upstream.preferredAddressTypes", what));
         }
-        problems.extend(self.recording.problems().into_iter().map(|(key, what)| problem(&key, what)));
+        let further = self.recording.problems().into_iter().chain(self.policy.problems());
+        problems.extend(further.map(|(key, what)| problem(&key, what)));
         problems
     }
 
