@@ -29,18 +29,23 @@ impl Pattern {
         }
     }
 
-    /// Whether the stars can stand for something so that it is this text. No backtracking: the leftmost place of each part
-    /// is as good as any.
+    /// Whether this text is [`like`] it.
     pub fn fits(&self, text: &str) -> bool {
-        let Some((first, rest)) = self.0.split_once('*') else { return self.0 == text };
-        let Some(mut text) = text.strip_prefix(first) else { return false };
-        let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
-        for part in middle.split('*') {
-            let Some(at) = text.find(part) else { return false };
-            text = &text[at + part.len()..];
-        }
-        text.ends_with(last)
+        like(&self.0, text)
     }
+}
+
+/// Whether the stars of a pattern can stand for something so that it is this text. No backtracking: the leftmost place of
+/// each part is as good as any.
+pub fn like(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(first) else { return false };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    for part in middle.split('*') {
+        let Some(at) = text.find(part) else { return false };
+        text = &text[at + part.len()..];
+    }
+    text.ends_with(last)
 }
 
 impl<'de> Deserialize<'de> for Pattern {

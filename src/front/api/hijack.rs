@@ -100,7 +100,8 @@ pub(super) async fn open(
             let limits = admitted.terms().limits;
             let orders = lapse(door.clone(), admitted, attributes);
             let told = Told { record, recorder };
-            let task = run(door.clone(), upgrade, far, switched, told, seat, limits, orders);
+            let held = Held { seat, limits, orders };
+            let task = run(door.clone(), upgrade, far, switched, told, held);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -152,6 +153,13 @@ fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
         arguments: exec.command.len().saturating_sub(1),
         tty: exec.tty,
     }
+}
+
+/// What a session takes up, and what it is held to.
+struct Held {
+    seat: Seat,
+    limits: Limits,
+    orders: BoxFuture<'static, Order>,
 }
 
 /// What is written about a session.
@@ -223,16 +231,8 @@ fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'s
 }
 
 /// Runs a session. The slot under the connection cap, and the connection in the gauge, are its own until the end.
-async fn run(
-    door: Door,
-    upgrade: OnUpgrade,
-    far: Far,
-    switched: Switched,
-    told: Told,
-    _seat: Seat,
-    limits: Limits,
-    orders: BoxFuture<'static, Order>,
-) {
+async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told: Told, held: Held) {
+    let Held { seat: _seat, limits, orders } = held;
     let Told { mut record, recorder } = told;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
         if let Some(recorder) = recorder {
