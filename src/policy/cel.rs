@@ -28,6 +28,9 @@ const BYTES_A_STEP: u64 = 512;
 /// What a part costs beside its bytes: finding a function, a value of its own.
 const PART: u64 = 2;
 
+/// What an item of a variable costs that is made for an evaluation.
+const ITEM: u64 = 8;
+
 /// Bytes of a regular expression as it is compiled, which is each time it is used, and steps for that.
 const REGEX_SIZE: usize = 64 * 1024;
 const REGEX_COST: u64 = 1000;
@@ -112,7 +115,7 @@ impl Expression {
             }
         })?;
         let made = VARIABLES.iter().filter(|(name, _)| uses.contains(name));
-        let made: u64 = made.map(|(_, size)| size.items + size.bytes()).sum();
+        let made: u64 = made.map(|(_, size)| size.items * ITEM + size.bytes()).sum();
         let cost = Estimator { bound: Vec::new() }.part(&parsed)?.cost.saturating_add(made);
         if cost > MAX_COST {
             return Err(format!(
