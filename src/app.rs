@@ -3,6 +3,7 @@
 pub mod dev;
 pub mod keys;
 pub mod play;
+pub mod policy;
 pub mod recording;
 pub mod recordings;
 pub mod serve;
@@ -29,6 +30,7 @@ use crate::front::api::{self, Api};
 use crate::listen::{self, Caps, Listener};
 use crate::locate::Locate;
 use crate::pipeline::Pipeline;
+use crate::policy::Policy;
 use crate::reload::Live;
 use crate::session::{self, Sessions};
 use crate::tap::{Recordings, Stage};
@@ -43,6 +45,8 @@ pub struct Ground {
     pub server_tls: Live<ServerConfig>,
     /// How callers are known.
     pub authn: Methods,
+    /// The house rules.
+    pub policy: Arc<Policy>,
     /// The way to far sides.
     pub route: Route,
     /// Where sessions are recorded, if they are.
@@ -94,8 +98,10 @@ impl Gateway {
         if audit.is_on() {
             ready.push(Ready { name: "audit", check: Box::new(move || written.is_ready()) });
         }
-        if let Some(recordings) = recordings.clone().filter(|_| config.recording.has_strict()) {
-            ready.push(Ready { name: "recording", check: Box::new(move || recordings.is_writable()) });
+        let policy = ground.policy.clone();
+        if let Some(recordings) = recordings.clone() {
+            let check = move || recordings.is_writable() || !policy.has_strict();
+            ready.push(Ready { name: "recording", check: Box::new(check) });
         }
         let caps =
             Caps { all: config.api.max_connections, per_address: config.api.max_connections_per_address };
@@ -179,7 +185,7 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, authn, route, audit, recordings, .. } = ground;
+    let Ground { cluster, server_tls, authn, policy, route, audit, recordings, .. } = ground;
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
@@ -188,12 +194,8 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             route.towards(config.upstream.preferred_address_types.clone()),
             config.cluster.read_timeout,
         ),
-        tap: match recordings {
-            Some(recordings) => {
-                Stage::new(recordings, config.recording.rules.clone(), config.recording.default)
-            }
-            None => Stage::off(),
-        },
+        policy,
+        tap: recordings.map_or_else(Stage::off, Stage::new),
         upstream: Upstream::new(route, upstream_settings(config)),
     };
     let sessions = Sessions::new(
@@ -205,6 +207,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             linger: config.session.linger,
             refusal_timeout: config.session.refusal_timeout,
             open_timeout: config.session.open_timeout,
+            max_duration: config.session.max_duration,
             idle_timeout: config.session.idle_timeout,
         },
         drain.clone(),

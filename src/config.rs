@@ -6,8 +6,9 @@
 
 mod audit;
 mod authentication;
-mod duration;
+pub(crate) mod duration;
 mod lines;
+pub mod policy;
 pub mod recording;
 mod validate;
 
@@ -23,6 +24,7 @@ use crate::telemetry::LogFormat;
 
 pub use audit::{Audit, AuditFile, Mode, Webhook, WhenDown};
 pub use authentication::{Authentication, RequestHeader, TokenReview};
+pub use policy::Policy;
 pub use recording::Recording;
 pub use validate::Problem;
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub authentication: Authentication,
     /// May they.
     pub authorization: Authorization,
+    /// May they, say the house rules.
+    pub policy: Policy,
     /// What is written about requests.
     pub audit: Audit,
     /// Health and metrics.
@@ -259,7 +263,10 @@ pub struct Session {
     /// For a kubelet to open the streams of a translated session.
     #[serde(with = "duration")]
     pub open_timeout: Duration,
-    /// How long nothing but keepalives may pass in a translated session.
+    /// How long a session may last; 0 is no limit.
+    #[serde(with = "duration")]
+    pub max_duration: Duration,
+    /// How long nothing but keepalives may pass in a session; 0 is no limit.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
 }
@@ -431,6 +438,7 @@ impl Config {
             *path = base.join(&*path);
         }
         self.recording.resolve(base);
+        self.policy.resolve(base);
     }
 
     /// As YAML. Nothing in it is secret.
@@ -563,13 +571,16 @@ impl Default for Session {
         Self {
             max_sessions: 4096,
             max_sessions_per_caller: 256,
-            recheck_period: Duration::from_secs(60),
+            // What has changed is to end sessions within this.
+            recheck_period: Duration::from_secs(5),
             max_bytes_per_second: 0,
             linger: Duration::from_secs(1),
             // `protocol.md` 4.3, step 4.
             refusal_timeout: Duration::from_secs(10),
             // client-go's and the translator's (`protocol.md` 5.4 and 7.3).
             open_timeout: Duration::from_secs(30),
+            max_duration: Duration::ZERO,
+            // A kubelet's (`streamingConnectionIdleTimeout`).
             idle_timeout: Duration::from_secs(4 * 60 * 60),
         }
     }

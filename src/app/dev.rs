@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use tracing::{debug, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, recording};
+use super::{Gateway, Ground, policy, recording};
 use crate::audit::{self, Audit};
 use crate::authn::{Methods, Tokens, tokens};
 use crate::config::{self, Config};
@@ -25,6 +25,7 @@ use crate::dev::state::{self, State};
 use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
 use crate::listen;
+use crate::policy::{NoGrants, source};
 use crate::recording::keys::SigningKey;
 use crate::reload::{Live, Reloader};
 use crate::tap::Recordings;
@@ -49,6 +50,9 @@ pub enum Error {
     /// The state folder is of no use.
     #[error(transparent)]
     State(#[from] state::Error),
+    /// The house rules are.
+    #[error("setting policy.files")]
+    Policy(#[from] source::Error),
     /// A manifest is wrong.
     #[error(transparent)]
     Manifests(#[from] manifests::Error),
@@ -199,6 +203,7 @@ impl Dev {
                 anonymous: config.authentication.anonymous,
                 ..Methods::default()
             },
+            policy: Arc::new(policy::open(config, &reloader, Arc::new(NoGrants::default())).await?),
             route,
             ready: Vec::new(),
             metrics,

@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tracing::{info, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, recording};
+use super::{Gateway, Ground, policy, recording};
 use crate::admin::Ready;
 use crate::audit::{self, Audit};
 use crate::authn::{FrontProxy, Methods, TokenReview, Tokens, oidc, tokens};
@@ -30,6 +30,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{Config, KeyPair, UpstreamMode};
 use crate::drain::Drain;
 use crate::listen;
+use crate::policy::{NoGrants, Policy, source};
 use crate::reload::{Live, Reloader};
 use crate::secret::{self, Secret};
 use crate::telemetry::Metrics;
@@ -72,6 +73,9 @@ pub enum Unusable {
     /// The audit policy, or where events go.
     #[error(transparent)]
     Audit(#[from] audit::Error),
+    /// House rules.
+    #[error(transparent)]
+    Policy(#[from] source::Error),
     /// A file of static tokens.
     #[error(transparent)]
     Tokens(#[from] tokens::Error),
@@ -180,6 +184,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         cluster,
         server_tls,
         authn,
+        policy: Arc::new(files.policy().await?),
         route,
         ready: vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }],
         metrics: metrics.clone(),
@@ -212,6 +217,7 @@ pub async fn check(config: &Config) -> Vec<Error> {
     wrong.extend(files.tokens().await.err());
     wrong.extend(files.oidc().await.err());
     wrong.extend(audit::check(&config.audit).into_iter().map(Error::from_audit));
+    wrong.extend(policy::check(config).map(Error::from_policy));
     wrong.extend(recording::check(&config.recording).into_iter().map(Error::from));
     background.finish(Duration::ZERO).await;
     wrong
@@ -235,6 +241,10 @@ fn warn_of_dangers(config: &Config) {
 // === impl Error ===
 
 impl Error {
+    fn from_policy(error: source::Error) -> Self {
+        Self::Setting { key: "policy.files", source: error.into() }
+    }
+
     fn from_audit(error: audit::Error) -> Self {
         Self::Setting { key: error.key(), source: error.into() }
     }
@@ -273,6 +283,12 @@ impl Files<'_> {
     ) -> Result<Live<T>, Error> {
         let live = self.reloader.load_named(key, paths, build).await;
         live.map_err(|source| Error::Setting { key, source })
+    }
+
+    async fn policy(&self) -> Result<Policy, Error> {
+        let grants = Arc::new(NoGrants::default());
+        let opened = policy::open(self.config, &self.reloader, grants).await;
+        opened.map_err(Error::from_policy)
     }
 
     async fn audit(&self, metrics: &Metrics) -> Result<Audit, Error> {

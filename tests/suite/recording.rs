@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use podgate::app::dev::Dev;
 use podgate::app::recording;
 use podgate::config::Config;
-use podgate::config::recording::{Record, Rule};
 use podgate::drain::Drain;
 use podgate::recording::container::{Reader, Trust};
 use podgate::recording::facts::{Ending, Facts};
@@ -93,7 +92,7 @@ impl Running {
 }
 
 /// Settings under which everything is recorded, strictly, into this folder.
-fn recording_into(folder: &Path) -> Config {
+pub(crate) fn recording_into(folder: &Path) -> Config {
     let key = folder.join("key.pem");
     std::fs::write(&key, SigningKey::generate().unwrap().to_private_pem().unwrap()).unwrap();
     let mut config = config();
@@ -177,16 +176,10 @@ async fn a_password_that_is_typed_unseen_is_not_in_the_recording_and_what_is_see
 async fn without_room_strict_sessions_are_503_before_the_node_hears_of_them_and_tolerant_ones_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = recording_into(folder.path());
-    let tolerant = Rule {
-        name: "ben".into(),
-        users: vec!["ben".into()],
-        namespaces: Vec::new(),
-        groups: Vec::new(),
-        subresources: Vec::new(),
-        record: Record::Tolerant,
-        stdin: None,
-    };
-    config.recording.rules = vec![tolerant];
+    let tolerant = "apiVersion: podgate.dev/v1alpha1\nkind: ExecPolicy\nmetadata: {name: p}\nspec: {rules: [{name: ben, \
+                    match: {users: [ben]}, effect: allow, demands: {recording: tolerant}}]}\n";
+    config.policy.files = vec![folder.path().join("policy.yaml")];
+    std::fs::write(&config.policy.files[0], tolerant).unwrap();
     std::fs::create_dir(folder.path().join("spool")).unwrap();
     std::fs::write(folder.path().join("spool/old.tape.zst"), vec![0; 1024 * 1024]).unwrap();
     let rig = rig_with(config).await;

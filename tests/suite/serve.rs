@@ -760,3 +760,39 @@ async fn a_kubeconfig_whose_token_cannot_be_shown_to_kubelets_wants_another_cred
                 its kubeconfig names no file with one; set client or tokenFile\n";
     assert_eq!(podgate(folder.path(), &["check"]).await, (Some(2), told.to_owned()));
 }
+
+#[tokio::test]
+async fn house_rules_that_cannot_be_used_are_told_with_file_document_line_and_path() {
+    let folder = folder().await;
+    let set = |policy: &str| {
+        let text = format!("{SETTINGS}policy: {policy}\n");
+        std::fs::write(folder.path().join("podgate.yaml"), text).unwrap();
+    };
+    set("{files: [rules]}");
+    let rules = folder.path().join("rules");
+    let told =
+        "podgate: setting policy.files: read policies in DIR/rules: No such file or directory (os error 2)\n";
+    assert_eq!(podgate(folder.path(), &["check"]).await, (Some(2), told.to_owned()));
+    std::fs::create_dir(&rules).unwrap();
+    let told = "podgate: setting policy.files: DIR/rules holds no policy\n";
+    assert_eq!(podgate(folder.path(), &["check"]).await, (Some(2), told.to_owned()));
+    let policy = |rule: &str| {
+        format!(
+            "apiVersion: podgate.dev/v1alpha1\nkind: ExecPolicy\nmetadata: {{name: p}}\nspec: {{rules: [{rule}]}}\n"
+        )
+    };
+    let good = policy("{name: r, match: {}, effect: deny}");
+    let bad = policy("{name: r, match: {hours: {from: noon, to: '13:00'}}, effect: deny}");
+    std::fs::write(rules.join("a.yaml"), format!("{good}---\n{bad}")).unwrap();
+    let told = "podgate: setting policy.files: DIR/rules/a.yaml, document 2, line 9, at \
+                spec.rules[0].match.hours.from: \"noon\" is no time of day, such as 09:30\n";
+    assert_eq!(podgate(folder.path(), &["check"]).await, (Some(2), told.to_owned()));
+    std::fs::write(rules.join("a.yaml"), good).unwrap();
+    assert_eq!(podgate(folder.path(), &["check"]).await, (Some(0), String::new()));
+    set("{default: deny}");
+    let (code, said) = podgate(folder.path(), &["check"]).await;
+    assert!(
+        code == Some(2) && said.contains("at policy.default: is deny, and there are no policies"),
+        "{said}"
+    );
+}

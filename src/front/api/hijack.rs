@@ -8,18 +8,20 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, warn};
 
 use super::layers::{AUDIT_ID, AuditIdGiven, audit_id};
+use super::recheck::Rechecks;
 use super::{ClientIo, Door, whole};
 use crate::audit::Trail;
-use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::locate::Place;
+use crate::policy::Admitted;
 use crate::request::{Attributes, Subresource};
 use crate::session::seats::Seat;
 use crate::session::socket::Socket;
@@ -45,24 +47,25 @@ const SEAT_RETRY: u32 = 10;
 pub(super) async fn open(
     door: Door,
     mut request: Request<Incoming>,
-    place: Place,
+    admitted: Admitted,
     mut carriage: Carriage,
     attributes: Attributes,
     started: Instant,
     trail: &mut Trail,
 ) -> Result<Response<Body>, Refusal> {
     let sessions = &door.shared.sessions;
-    let seat = sessions.seat(&place.caller().user().name).map_err(|full| {
+    let (place, terms) = (admitted.place(), admitted.terms());
+    let seat = sessions.seat(&place.caller().user().name, terms.sessions_per_user).map_err(|full| {
         info!(error = %full, "request refused");
         Refusal::TooManyRequests { message: full.to_string(), retry_after: SEAT_RETRY }
     })?;
-    tell(trail, &place);
+    tell(trail, place);
     let audit_id = audit_id(&request).to_owned();
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
     let opening = Opening { client: door.conn.peer, audit_id: audit_id.clone() };
-    let tapped = door.shared.pipeline.tap(place, &opening).await?;
+    let tapped = door.shared.pipeline.tap(admitted, &opening).await?;
     if tapped.is_recorded() {
         let exec = tapped.place().exec();
         carriage.recordable(exec, request.headers_mut()).map_err(|error| {
@@ -93,9 +96,12 @@ pub(super) async fn open(
             trail.annotate("far-protocol", &switched.far_protocol);
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
-            let orders = lapse(door.clone(), place.caller().clone(), attributes);
-            let told = Told { record, recorder: tapped.into_recorder() };
-            let task = run(door.clone(), upgrade, far, switched, told, seat, orders);
+            let (admitted, recorder) = tapped.into_parts();
+            let limits = admitted.terms().limits;
+            let orders = lapse(door.clone(), admitted, attributes);
+            let told = Told { record, recorder };
+            let held = Held { seat, limits, orders };
+            let task = run(door.clone(), upgrade, far, switched, told, held);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -149,6 +155,13 @@ fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
     }
 }
 
+/// What a session takes up, and what it is held to.
+struct Held {
+    seat: Seat,
+    limits: Limits,
+    orders: BoxFuture<'static, Order>,
+}
+
 /// What is written about a session.
 struct Told {
     record: Record,
@@ -177,32 +190,49 @@ async fn taken_over(upgrade: OnUpgrade) -> Option<Taken> {
     Some(Taken { client, owed, early: parts.read_buf })
 }
 
-/// Resolves when it was asked again and the caller may not go on.
-fn lapse(door: Door, caller: Caller, attributes: Attributes) -> BoxFuture<'static, Order> {
-    let period = door.shared.sessions.settings().recheck_period;
-    if period.is_zero() {
-        return Box::pin(std::future::pending());
-    }
+/// Resolves when it was asked again, and the caller may not go on: because they are no longer known or allowed, because
+/// rules or grants are others now, or for the clock's sake.
+fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'static, Order> {
+    // From before the first look on.
+    let mut changes = door.shared.pipeline.policy.watch();
+    let mut known = Rechecks::follow(&door, admitted.place().caller(), &attributes);
     Box::pin(async move {
+        let policy = &door.shared.pipeline.policy;
         loop {
-            tokio::time::sleep(period).await;
-            if let Some(why) = door.shared.pipeline.lapsed(&caller, &attributes).await {
-                return Order { reason: EndReason::Lapsed, why };
+            let now = Timestamp::now();
+            let due = match &*known.borrow_and_update() {
+                Err(why) => return Order { reason: EndReason::Lapsed, why: why.clone() },
+                Ok(caller) => match policy.still(&admitted, caller, now) {
+                    Ok(due) => due,
+                    Err(error) => {
+                        info!(%error, "a session has lapsed");
+                        return Order { reason: error.end(), why: error.to_string() };
+                    }
+                },
+            };
+            let clock = async {
+                match due {
+                    Some(due) => sleep(now.duration_until(due).unsigned_abs()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let known = async {
+                if known.changed().await.is_err() {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                () = known => {}
+                () = changes.changed() => {}
+                () = clock => {}
             }
         }
     })
 }
 
 /// Runs a session. The slot under the connection cap, and the connection in the gauge, are its own until the end.
-async fn run(
-    door: Door,
-    upgrade: OnUpgrade,
-    far: Far,
-    switched: Switched,
-    told: Told,
-    _seat: Seat,
-    orders: BoxFuture<'static, Order>,
-) {
+async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told: Told, held: Held) {
+    let Held { seat: _seat, limits, orders } = held;
     let Told { mut record, recorder } = told;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
         if let Some(recorder) = recorder {
@@ -219,7 +249,6 @@ async fn run(
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
     let socket = socket.ok();
-    let limits = Limits::default();
     let session =
         Session { client, socket, head, early, far, first, link, timing, limits, orders, record, recorder };
     door.shared.sessions.run(session).await;
