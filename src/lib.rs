@@ -15,6 +15,7 @@ pub mod throttle;
 pub mod admin;
 pub mod audit;
 pub mod front;
+pub mod group;
 pub mod listen;
 pub mod pipeline;
 

@@ -12,6 +12,7 @@
 //! `pkg/util/proxy/streamtranslator.go`).
 
 pub mod close;
+pub mod live;
 pub mod seats;
 pub mod socket;
 mod splice;
@@ -33,6 +34,7 @@ use crate::tap::record::{Done, Recorder};
 use crate::telemetry::{EndReason, Meters, Record, chain};
 use crate::wire::link::{Fate, Fault, Link, Timing};
 use close::FAR_DRAIN;
+use live::Registry;
 use seats::{Full, Seat, Seats};
 use socket::{Hangup, Socket};
 use splice::{Event, Side, Splice};
@@ -81,6 +83,7 @@ pub struct Settings {
 pub struct Sessions {
     settings: Settings,
     seats: Seats,
+    live: Registry,
     drain: Drain,
 }
 
@@ -179,7 +182,7 @@ impl Sessions {
     /// Sessions under these settings that end with this drain.
     pub fn new(settings: Settings, drain: Drain) -> Self {
         let seats = Seats::new(settings.max_sessions, settings.max_sessions_per_caller);
-        Self { settings, seats, drain }
+        Self { settings, seats, live: Registry::default(), drain }
     }
 
     /// A seat for a session of this user.
@@ -188,6 +191,16 @@ impl Sessions {
     /// When there is none.
     pub fn seat(&self, user: &str) -> Result<Seat, Full> {
         self.seats.take(user)
+    }
+
+    /// The sessions that are there now.
+    pub fn live(&self) -> &Registry {
+        &self.live
+    }
+
+    /// What bounds a session that has these limits of its own.
+    pub fn limits(&self, own: Limits) -> Limits {
+        own.under(&self.settings)
     }
 
     /// What applies to every session.

@@ -245,6 +245,7 @@ where
             }
             if std::mem::take(&mut self.out.active) {
                 self.active = Instant::now();
+                meters.touch();
             }
             if !moved {
                 return if timing != self.timing() { Poll::Ready(Event::Timing) } else { Poll::Pending };

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::info;
@@ -56,13 +57,16 @@ pub enum EndReason {
 #[derive(Debug, Default)]
 pub struct Meter(AtomicU64);
 
-/// Bytes moved, each way.
-#[derive(Debug, Default)]
+/// Bytes moved, each way, and when the session's own last did.
+#[derive(Debug)]
 pub struct Meters {
     /// Client to far side.
     pub up: Meter,
     /// Far side to client.
     pub down: Meter,
+    since: Instant,
+    /// Milliseconds after that.
+    active: AtomicU64,
 }
 
 /// Who, what and where.
@@ -142,6 +146,32 @@ impl Meter {
     /// Counts so many more.
     pub fn add(&self, bytes: usize) {
         self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+// === impl Meters ===
+
+impl Default for Meters {
+    fn default() -> Self {
+        Self {
+            up: Meter::default(),
+            down: Meter::default(),
+            since: Instant::now(),
+            active: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Meters {
+    /// Bytes of the session itself have passed just now, other than keepalives.
+    pub fn touch(&self) {
+        let after = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.active.store(after, Ordering::Relaxed);
+    }
+
+    /// For how long none have.
+    pub fn idle(&self) -> Duration {
+        self.since.elapsed().saturating_sub(Duration::from_millis(self.active.load(Ordering::Relaxed)))
     }
 }
 
