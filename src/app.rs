@@ -26,6 +26,8 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::drain::{Drain, Drained};
 use crate::front::api::{self, Api};
+use crate::group::Group;
+use crate::group::sessions::LiveSessions;
 use crate::listen::{self, Caps, Listener};
 use crate::locate::Locate;
 use crate::pipeline::Pipeline;
@@ -221,5 +223,6 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
         request_timeout: config.api.request_timeout,
         allowed_origins: config.api.allowed_origins.clone(),
     };
-    Api::new(server_tls, settings, pipeline, cluster, sessions, drain, metrics, audit)
+    let group = Arc::new(Group::new(cluster, vec![Arc::new(LiveSessions::new(sessions.clone()))]));
+    Api::new(server_tls, settings, pipeline, group, sessions, drain, metrics, audit)
 }

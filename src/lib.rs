@@ -31,6 +31,7 @@ pub mod cluster;
 pub mod health;
 pub mod request;
 pub mod secret;
+pub mod serving;
 pub mod tls;
 pub mod wire;
 

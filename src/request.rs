@@ -133,8 +133,10 @@ impl Ask {
     /// Whether upstream exempts this request from request deadlines and in-flight limits (`protocol.md` 8.5).
     pub fn long_running(&self) -> bool {
         let subresource = self.attributes.resource.as_ref().map_or("", |resource| &resource.subresource);
+        let group = self.attributes.resource.as_ref().map_or("", |resource| &resource.group);
         self.attributes.verb == "watch"
             || self.attributes.verb == "proxy"
+            || (group, subresource) == ("podgate.dev", "stream")
             || matches!(subresource, "attach" | "exec" | "proxy" | "log" | "portforward")
     }
 }

@@ -234,6 +234,7 @@ impl Sessions {
         let far = Side::new(far, BytesMut::from(first), rate, 0);
         let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
+        splice.out.tap.tell(meters.audience.clone());
         let stop = match splice.begin() {
             Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, limits, orders).await,
             Err(event) => Stop::Event(event),

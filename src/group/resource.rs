@@ -1,13 +1,19 @@
 //! Resource: what the group asks of whoever keeps the objects of one of its kinds.
 
+use bytes::Bytes;
 use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::BoxStream;
+use http::Response;
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::API_VERSION;
 use crate::authn::Caller;
+use crate::cluster::Body;
+use crate::serving;
+use crate::serving::table::{Column, Condition};
 use crate::status::{About, Refusal};
 
 /// A namespaced kind of the group, and those who keep its objects. Whoever calls has asked the cluster whether the caller
@@ -49,13 +55,13 @@ pub trait Resource: Send + Sync + 'static {
         not_allowed()
     }
 
-    /// Changes an object by a merge patch (RFC 7386), as [`super::merge`] applies it.
+    /// Changes an object by a patch of this media type.
     fn patch<'a>(
         &'a self,
         _caller: &'a Caller,
         _namespace: &'a str,
         _name: &'a str,
-        _patch: Value,
+        _patch: (&'a str, Bytes),
         _options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>> {
         not_allowed()
@@ -70,6 +76,16 @@ pub trait Resource: Send + Sync + 'static {
         name: &'a str,
         options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>>;
+
+    /// Answers a `get` of a subresource.
+    fn subresource<'a>(
+        &'a self,
+        _namespace: &'a str,
+        _name: &'a str,
+        _subresource: &'a str,
+    ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
+        future::ready(Err(Refusal::NoSuchPath)).boxed()
+    }
 }
 
 /// What the API says of a kind.
@@ -85,28 +101,16 @@ pub struct Kind {
     pub short: &'static [&'static str],
     /// The verbs that are allowed, in alphabetical order.
     pub verbs: &'static [&'static str],
-    /// Subresources, with their kind and verbs.
-    pub subresources: &'static [(&'static str, &'static str, &'static [&'static str])],
+    /// Subresources, with their verbs.
+    pub subresources: &'static [(&'static str, &'static [&'static str])],
     /// What is shown of it in a table; each [`Item`] has a cell for each.
     pub columns: &'static [Column],
     /// Fields besides `metadata.name` and `metadata.namespace` that a selector may name, such as `spec.user`.
     pub fields: &'static [&'static str],
-}
-
-/// A column of a table.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Column {
-    /// What stands above it.
-    pub name: &'static str,
-    /// `string`, `integer` or `date`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// `name` for the name, else empty.
-    pub format: &'static str,
-    /// One sentence.
+    /// What it is, in a sentence or two.
     pub description: &'static str,
-    /// 0: always shown; 1: with `-o wide`.
-    pub priority: i32,
+    /// What `kubectl explain` says, as the properties of an OpenAPI schema: `spec` and `status`.
+    pub schema: fn() -> Value,
 }
 
 /// An object, and its row in a table.
@@ -168,29 +172,16 @@ impl Kind {
         About { name: name.to_owned(), group: super::GROUP.to_owned(), kind: self.plural.to_owned() }
     }
 
+    /// What a selector may not name.
+    pub(super) fn unknown_field(&self, label: &str) -> Option<String> {
+        let known = matches!(label, "metadata.name" | "metadata.namespace") || self.fields.contains(&label);
+        (!known).then(|| format!("field label not supported: {label}"))
+    }
+
     /// There is no object of this name.
     pub fn not_found(&self, name: &str) -> Refusal {
         Refusal::NotFound(self.about(name))
     }
-}
-
-// === impl Column ===
-
-impl Column {
-    /// A column of text, without a format.
-    pub const fn text(name: &'static str, priority: i32, description: &'static str) -> Self {
-        Self { name, kind: "string", format: "", description, priority }
-    }
-
-    /// The name, which is the first column of every kind.
-    pub const NAME: Self = Self {
-        format: "name",
-        ..Self::text(
-            "Name",
-            0,
-            "Name must be unique within a namespace and is what the object is asked for by.",
-        )
-    };
 }
 
 // === impl Item ===
@@ -199,6 +190,17 @@ impl Item {
     /// An object of this kind.
     pub fn new(kind: &Kind, metadata: ObjectMeta, spec: Value, status: Value, cells: Vec<Value>) -> Self {
         Self { kind: kind.kind, api_version: API_VERSION, metadata, spec, status, cells }
+    }
+
+    /// An object of this kind, from its JSON.
+    ///
+    /// # Errors
+    /// 500 when it is none.
+    pub fn of_value(kind: &Kind, mut object: Value, cells: Vec<Value>) -> Result<Self, Refusal> {
+        let mut take = |name: &str| object.get_mut(name).map(Value::take).unwrap_or_default();
+        let metadata = serde_json::from_value(take("metadata"))
+            .map_err(|error| Refusal::Internal(format!("read the metadata of a {}: {error}", kind.kind)))?;
+        Ok(Self::new(kind, metadata, take("spec"), take("status"), cells))
     }
 
     /// Its name.
@@ -212,41 +214,31 @@ impl Item {
     }
 }
 
-fn not_allowed<'a>() -> BoxFuture<'a, Result<Item, Refusal>> {
-    future::ready(Err(Refusal::MethodNotAllowed)).boxed()
-}
-
-/// Applies a merge patch. Source: RFC 7386, section 2.
-pub fn merge(target: &mut Value, patch: Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch;
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(serde_json::Map::new());
+impl serving::Object for Item {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
     }
-    let Value::Object(fields) = target else { return };
-    for (name, value) in patch {
-        if value.is_null() {
-            fields.remove(&name);
-        } else {
-            merge(fields.entry(name).or_insert(Value::Null), value);
+
+    /// A field such as `spec.user`; what is no text, number or truth is empty.
+    fn field(&self, label: &str) -> String {
+        let (part, path) = label.split_once('.').unwrap_or((label, ""));
+        let root = match part {
+            "spec" => &self.spec,
+            "status" => &self.status,
+            _ => &Value::Null,
+        };
+        match path.split('.').try_fold(root, |value, name| value.get(name)) {
+            Some(Value::String(text)) => text.clone(),
+            Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string(),
+            _ => String::new(),
         }
     }
+
+    fn row(&self, _now: Timestamp) -> (Vec<Value>, Vec<Condition>) {
+        (self.cells.clone(), Vec::new())
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_merge_patch_sets_removes_and_keeps() {
-        let mut target = json!({"a": {"b": 1, "c": [1]}, "d": "x"});
-        merge(&mut target, json!({"a": {"b": null, "c": [2], "e": {"f": null}}, "d": {"g": 1}}));
-        assert_eq!(target, json!({"a": {"c": [2], "e": {}}, "d": {"g": 1}}));
-        merge(&mut target, json!("y"));
-        assert_eq!(target, json!("y"));
-    }
+fn not_allowed<'a>() -> BoxFuture<'a, Result<Item, Refusal>> {
+    future::ready(Err(Refusal::MethodNotAllowed)).boxed()
 }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{Limits, Order};
-use crate::telemetry::{EndReason, Meters};
+use crate::telemetry::Meters;
 
 /// Changes kept for watchers: three of each session. One further behind than this gets 410 and lists again.
 const HISTORY: usize = 4096;
@@ -309,8 +309,11 @@ impl Registry {
         let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
         let version = list.version + 1;
         list.entries.remove(&(entry.facts.namespace.clone(), entry.name.clone()));
-        let before = Some(entry.state());
-        list.put(Change { version, entry: entry.clone(), before, after: None });
+        let before = entry.state();
+        if let Some(meters) = &before.meters {
+            meters.audience.end();
+        }
+        list.put(Change { version, entry: entry.clone(), before: Some(before), after: None });
         self.0.version.send_replace(version);
     }
 }
@@ -362,6 +365,19 @@ impl State {
     }
 }
 
+// === impl Phase ===
+
+impl Phase {
+    /// The word in objects.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Ending => "Ending",
+        }
+    }
+}
+
 // === impl Live ===
 
 impl Live {
@@ -401,15 +417,6 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         self.registry.leave(&self.entry);
-    }
-}
-
-// === impl Order ===
-
-impl Order {
-    /// Somebody wants the session to end.
-    pub fn by(user: &str) -> Self {
-        Self { reason: EndReason::Ended, why: format!("this session was ended by {user}") }
     }
 }
 
@@ -468,6 +475,11 @@ fn bounded(command: Vec<String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::EndReason;
+
+    fn by(user: &str) -> Order {
+        Order { reason: EndReason::Ended, why: format!("ended by {user}") }
+    }
 
     fn facts(namespace: &str, pod: &str) -> Facts {
         Facts {
@@ -517,14 +529,14 @@ mod tests {
         let registry = Registry::default();
         let live = registry.enter(facts("b", "web"), Terms::default());
         let entry = registry.get("b", &live.entry().name).unwrap();
-        assert!(registry.end(&entry, Order::by("ana")));
-        assert!(!registry.end(&entry, Order::by("eve")));
-        assert_eq!(live.ordered().await, Order::by("ana"));
-        assert_eq!(live.ordered().await.why, "this session was ended by ana");
+        assert!(registry.end(&entry, by("ana")));
+        assert!(!registry.end(&entry, by("eve")));
+        assert_eq!(live.ordered().await, by("ana"));
+        assert_eq!(live.ordered().await.why, "ended by ana");
         live.runs(Carried::default(), Arc::default());
         assert_eq!(entry.state().phase, Phase::Ending);
         drop(live);
-        assert!(registry.get("b", &entry.name).is_none() && registry.end(&entry, Order::by("eve")) == false);
+        assert!(registry.get("b", &entry.name).is_none() && !registry.end(&entry, by("eve")));
     }
 
     #[tokio::test]

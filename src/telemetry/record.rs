@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::Metrics;
+use super::{Audience, Metrics};
 use crate::audit::Trail;
 use crate::recording::facts::Ending;
 use crate::wire::remotecommand::{Outcome, Protocol};
@@ -64,6 +64,8 @@ pub struct Meters {
     pub up: Meter,
     /// Far side to client.
     pub down: Meter,
+    /// Who sees what passes.
+    pub audience: Arc<Audience>,
     since: Instant,
     /// Milliseconds after that.
     active: AtomicU64,
@@ -154,6 +156,7 @@ impl Meter {
 impl Default for Meters {
     fn default() -> Self {
         Self {
+            audience: Arc::default(),
             up: Meter::default(),
             down: Meter::default(),
             since: Instant::now(),

@@ -21,10 +21,11 @@ use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::locate::Place;
 use crate::request::{Attributes, Subresource};
+use crate::session::live::{Carried, Facts, Live, Terms};
 use crate::session::seats::Seat;
 use crate::session::socket::Socket;
 use crate::session::{Limits, Order, Session, close};
-use crate::status::Refusal;
+use crate::status::{About, Refusal, go_quote};
 use crate::tap::Opening;
 use crate::tap::record::Recorder;
 use crate::telemetry::{EndReason, Record, Subject, chain};
@@ -58,11 +59,12 @@ pub(super) async fn open(
     })?;
     tell(trail, &place);
     let audit_id = audit_id(&request).to_owned();
+    let live = sessions.live().enter(facts(&door, &place, &audit_id), Terms::default());
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
     let opening = Opening { client: door.conn.peer, audit_id: audit_id.clone() };
-    let tapped = door.shared.pipeline.tap(place, &opening).await?;
+    let tapped = until_ended(&live, door.shared.pipeline.tap(place, &opening)).await?;
     if tapped.is_recorded() {
         let exec = tapped.place().exec();
         carriage.recordable(exec, request.headers_mut()).map_err(|error| {
@@ -76,7 +78,7 @@ pub(super) async fn open(
         peer: door.conn.peer,
         carriage: &carriage,
     };
-    let answer = door.shared.pipeline.open(&tapped, &head).await;
+    let answer = until_ended(&live, door.shared.pipeline.open(&tapped, &head)).await;
     if let Some(recorder) = tapped.recorder().filter(|recorder| recorder.is_kept()) {
         trail.annotate("recording-id", recorder.id());
         trail.annotate("rule", recorder.rule());
@@ -94,7 +96,9 @@ pub(super) async fn open(
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
             let orders = lapse(door.clone(), place.caller().clone(), attributes);
-            let told = Told { record, recorder: tapped.into_recorder() };
+            live.runs(carried(&switched, tapped.recorder()), record.meters());
+            let orders = Box::pin(either(orders, live.ordered()));
+            let told = Told { record, recorder: tapped.into_recorder(), live };
             let task = run(door.clone(), upgrade, far, switched, told, seat, orders);
             door.shared.drain.spawn(task.in_current_span());
         }
@@ -149,10 +153,63 @@ fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
     }
 }
 
+fn facts(door: &Door, place: &Place, audit_id: &str) -> Facts {
+    let (caller, exec) = (place.caller(), place.exec());
+    Facts {
+        user: caller.user().name.clone(),
+        impersonator: caller.impersonator().map(|user| user.name.clone()).unwrap_or_default(),
+        client: door.conn.peer,
+        audit_id: audit_id.to_owned(),
+        subresource: exec.subresource.as_str(),
+        namespace: exec.namespace.clone(),
+        pod: exec.pod.clone(),
+        container: place.container().to_owned(),
+        node: place.node().to_owned(),
+        command: exec.command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
+        tty: exec.tty,
+        stdin: exec.stdin,
+    }
+}
+
+fn carried(switched: &Switched, recorder: Option<&Recorder>) -> Carried {
+    let kept = recorder.filter(|recorder| recorder.is_kept());
+    Carried {
+        client_protocol: switched.client_protocol.clone(),
+        far_protocol: switched.far_protocol.clone(),
+        recording: kept.map(|recorder| recorder.id().to_owned()).unwrap_or_default(),
+        recording_rule: kept.map(|recorder| recorder.rule().to_owned()).unwrap_or_default(),
+    }
+}
+
+/// Sets a session up, unless somebody ends it meanwhile.
+async fn until_ended<T>(live: &Live, setup: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    tokio::select! {
+        biased;
+        order = live.ordered() => {
+            let facts = &live.entry().facts;
+            info!(reason = order.reason.word(), "a session was ended while it was set up");
+            let message = format!("pods {} is forbidden: {}", go_quote(facts.pod.as_bytes()), order.why);
+            let about = About { name: facts.pod.clone(), group: String::new(), kind: "pods".to_owned() };
+            Err(Refusal::Forbidden { message, about })
+        }
+        set_up = setup => set_up,
+    }
+}
+
+/// The order that comes first.
+async fn either(one: impl Future<Output = Order>, other: impl Future<Output = Order>) -> Order {
+    tokio::select! {
+        order = one => order,
+        order = other => order,
+    }
+}
+
 /// What is written about a session.
 struct Told {
     record: Record,
     recorder: Option<Recorder>,
+    /// Its place in the list of those that are live.
+    live: Live,
 }
 
 /// The client's connection, taken over from hyper.
@@ -203,7 +260,7 @@ async fn run(
     _seat: Seat,
     orders: BoxFuture<'static, Order>,
 ) {
-    let Told { mut record, recorder } = told;
+    let Told { mut record, recorder, live: _live } = told;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
         if let Some(recorder) = recorder {
             let drain = &door.shared.drain;
