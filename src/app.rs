@@ -8,6 +8,7 @@ pub mod recordings;
 pub mod serve;
 mod stop;
 pub mod verify;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

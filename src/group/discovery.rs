@@ -147,7 +147,7 @@ impl Document {
             Self::OpenApi2 => {}
             Self::OpenApi3 => {
                 let url = json!({"serverRelativeURL": format!("/openapi/v3/{}", openapi::PATH)});
-                if let Some(paths) = document["paths"].as_object_mut() {
+                if let Some(Value::Object(paths)) = document.get_mut("paths") {
                     paths.entry(openapi::PATH).or_insert(url);
                 }
             }

@@ -151,6 +151,8 @@ pub struct Change {
     pub before: Option<Item>,
     /// As it is; none when it is gone.
     pub after: Option<Item>,
+    /// What is told of one that is gone, where that is not as it was before.
+    pub last: Option<Item>,
 }
 
 /// How something is to be done.

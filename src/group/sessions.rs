@@ -126,10 +126,16 @@ impl Resource for LiveSessions {
         let (sessions, changes) = (self.sessions.clone(), self.registry().changes(since));
         stream::unfold((sessions, changes), |(sessions, mut changes)| async move {
             let change = changes.next().await.map_err(|gone| Refusal::Expired(gone.to_string()));
-            let change = change.map(|change| Change {
-                version: change.version,
-                before: change.before.map(|state| item(&sessions, &change.entry, &state)),
-                after: change.after.map(|state| item(&sessions, &change.entry, &state)),
+            let change = change.map(|change| {
+                let item = |state: &State| item(&sessions, &change.entry, state);
+                let ended = |state: &State| State { phase: Phase::Ended, ..state.clone() };
+                let gone = change.before.as_ref().filter(|_| change.after.is_none());
+                Change {
+                    version: change.version,
+                    before: change.before.as_ref().map(item),
+                    after: change.after.as_ref().map(item),
+                    last: gone.map(|state| item(&ended(state))),
+                }
             });
             Some((change, (sessions, changes)))
         })
@@ -302,7 +308,7 @@ fn schema() -> Value {
             "stdin": truth("Whether the client sends standard input."),
         })),
         "status": fields("How it is.", json!({
-            "phase": text("Starting, Running or Ending."),
+            "phase": text("Starting, Running or Ending; Ended in the last event of a watch."),
             "message": text("Why it is ending."),
             "auditID": text("Id of its request in the audit log."),
             "clientProtocol": text("Protocol of the client's side."),
@@ -333,11 +339,11 @@ fn cells(entry: &Entry, state: &State, limits: Limits, now: Timestamp) -> Vec<Va
         true => facts.user.clone(),
         false => format!("{} (by {})", facts.user, facts.impersonator),
     };
-    let protocol = match carried.client_protocol == carried.far_protocol {
-        true => carried.client_protocol.clone(),
-        false => format!("{} to {}", carried.client_protocol, carried.far_protocol),
-    };
+    let short = |protocol: &str| protocol.replace(".channel.k8s.io", "");
+    let (client, far) = (short(&carried.client_protocol), short(&carried.far_protocol));
+    let protocol = if client == far { client } else { format!("{client} to {far}") };
     let idle = match (state.phase, state.idle()) {
+        (Phase::Ended, _) => "ended".to_owned(),
         (Phase::Ending, _) => "ending".to_owned(),
         (_, Some(idle)) => span(i64::try_from(idle.as_secs()).unwrap_or(i64::MAX)),
         (_, None) => "starting".to_owned(),
@@ -481,7 +487,7 @@ mod tests {
         {
             assert_eq!(size(bytes), text);
         }
-        assert_eq!(size(u64::MAX), "15.9Ei");
+        assert_eq!(size(u64::MAX), "15Ei");
         let limits = Limits {
             bytes_per_second: 1 << 20,
             longest: Some(Duration::from_secs(8 * 3600)),

@@ -182,9 +182,9 @@ impl Feed for Within {
     async fn next(&mut self) -> Result<Changed<Item>, Refusal> {
         loop {
             let Some(change) = self.changes.next().await else { return std::future::pending().await };
-            let Change { version, before, after } = change?;
+            let Change { version, before, after, last } = change?;
             self.seen = version;
-            let Some(mut last) = after.clone().or_else(|| before.clone()) else { continue };
+            let Some(mut last) = last.or_else(|| after.clone()).or_else(|| before.clone()) else { continue };
             if self.namespace.as_ref().is_some_and(|namespace| namespace != last.namespace()) {
                 continue;
             }

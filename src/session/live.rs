@@ -115,6 +115,8 @@ pub enum Phase {
     Running,
     /// It was told to end.
     Ending,
+    /// It is over: no entry is that.
+    Ended,
 }
 
 /// A session in the list.
@@ -374,6 +376,7 @@ impl Phase {
             Self::Starting => "Starting",
             Self::Running => "Running",
             Self::Ending => "Ending",
+            Self::Ended => "Ended",
         }
     }
 }

@@ -18,6 +18,7 @@ mod copy;
 mod forward;
 
 mod kubectl;
+mod live;
 mod sessions;
 
 mod hostile;
