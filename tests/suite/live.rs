@@ -210,7 +210,7 @@ fn path_of(session: &Value) -> String {
 #[tokio::test]
 async fn every_request_is_reviewed_by_the_cluster_and_none_gets_there() {
     let rig = rig().await;
-    let (_client, session) = rig.session().await;
+    let (client, session) = rig.session().await;
     let path = path_of(&session);
     let name = session["metadata"]["name"].as_str().unwrap().to_owned();
     rig.gateway.cluster.judge(|_, asked| {
@@ -234,6 +234,7 @@ async fn every_request_is_reviewed_by_the_cluster_and_none_gets_there() {
     }
     assert_eq!(rig.gateway.cluster.served(), Vec::<String>::new());
     assert_eq!(rig.gateway.metric("podgate_sessions"), 1.0);
+    drop(client);
     rig.gateway.stop().await;
 }
 
@@ -290,7 +291,7 @@ async fn a_deletion_takes_preconditions_dry_runs_and_selectors() {
 #[tokio::test]
 async fn what_cannot_be_done_to_sessions_is_refused_in_the_api_servers_words() {
     let rig = rig().await;
-    let (_client, session) = rig.session().await;
+    let (client, session) = rig.session().await;
     let path = path_of(&session);
     for (line, code) in [
         (format!("POST {SESSIONS}"), 405),
@@ -309,6 +310,7 @@ async fn what_cannot_be_done_to_sessions_is_refused_in_the_api_servers_words() {
         let (got, said) = rig.object(&line, "").await;
         assert_eq!((got, &said["kind"]), (code, &json!("Status")), "{line}: {said}");
     }
+    drop(client);
     rig.gateway.stop().await;
 }
 
@@ -367,7 +369,11 @@ async fn a_watch_tells_what_is_there_what_changes_and_what_is_too_old() {
 async fn a_session_that_is_being_set_up_is_listed_and_can_be_ended() {
     let pki = Arc::new(Pki::new());
     // It never answers.
-    let far = Far::start(&pki, |_io| std::future::pending()).await;
+    let far = Far::start(&pki, |io| async move {
+        std::future::pending::<()>().await;
+        drop(io);
+    })
+    .await;
     let rig = Rig { gateway: TestGateway::facing(&far, config(), pki).await, far };
     let mut client = rig.gateway.connect_as("ana").await;
     send(&mut client, &exec_request("command=sh&stdout=true", "")).await;
