@@ -20,6 +20,7 @@ pub mod pipeline;
 
 pub mod authn;
 pub mod authz;
+pub mod grant;
 pub mod locate;
 pub mod policy;
 pub mod recording;
