@@ -132,7 +132,11 @@ impl<'a> Who<'a> {
 
     /// The name of the person who acts: of the impersonator, if there is one.
     pub fn person(self) -> &'a str {
-        &self.impersonator.unwrap_or(self.user).name
+        &self.acting().name
+    }
+
+    fn acting(self) -> &'a User {
+        self.impersonator.unwrap_or(self.user)
     }
 
     /// Whom they act as, when that is not themselves.

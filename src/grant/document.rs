@@ -331,10 +331,10 @@ fn drop_nulls(value: &mut Value) {
 // === impl Subject ===
 
 impl Subject {
-    /// Whether it is about all that somebody is: an impersonator has no use of the grants of whom they impersonate, unless
-    /// they are their own too.
+    /// Whether it is for this person: for the impersonator, where there is one. Nobody gets at another's grant by
+    /// impersonating them.
     pub fn covers(&self, who: Who<'_>) -> bool {
-        who.all().all(|user| self.is(user))
+        self.is(who.acting())
     }
 
     /// Whether it is about anything that somebody is.

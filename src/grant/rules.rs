@@ -330,13 +330,11 @@ fn wrong_selector(selector: &Selector) -> Vec<Cause> {
         let text = "Required value: a command has a word".to_owned();
         causes.push(cause(&format!("{FIELD}.command"), REQUIRED, text));
     }
-    for (index, one) in subresources.iter().enumerate() {
-        if !["exec", "attach", "portforward"].contains(&one.as_str()) {
-            let field = format!("{FIELD}.subresources[{index}]");
-            let supported = "supported values: \"exec\", \"attach\", \"portforward\"";
-            let text = format!("Unsupported value: {}: {supported}", quote(shown(one)));
-            causes.push(cause(&field, "FieldValueNotSupported", text));
-        }
+    let unknown = |one: &String| !["exec", "attach", "portforward"].contains(&one.as_str());
+    if let Some(index) = subresources.iter().position(unknown) {
+        let supported = "supported values: \"exec\", \"attach\", \"portforward\"";
+        let text = format!("Unsupported value: {}: {supported}", quote(shown(&subresources[index])));
+        causes.push(cause(&format!("{FIELD}.subresources[{index}]"), "FieldValueNotSupported", text));
     }
     if command.is_some() && !subresources.is_empty() && !subresources.iter().any(|one| one == "exec") {
         let text = "Forbidden: only exec has a command".to_owned();

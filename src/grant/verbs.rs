@@ -266,7 +266,7 @@ impl Grants {
         dry_run: bool,
     ) -> Result<Value, Refusal> {
         let refused = |error: Error| error.refusal(&key);
-        let mut may_approve = Some(may_approve);
+        let (mut may_approve, mut judged) = (Some(may_approve), None);
         for _ in 0..RETRIES {
             let Kept { grant: old, version } =
                 self.read(&key).await?.ok_or_else(|| refused(Error::Missing))?;
@@ -277,6 +277,11 @@ impl Grants {
             let new = match rules::update(who, &old, new(&old)?, now, self.settings.longest)? {
                 Change::To(new) => *new,
                 Change::Verdict { approve } => {
+                    // What was asked for meanwhile is not what they have said yes to.
+                    let asked = (old.metadata.uid.clone(), old.metadata.generation);
+                    if *judged.get_or_insert_with(|| asked.clone()) != asked {
+                        return Err(refused(Error::Conflict));
+                    }
                     if let Some(may_approve) = may_approve.take() {
                         may_approve.await?;
                     }
