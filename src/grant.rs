@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use crate::authn::Caller;
 use crate::cluster::User;
 use crate::drain::Drain;
+use crate::policy;
 use book::Book;
 use document::{Facts, Grant};
 use store::Store;
@@ -120,6 +121,25 @@ impl Grants {
 /// What time it is.
 pub fn wall_clock() -> Clock {
     Arc::new(Timestamp::now)
+}
+
+impl policy::Grants for Grants {
+    fn matching(&self, asked: &policy::Asked<'_>) -> Option<policy::Grant> {
+        let namespace = &asked.exec.namespace;
+        let facts = Facts {
+            namespace,
+            labels: &asked.pod.labels,
+            container: asked.container,
+            subresource: asked.exec.subresource.as_str(),
+            command: &asked.exec.command,
+        };
+        let held = Self::matching(self, Who::new(asked.user, asked.impersonator), &facts, asked.now)?;
+        Some(policy::Grant { name: format!("{namespace}/{}", held.name), reason: held.reason, until: held.until })
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        Self::changed(self)
+    }
 }
 
 // === impl Who ===

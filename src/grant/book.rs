@@ -237,8 +237,6 @@ impl Book {
     pub fn reached(&self, version: u64) {
         let mut inner = self.inner();
         inner.version = inner.version.max(version);
-        drop(inner);
-        self.tell();
     }
 
     fn tell(&self) {
