@@ -20,11 +20,13 @@ use podgate::app::{Gateway, Ground, recording};
 use podgate::audit::Audit;
 use podgate::authn::Methods;
 use podgate::config::Config;
+use podgate::config::recording::Demand;
 use podgate::dev::cluster::DevCluster;
 use podgate::dev::manifests;
 use podgate::dev::node::{Endpoint, Settings};
 use podgate::dev::state::{Ask, State};
 use podgate::drain::Drain;
+use podgate::policy::Policy;
 use podgate::recording::facts::Stdin;
 use podgate::recording::keys::SigningKey;
 use podgate::reload::Live;
@@ -112,6 +114,7 @@ async fn gateway(records: bool) {
     let cluster = Arc::new(DevCluster::new(manifests::builtin().expect("the built-in manifests")));
     cluster.store().set_node_endpoint("node-a", node).expect("node-a is built in");
     let mut ground = Ground {
+        policy: Policy::open(Demand::default()),
         cluster,
         server_tls: Live::fixed(tls::server(state.api_server(), &[tls::HTTP1], Clients::Ask).expect("TLS")),
         authn: Methods {
@@ -137,6 +140,7 @@ async fn gateway(records: bool) {
         config.recording.signing_key_file = Some(key);
         config.recording.spool.dir = Some(own.join("spool"));
         config.recording.default.stdin = Stdin::All;
+        ground.policy = Policy::open(config.recording.default);
         ground.recordings =
             recording::open(&config.recording, &ground.background, &ground.metrics).expect("open a spool");
     }

@@ -32,6 +32,7 @@ use crate::group::sessions::LiveSessions;
 use crate::listen::{self, Caps, Listener};
 use crate::locate::Locate;
 use crate::pipeline::Pipeline;
+use crate::policy::Policy;
 use crate::reload::Live;
 use crate::session::{self, Sessions};
 use crate::tap::{Recordings, Stage};
@@ -46,6 +47,8 @@ pub struct Ground {
     pub server_tls: Live<ServerConfig>,
     /// How callers are known.
     pub authn: Methods,
+    /// The house rules.
+    pub policy: Policy,
     /// The way to far sides.
     pub route: Route,
     /// Where sessions are recorded, if they are.
@@ -182,7 +185,7 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, authn, route, audit, recordings, .. } = ground;
+    let Ground { cluster, server_tls, authn, policy, route, audit, recordings, .. } = ground;
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
@@ -191,12 +194,8 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             route.towards(config.upstream.preferred_address_types.clone()),
             config.cluster.read_timeout,
         ),
-        tap: match recordings {
-            Some(recordings) => {
-                Stage::new(recordings, config.recording.rules.clone(), config.recording.default)
-            }
-            None => Stage::off(),
-        },
+        policy,
+        tap: recordings.map_or_else(Stage::off, Stage::new),
         upstream: Upstream::new(route, upstream_settings(config)),
     };
     let sessions = Sessions::new(

@@ -43,7 +43,7 @@ pub const ANONYMOUS: &str = "system:anonymous";
 
 /// A user whose identity was proven. Only this room, and `authz` for an impersonation it has checked, make
 /// one.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller {
     user: User,
     /// The user who really asks, when `user` is impersonated.
@@ -52,14 +52,14 @@ pub struct Caller {
 }
 
 /// Who asks as somebody else, and what they have to be allowed for that.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Impersonator {
     user: Box<User>,
     items: Arc<[Attributes]>,
 }
 
 /// What a caller was known by.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 enum Proof {
     FrontProxy(Arc<[CertificateDer<'static>]>),
     Certificate(Arc<[CertificateDer<'static>]>),

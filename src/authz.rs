@@ -146,7 +146,8 @@ impl Authz {
         let items = caller.impersonation().iter().filter_map(|item| Some((caller.impersonator()?, item)));
         let mut undecided = None;
         for (user, attributes) in items.chain([(caller.user(), &create)]) {
-            match self.ask(user, attributes, "").await {
+            // Nothing remembered is trusted: a right that was taken away is to be gone now.
+            match self.within("", self.cluster.review_anew(user, attributes)).await {
                 Ok(decision) if decision.allowed => {}
                 Ok(decision) => return Err(denied(user, attributes, &decision.reason, None)),
                 // One that nobody can decide is no reason to pass over another that is denied.
@@ -157,7 +158,15 @@ impl Authz {
     }
 
     async fn ask(&self, user: &User, attributes: &Attributes, uri: &str) -> Result<Decision, Error> {
-        match tokio::time::timeout(self.review_timeout, self.cluster.review(user, attributes)).await {
+        self.within(uri, self.cluster.review(user, attributes)).await
+    }
+
+    async fn within(
+        &self,
+        uri: &str,
+        review: impl Future<Output = Result<Decision, cluster::Error>>,
+    ) -> Result<Decision, Error> {
+        match tokio::time::timeout(self.review_timeout, review).await {
             Ok(Ok(decision)) => Ok(decision),
             Ok(Err(source)) => Err(Error::NoDecision { uri: uri.to_owned(), source }),
             Err(_) => Err(Error::Late(self.review_timeout, uri.to_owned())),

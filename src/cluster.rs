@@ -45,11 +45,15 @@ pub struct Decision {
     pub reason: String,
 }
 
-/// What `locate` needs of a pod; container names in spec order.
+/// What `locate` and the rules need of a pod; container names in spec order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.uid`.
     pub uid: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
     /// `spec.nodeName`; `None` when not bound yet.
     pub node: Option<String>,
     /// `spec.initContainers[*].name`.
@@ -58,6 +62,8 @@ pub struct Pod {
     pub containers: Vec<String>,
     /// `spec.ephemeralContainers[*].name`.
     pub ephemeral_containers: Vec<String>,
+    /// The image of each container of any kind, behind its name.
+    pub images: Vec<(String, String)>,
 }
 
 /// What `locate` needs of a node.
@@ -122,6 +128,15 @@ pub trait Cluster: Send + Sync + 'static {
         user: &'a User,
         attributes: &'a Attributes,
     ) -> BoxFuture<'a, Result<Decision, Error>>;
+
+    /// [`Cluster::review`], without an answer that is remembered.
+    fn review_anew<'a>(
+        &'a self,
+        user: &'a User,
+        attributes: &'a Attributes,
+    ) -> BoxFuture<'a, Result<Decision, Error>> {
+        self.review(user, attributes)
+    }
 
     /// The pod of this name, or `None` when there is none.
     fn pod<'a>(&'a self, namespace: &'a str, name: &'a str)

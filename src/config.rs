@@ -566,7 +566,8 @@ impl Default for Session {
         Self {
             max_sessions: 4096,
             max_sessions_per_caller: 256,
-            recheck_period: Duration::from_secs(60),
+            // What has changed is to end sessions within this.
+            recheck_period: Duration::from_secs(5),
             max_bytes_per_second: 0,
             linger: Duration::from_secs(1),
             // `protocol.md` 4.3, step 4.

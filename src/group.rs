@@ -8,6 +8,7 @@
 //! Source: apiserver `pkg/endpoints/handlers`, `pkg/endpoints/discovery`.
 
 mod discovery;
+pub mod grants;
 mod openapi;
 pub mod resource;
 pub mod sessions;

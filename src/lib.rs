@@ -21,7 +21,9 @@ pub mod pipeline;
 
 pub mod authn;
 pub mod authz;
+pub mod grant;
 pub mod locate;
+pub mod policy;
 pub mod recording;
 pub mod session;
 pub mod tap;

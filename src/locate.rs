@@ -1,6 +1,6 @@
 //! Locate: turns a permitted session into the container that will run it, and who is to be asked for it.
 //!
-//! In the flow: after `authz`, before `upstream`. Keeps nothing between requests. Where the API server is asked, it
+//! In the flow: after `authz`, before `policy`. Keeps nothing between requests. Where the API server is asked, it
 //! finds the kubelet itself; the container is chosen here all the same, because rules and records need it. Invariant:
 //! pod and node are read after the permit was given; a pod without a node is an error, never a guess.
 //! Source: kubernetes `pkg/registry/core/pod/strategy.go`, `pkg/util/node/node.go`; `protocol.md` 2 and 3.1.
@@ -24,6 +24,7 @@ const WEBSOCKETS_TO_KUBELET: &str = "ExtendWebSocketsToKubelet";
 #[derive(Debug)]
 pub struct Place {
     permit: SessionPermit,
+    pod: Arc<Pod>,
     container: String,
     node: String,
     far_side: FarSide,
@@ -152,7 +153,7 @@ impl Locate {
             Towards::Kubelets { address_types } => self.kubelet(&node, address_types).await?,
             Towards::ApiServer => FarSide::ApiServer,
         };
-        Ok(Place { container, node, far_side, permit })
+        Ok(Place { pod, container, node, far_side, permit })
     }
 
     async fn kubelet(&self, name: &str, address_types: &[String]) -> Result<FarSide, Error> {
@@ -225,6 +226,11 @@ impl Place {
     /// What was asked for.
     pub fn exec(&self) -> &Exec {
         self.permit.exec()
+    }
+
+    /// The pod, as it was when it was found.
+    pub fn pod(&self) -> &Pod {
+        &self.pod
     }
 
     /// The container chosen; empty for a port-forward.

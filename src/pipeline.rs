@@ -1,8 +1,8 @@
 //! Pipeline: the order of the stages, and nothing else.
 //!
 //! Each stage takes the proof the one before it made, so a wrong order does not compile: a `Caller` becomes a
-//! `Permit`, that a `SessionPermit`, that a `Place`, that a `Tapped`, whose recording has begun if one is demanded, and only
-//! that can be dialled.
+//! `Permit`, that a `SessionPermit`, that a `Place`, that an `Admitted`, that a `Tapped`, whose recording has begun if one is
+//! demanded, and only that can be dialled.
 
 use http::HeaderMap;
 use tracing::{error, info, warn};
@@ -12,6 +12,7 @@ use crate::authn::{Authn, Caller};
 use crate::authz::{self, Authz, Permit};
 use crate::listen::Conn;
 use crate::locate::{Locate, Place};
+use crate::policy::{Admitted, Circumstances, Policy};
 use crate::request::{Ask, Attributes, Exec};
 use crate::status::Refusal;
 use crate::tap::{self, Opening, Tapped};
@@ -26,6 +27,8 @@ pub struct Pipeline {
     pub authz: Authz,
     /// Where.
     pub locate: Locate,
+    /// May they, say the house rules.
+    pub policy: Policy,
     /// What is written about it.
     pub tap: tap::Stage,
     /// The far side.
@@ -87,9 +90,39 @@ impl Pipeline {
         self.locate.find(permit).await.map_err(|e| refused("locate", &e, e.refusal()))
     }
 
-    /// Why the caller of a live session may not go on, if so: by what they were known, and whether they, as they are
-    /// known now, may still `create` it. While nobody can say, they may; but what can be said is asked.
-    pub async fn lapsed(&self, caller: &Caller, attributes: &Attributes) -> Option<String> {
+    /// May they, say the house rules, and on which terms.
+    ///
+    /// # Errors
+    /// 403, in the words of the rule that says no.
+    pub fn admit(&self, place: Place, said: Circumstances, trail: &mut Trail) -> Result<Admitted, Refusal> {
+        if let Some(reason) = &said.reason {
+            trail.annotate("reason", reason);
+        }
+        match self.policy.admit(place, said) {
+            Ok(admitted) => {
+                let terms = admitted.terms();
+                trail.annotate("policy", terms.rules.join(","));
+                if let Some(reason) = &terms.reason {
+                    trail.annotate("reason", reason);
+                }
+                if let Some(grant) = &terms.grant {
+                    trail.annotate("grant", grant);
+                }
+                Ok(admitted)
+            }
+            Err(error) => {
+                trail.annotate("policy", &error.rule);
+                Err(refused("policy", &error, error.refusal()))
+            }
+        }
+    }
+
+    /// The caller of a live session as they are known now, by what they were known, if they still may `create` it. While
+    /// nobody can say, they may; but what can be said is asked.
+    ///
+    /// # Errors
+    /// Why the session may not go on.
+    pub async fn still(&self, caller: &Caller, attributes: &Attributes) -> Result<Caller, String> {
         let caller = match self.authn.still(caller).await {
             Ok(caller) => caller,
             Err(error) if error.is_transient() => {
@@ -99,18 +132,21 @@ impl Pipeline {
             Err(error) => return lapsed("the credential of this session is no longer valid", &error),
         };
         match self.authz.still(&caller, attributes).await {
-            Ok(()) => None,
-            Err(error @ authz::Error::Denied { .. }) => lapsed("this session is no longer allowed", &error),
+            Ok(()) => {}
+            Err(error @ authz::Error::Denied { .. }) => {
+                return lapsed("this session is no longer allowed", &error);
+            }
             Err(error) => unsure("authz", &error),
         }
+        Ok(caller)
     }
 
     /// No record, no session: begins what is to be written about it.
     ///
     /// # Errors
     /// When it has to be recorded and cannot be.
-    pub async fn tap(&self, place: Place, opening: &Opening) -> Result<Tapped, Refusal> {
-        self.tap.open(place, opening).await.map_err(|e| refused("tap", &e, e.refusal()))
+    pub async fn tap(&self, admitted: Admitted, opening: &Opening) -> Result<Tapped, Refusal> {
+        self.tap.open(admitted, opening).await.map_err(|e| refused("tap", &e, e.refusal()))
     }
 
     /// The far side's answer.
@@ -123,14 +159,13 @@ impl Pipeline {
 }
 
 /// Logs why a session ends, of which the client is told `public`.
-fn lapsed(public: &str, error: &dyn std::error::Error) -> Option<String> {
+fn lapsed(public: &str, error: &dyn std::error::Error) -> Result<Caller, String> {
     info!(error = chain(error), "a session has lapsed: {public}");
-    Some(public.to_owned())
+    Err(public.to_owned())
 }
 
-fn unsure(stage: &'static str, error: &dyn std::error::Error) -> Option<String> {
+fn unsure(stage: &'static str, error: &dyn std::error::Error) {
     warn!(stage, error = chain(error), "cannot ask again about a session, it goes on");
-    None
 }
 
 /// Logs a stage's error with its causes, which the client never sees, and hands on what it does see.

@@ -6,13 +6,19 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderName, Method, header};
 
 use crate::status::{Encoding, Refusal, go_quote};
 use crate::wire::remotecommand::Asked;
 
 /// Every header that asks for impersonation begins with this (`protocol.md` 8.3).
 pub const IMPERSONATION_PREFIX: &str = "impersonate-";
+
+/// The header that says what a session is for; `?reason=` says the same.
+pub const REASON_HEADER: HeaderName = HeaderName::from_static("podgate-reason");
+
+/// Bytes of what a session is for: a few sentences. What is longer is cut.
+pub const MAX_REASON: usize = 1024;
 
 /// Everything podgate reads from a request head.
 #[derive(Debug, Clone)]
@@ -25,6 +31,8 @@ pub struct Ask {
     pub uri: String,
     /// How a Status is to be written.
     pub encoding: Encoding,
+    /// What it is for, if that is said.
+    pub reason: Option<String>,
     /// The session asked for, if the path is one of a session's subresources.
     pub exec: Option<Result<Exec, Refusal>>,
 }
@@ -124,10 +132,11 @@ impl Ask {
         let query = Query::parse(uri.query().unwrap_or(""));
         let attributes = Attributes::of(method, path, &query)?;
         let encoding = Encoding::of(headers, query.first("pretty").as_deref());
+        let reason = reason(&query, headers);
         let exec =
             attributes.resource.as_ref().and_then(|resource| Exec::of(method, &attributes, resource, &query));
         let uri = uri.path_and_query().map_or("/", |all| all.as_str()).to_owned();
-        Ok(Self { attributes, query, uri, encoding, exec })
+        Ok(Self { attributes, query, uri, encoding, reason, exec })
     }
 
     /// Whether upstream exempts this request from request deadlines and in-flight limits (`protocol.md` 8.5).
@@ -383,6 +392,15 @@ impl Upgrade {
             _ => Self::Other,
         }
     }
+}
+
+/// What a session is for, in one line that can be shown: by the query, or else by a header.
+fn reason(query: &Query, headers: &HeaderMap) -> Option<String> {
+    let header = || headers.get(REASON_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let said = query.first("reason").or_else(header)?;
+    let mut text = said.replace(char::is_control, " ").trim().to_owned();
+    text.truncate(text.floor_char_boundary(MAX_REASON));
+    (!text.is_empty()).then_some(text)
 }
 
 /// What keeps a name from being one segment of a path, in upstream's words; `None` when nothing does.

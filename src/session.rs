@@ -185,12 +185,12 @@ impl Sessions {
         Self { settings, seats, live: Registry::default(), drain }
     }
 
-    /// A seat for a session of this user.
+    /// A seat for a session of this user, who may have no more than this many, and no more than anybody.
     ///
     /// # Errors
     /// When there is none.
-    pub fn seat(&self, user: &str) -> Result<Seat, Full> {
-        self.seats.take(user)
+    pub fn seat(&self, user: &str, at_most: Option<usize>) -> Result<Seat, Full> {
+        self.seats.take(user, at_most)
     }
 
     /// The sessions that are there now.

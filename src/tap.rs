@@ -1,6 +1,6 @@
 //! Tap: what is written about a session; open before any byte moves.
 //!
-//! In the flow: after `locate`, before `upstream`. Rules say whether a session is recorded; a [`Tapped`] is the proof
+//! In the flow: after `policy`, which says whether a session is recorded, before `upstream`; a [`Tapped`] is the proof
 //! that its recording has begun, or that none is demanded, and only that can be dialled: no record, no session.
 //! Recordings are written to a spool and go from there to a store. What was left by a process that was killed is
 //! recovered and goes there as well.
@@ -9,7 +9,6 @@
 
 pub mod echo;
 pub mod record;
-pub mod rules;
 mod spares;
 pub mod spool;
 #[cfg(test)]
@@ -26,15 +25,14 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
-use crate::cluster::User;
-use crate::config::recording::{Demand, Record, Rule};
+use crate::config::recording::Record;
 use crate::drain::Drain;
 use crate::locate::Place;
+use crate::policy::{Admitted, Terms};
 use crate::recording::facts::{Details, Facts};
 use crate::recording::keys::Keys;
 use crate::telemetry::{Metrics, chain, metrics};
 use record::{Begin, Recorder};
-use rules::Asked;
 use spares::Spares;
 use spool::{Disk, Spool};
 use upload::Store;
@@ -45,13 +43,11 @@ const LOOK: Duration = Duration::from_secs(10);
 /// The stage.
 pub struct Stage {
     recordings: Option<Recordings>,
-    rules: Vec<Rule>,
-    default: Demand,
 }
 
-/// A place whose session is recorded, if it has to be. Only this room makes one.
+/// A session that was admitted and is recorded, if it has to be. Only this room makes one.
 pub struct Tapped {
-    place: Place,
+    admitted: Admitted,
     recorder: Option<Recorder>,
 }
 
@@ -98,31 +94,25 @@ pub struct Settings {
 impl Stage {
     /// Nothing is recorded.
     pub fn off() -> Self {
-        Self { recordings: None, rules: Vec::new(), default: Demand::default() }
+        Self { recordings: None }
     }
 
-    /// What these rules demand is recorded.
-    pub fn new(recordings: Recordings, rules: Vec<Rule>, default: Demand) -> Self {
-        Self { recordings: Some(recordings), rules, default }
+    /// What is admitted on these terms is recorded.
+    pub fn new(recordings: Recordings) -> Self {
+        Self { recordings: Some(recordings) }
     }
 
     /// Begins what has to be begun before the far side is asked.
     ///
     /// # Errors
     /// When there can be no recording where one is demanded.
-    pub async fn open(&self, place: Place, opening: &Opening) -> Result<Tapped, record::Error> {
-        let Some(recordings) = &self.recordings else { return Ok(Tapped { place, recorder: None }) };
+    pub async fn open(&self, admitted: Admitted, opening: &Opening) -> Result<Tapped, record::Error> {
+        let Some(recordings) = &self.recordings else { return Ok(Tapped { admitted, recorder: None }) };
+        let (place, terms) = (admitted.place(), admitted.terms());
         let (user, exec) = (place.caller().user(), place.exec());
-        let demand = |user: &'_ User| {
-            let (namespace, subresource) = (exec.namespace.as_str(), exec.subresource.as_str());
-            let asked = Asked { user: &user.name, groups: &user.groups, namespace, subresource };
-            rules::demand(&self.rules, self.default, asked)
-        };
-        // To act as somebody else is a header, too: it takes nobody out of what is demanded of themselves.
-        let everybody = [Some(user), place.caller().impersonator()].into_iter().flatten();
-        let (rule, demand) = rules::most(everybody.map(demand)).expect("the caller is one of them");
+        let (rule, demand) = &terms.record;
         let strict = match demand.record {
-            Record::Off => return Ok(Tapped { place, recorder: None }),
+            Record::Off => return Ok(Tapped { admitted, recorder: None }),
             Record::Strict => true,
             Record::Tolerant => false,
         };
@@ -142,12 +132,12 @@ impl Stage {
             tty: exec.tty,
             stdin: exec.stdin,
             records_stdin: demand.stdin,
-            rule: rule.to_owned(),
+            rule: rule.clone(),
         };
         let command = exec.command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         let details = Details { command, ports: exec.ports.clone() };
         let recorder = Recorder::begin(recordings, Begin { facts, details, strict }).await?;
-        Ok(Tapped { place, recorder: Some(recorder) })
+        Ok(Tapped { admitted, recorder: Some(recorder) })
     }
 }
 
@@ -156,7 +146,12 @@ impl Stage {
 impl Tapped {
     /// The place.
     pub fn place(&self) -> &Place {
-        &self.place
+        self.admitted.place()
+    }
+
+    /// What its session is held to.
+    pub fn terms(&self) -> &Terms {
+        self.admitted.terms()
     }
 
     /// Whether its session is recorded.
@@ -180,9 +175,9 @@ impl Tapped {
         self.recorder.as_ref()
     }
 
-    /// What records its session. Without this it leaves nothing.
-    pub fn into_recorder(self) -> Option<Recorder> {
-        self.recorder
+    /// What was admitted, and what records its session. Without the latter it leaves nothing.
+    pub fn into_parts(self) -> (Admitted, Option<Recorder>) {
+        (self.admitted, self.recorder)
     }
 }
 

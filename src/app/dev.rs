@@ -25,6 +25,7 @@ use crate::dev::state::{self, State};
 use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
 use crate::listen;
+use crate::policy::Policy;
 use crate::recording::keys::SigningKey;
 use crate::reload::{Live, Reloader};
 use crate::tap::Recordings;
@@ -199,6 +200,7 @@ impl Dev {
                 anonymous: config.authentication.anonymous,
                 ..Methods::default()
             },
+            policy: Policy::open(config.recording.default),
             route,
             ready: Vec::new(),
             metrics,

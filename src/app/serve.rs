@@ -30,6 +30,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{Config, KeyPair, UpstreamMode};
 use crate::drain::Drain;
 use crate::listen;
+use crate::policy::Policy;
 use crate::reload::{Live, Reloader};
 use crate::secret::{self, Secret};
 use crate::telemetry::Metrics;
@@ -180,6 +181,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         cluster,
         server_tls,
         authn,
+        policy: Policy::open(config.recording.default),
         route,
         ready: vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }],
         metrics: metrics.clone(),

@@ -112,6 +112,14 @@ impl Cluster for KubeCluster {
         self.rights.review(user, attributes).boxed()
     }
 
+    fn review_anew<'a>(
+        &'a self,
+        user: &'a User,
+        attributes: &'a Attributes,
+    ) -> BoxFuture<'a, Result<Decision, Error>> {
+        self.rights.review_anew(user, attributes).boxed()
+    }
+
     fn pod<'a>(
         &'a self,
         namespace: &'a str,

@@ -23,10 +23,8 @@ pub struct Recording {
     pub spool: Spool,
     /// Where they are kept.
     pub store: Store,
-    /// What holds for a session that no rule is about.
+    /// What holds for a session of which no policy says more.
     pub default: Demand,
-    /// First match wins.
-    pub rules: Vec<Rule>,
 }
 
 /// Where recordings are written while sessions live.
@@ -76,31 +74,6 @@ pub enum Record {
     Strict,
 }
 
-/// What is wanted of the sessions it is about: all that match every list which is not empty.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Rule {
-    /// Its name, as recordings tell it.
-    pub name: String,
-    /// Namespaces; a `*` stands for any characters.
-    #[serde(default)]
-    pub namespaces: Vec<String>,
-    /// Users; a `*` stands for any characters.
-    #[serde(default)]
-    pub users: Vec<String>,
-    /// Groups, of which the user has one; a `*` stands for any characters.
-    #[serde(default)]
-    pub groups: Vec<String>,
-    /// `exec`, `attach` or `portforward`.
-    #[serde(default)]
-    pub subresources: Vec<String>,
-    /// Whether they are recorded.
-    pub record: Record,
-    /// What of their standard input; as without a rule when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stdin: Option<Stdin>,
-}
-
 // === impl Recording ===
 
 impl Recording {
@@ -114,8 +87,7 @@ impl Recording {
 
     /// Whether there are sessions that must not be without a recording.
     pub fn has_strict(&self) -> bool {
-        let rules = self.rules.iter().map(|rule| rule.record);
-        rules.chain([self.default.record]).any(|record| record == Record::Strict)
+        self.default.record == Record::Strict
     }
 
     pub(super) fn resolve(&mut self, base: &Path) {
@@ -151,15 +123,6 @@ impl Recording {
         if self.recipient_files.len() > MAX_RECIPIENTS {
             wrong("recipientFiles", format!("are at most {MAX_RECIPIENTS}"));
         }
-        for (n, rule) in self.rules.iter().enumerate() {
-            if rule.name.is_empty() {
-                wrong(&format!("rules[{n}].name"), "is not empty".into());
-            }
-            for other in rule.subresources.iter().filter(|name| !SUBRESOURCES.contains(&name.as_str())) {
-                let what = format!("{other:?} is none of {}", SUBRESOURCES.join(", "));
-                wrong(&format!("rules[{n}].subresources"), what);
-            }
-        }
         problems
     }
 
@@ -183,8 +146,6 @@ const LEAST_SPOOL: u64 = 1024 * 1024;
 
 /// The stores there are.
 const SCHEMES: [&str; 8] = ["file", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss"];
-
-const SUBRESOURCES: [&str; 3] = ["exec", "attach", "portforward"];
 
 // === impl Default ===
 

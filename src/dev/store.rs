@@ -336,9 +336,17 @@ pub fn slim_pod(pod: &Pod) -> cluster::Pod {
     let init = spec.and_then(|spec| spec.init_containers.as_ref()).into_iter().flatten();
     let regular = spec.map(|spec| &spec.containers).into_iter().flatten();
     let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_ref()).into_iter().flatten();
+    let image = |name: &str, image: &Option<String>| (name.to_owned(), image.clone().unwrap_or_default());
+    let regular_images =
+        init.clone().chain(regular.clone()).map(|container| image(&container.name, &container.image));
+    let images = ephemeral.clone().map(|container| image(&container.name, &container.image));
+    let images = regular_images.chain(images).collect();
     cluster::Pod {
         uid: pod.metadata.uid.clone().unwrap_or_default(),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         node: spec.and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty()),
+        images,
         init_containers: init.map(|container| container.name.clone()).collect(),
         containers: regular.map(|container| container.name.clone()).collect(),
         ephemeral_containers: ephemeral.map(|container| container.name.clone()).collect(),

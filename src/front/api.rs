@@ -10,6 +10,7 @@
 mod activity;
 mod hijack;
 mod layers;
+mod recheck;
 mod upgrade;
 
 use std::convert::Infallible;
@@ -25,6 +26,7 @@ use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use jiff::Timestamp;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
@@ -39,6 +41,7 @@ use crate::drain::Drain;
 use crate::group::{Asker, Group};
 use crate::listen::{Conn, Slot, Via};
 use crate::pipeline::Pipeline;
+use crate::policy::Circumstances;
 use crate::reload::Live;
 use crate::request::Ask;
 use crate::session::Sessions;
@@ -47,6 +50,7 @@ use crate::telemetry::{Metrics, chain};
 use crate::tls;
 use activity::{Activity, Busy};
 use layers::Short;
+use recheck::Rechecks;
 
 /// Seconds after which a client may try again whose address has too many connections.
 const CONNECTION_RETRY: u32 = 1;
@@ -93,6 +97,7 @@ struct Shared {
     metrics: Metrics,
     audit: Audit,
     short: Short,
+    rechecks: Rechecks,
 }
 
 /// One connection of the door.
@@ -133,6 +138,7 @@ impl Api {
                 metrics,
                 audit,
                 short,
+                rechecks: Rechecks::default(),
             }),
         }
     }
@@ -388,9 +394,12 @@ impl Door {
             let permit = self.shared.pipeline.permit(caller, &ask, trail).await?;
             let exec = exec?;
             let place = self.shared.pipeline.place(permit, exec, &ask).await?;
+            let now = Timestamp::now();
+            let said = Circumstances { client: self.conn.peer, reason: ask.reason.take(), now };
+            let admitted = self.shared.pipeline.admit(place, said, trail)?;
             let (origins, translate) =
                 (&self.shared.settings.allowed_origins, self.shared.pipeline.upstream.translate());
-            let carriage = match upgrade::carriage(&request, &place, origins, translate) {
+            let carriage = match upgrade::carriage(&request, admitted.place(), origins, translate) {
                 Ok(carriage) => carriage,
                 Err(upgrade::Error::Refused(refusal)) => return Err(refusal),
                 Err(upgrade::Error::Handshake(refusal)) => return Ok(upgrade::handshake_refused(refusal)),
@@ -398,7 +407,7 @@ impl Door {
             if self.shared.drain.is_stopping() {
                 return Err(Refusal::Unavailable("podgate is shutting down, try another replica".into()));
             }
-            return hijack::open(self, request, place, carriage, ask.attributes, started, trail).await;
+            return hijack::open(self, request, admitted, carriage, ask.attributes, started, trail).await;
         }
         upgrade::check_page(&caller, request.headers(), &self.shared.settings.allowed_origins)?;
         let owned = self.shared.group.owns(&ask);

@@ -278,6 +278,7 @@ fn status(entry: &Entry, state: &State, limits: Limits) -> Value {
                 ("bytesPerSecond", json!(Some(limits.bytes_per_second).filter(|rate| *rate != 0))),
                 ("longestSeconds", seconds(limits.longest)),
                 ("idleSeconds", seconds(limits.idle)),
+                ("sessionsPerUser", json!(terms.sessions_per_user)),
             ]),
         ),
     ])
@@ -293,6 +294,7 @@ fn schema() -> Value {
         "bytesPerSecond": number("Bytes per second and direction."),
         "longestSeconds": number("How long it may last."),
         "idleSeconds": number("How long nothing of its own may pass."),
+        "sessionsPerUser": number("Sessions of its caller at once."),
     });
     json!({
         "spec": fields("What was asked for.", json!({

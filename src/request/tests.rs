@@ -159,7 +159,7 @@ fn item_037_an_upgrade_is_any_connection_line_that_says_so() {
     let of = |lines: &[(&str, &str)]| {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         }
         Upgrade::of(&headers)
     };

@@ -89,6 +89,8 @@ pub struct Terms {
     pub grant: Option<String>,
     /// What bounds it.
     pub limits: Limits,
+    /// Sessions of its caller at once.
+    pub sessions_per_user: Option<usize>,
     /// When what allows it runs out.
     pub until: Option<Timestamp>,
 }

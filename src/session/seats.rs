@@ -51,12 +51,13 @@ impl Seats {
         Self(Arc::new(Shared { max, max_per_caller, taken: Mutex::default() }))
     }
 
-    /// A seat for this user.
+    /// A seat for this user, if they have fewer than this many.
     ///
     /// # Errors
     /// When there is none.
-    pub fn take(&self, caller: &str) -> Result<Seat, Full> {
+    pub fn take(&self, caller: &str, at_most: Option<usize>) -> Result<Seat, Full> {
         let Shared { max, max_per_caller, .. } = *self.0;
+        let max_per_caller = at_most.map_or(max_per_caller, |at_most| at_most.min(max_per_caller));
         let mut taken = self.0.taken();
         if taken.all >= max {
             return Err(Full::All(max));
@@ -107,13 +108,14 @@ mod tests {
     #[test]
     fn seats_run_out_for_one_caller_and_then_for_all_and_come_back() {
         let seats = Seats::new(3, 2);
-        let ana = [seats.take("ana").unwrap(), seats.take("ana").unwrap()];
-        assert_eq!(seats.take("ana").unwrap_err(), Full::Caller(2));
-        let ben = seats.take("ben").unwrap();
-        assert_eq!(seats.take("eve").unwrap_err(), Full::All(3));
+        let ana = [seats.take("ana", None).unwrap(), seats.take("ana", None).unwrap()];
+        assert_eq!(seats.take("ana", None).unwrap_err(), Full::Caller(2));
+        let ben = seats.take("ben", None).unwrap();
+        assert_eq!(seats.take("eve", None).unwrap_err(), Full::All(3));
         drop(ana);
-        let again = [seats.take("ana").unwrap(), seats.take("ana").unwrap()];
-        assert_eq!(seats.take("ana").unwrap_err(), Full::All(3));
+        assert_eq!(seats.take("ben", Some(1)).unwrap_err(), Full::Caller(1));
+        let again = [seats.take("ana", None).unwrap(), seats.take("ana", None).unwrap()];
+        assert_eq!(seats.take("ana", None).unwrap_err(), Full::All(3));
         drop((again, ben));
         let taken = seats.0.taken();
         assert!(taken.all == 0 && taken.callers.is_empty(), "{taken:?}");

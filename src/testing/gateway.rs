@@ -17,7 +17,9 @@ use crate::app::{Gateway, Ground, recording};
 use crate::audit::Audit;
 use crate::authn::{Methods, Tokens};
 use crate::config::Config;
+use crate::config::recording::Demand;
 use crate::drain::{Drain, Drained};
+use crate::policy::Policy;
 use crate::reload::{Live, Reloader};
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients, Identity};
@@ -91,6 +93,7 @@ impl TestGateway {
                 tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
             ),
             authn: Self::methods(pki),
+            policy: Policy::open(Demand::default()),
             route: Self::route(pki),
             recordings: None,
             ready: Vec::new(),

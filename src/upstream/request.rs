@@ -15,7 +15,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use super::{Carriage, ClientHead, Server};
 use crate::cluster::impersonate;
 use crate::locate::{HostPort, Place};
-use crate::request::{Exec, IMPERSONATION_PREFIX, Subresource};
+use crate::request::{Exec, IMPERSONATION_PREFIX, REASON_HEADER, Subresource};
 use crate::wire::http1::canonical;
 use crate::wire::portforward;
 use crate::wire::remotecommand::{PROTOCOL_HEADER, Protocol};
@@ -191,6 +191,8 @@ fn passes(name: &HeaderName) -> bool {
         // A compressed message could not be read.
         header::SEC_WEBSOCKET_EXTENSIONS,
         HeaderName::from_static("x-forwarded-for"),
+        // What for is podgate's to know.
+        REASON_HEADER,
     ];
     // Some servers take a low line for a dash.
     let text = name.as_str().replace('_', "-");

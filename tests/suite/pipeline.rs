@@ -49,6 +49,7 @@ fn pod(node: Option<&str>, init: &[&str], containers: &[&str], ephemeral: &[&str
         init_containers: names(init),
         containers: names(containers),
         ephemeral_containers: names(ephemeral),
+        ..Pod::default()
     }
 }
 

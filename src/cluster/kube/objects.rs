@@ -11,6 +11,7 @@
 mod store;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode};
@@ -42,9 +43,15 @@ pub(super) struct Objects {
 }
 
 /// What podgate keeps of one kind of object.
-trait Kind: From<Object> + Send + Sync + 'static {
+trait Kind: From<Object> + Clone + Send + Sync + 'static {
     /// The resource, as in paths.
     const PLURAL: &str;
+
+    /// What is known of an object, with what only its metadata says.
+    fn with(known: Arc<Self>, metadata: Metadata) -> Arc<Self>;
+
+    /// The same, as it is kept.
+    fn kept(self) -> Self;
 }
 
 /// An object of either kind, as far as podgate reads it.
@@ -63,6 +70,8 @@ struct Metadata {
     name: String,
     uid: String,
     resource_version: String,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,6 +87,8 @@ struct Spec {
 #[derive(Debug, Deserialize)]
 struct Container {
     name: String,
+    #[serde(default)]
+    image: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -157,16 +168,16 @@ impl Objects {
                 return Ok(None);
             };
             if Version::of(&object.metadata).is_some_and(|now| now == version) {
-                return Ok(Some(known));
+                return Ok(Some(K::with(known, object.metadata)));
             }
         }
         let Some(object) = self.look(act, path, JSON).await? else { return Ok(None) };
         let version = Version::of(&object.metadata);
-        let value = Arc::new(K::from(object));
+        let value = K::from(object);
         if let Some(version) = version {
-            store.remember(key, version, value.clone());
+            store.remember(key, version, Arc::new(value.clone().kept()));
         }
-        Ok(Some(value))
+        Ok(Some(Arc::new(value)))
     }
 
     async fn look(&self, act: &str, path: &str, accept: HeaderValue) -> Result<Option<Object>, Error> {
@@ -184,29 +195,59 @@ impl Objects {
 
 impl Kind for Pod {
     const PLURAL: &str = "pods";
+
+    fn with(known: Arc<Self>, metadata: Metadata) -> Arc<Self> {
+        let (labels, annotations) =
+            (metadata.labels.unwrap_or_default(), metadata.annotations.unwrap_or_default());
+        Arc::new(Self { labels, annotations, ..Self::clone(&known) })
+    }
+
+    /// Without labels and annotations, which may be long, and come with each look at the metadata.
+    fn kept(self) -> Self {
+        Self { labels: BTreeMap::new(), annotations: BTreeMap::new(), ..self }
+    }
 }
 
 impl From<Object> for Pod {
     fn from(Object { metadata, spec, .. }: Object) -> Self {
-        let names = |containers: Option<Vec<Container>>| {
-            let names = containers.into_iter().flatten().map(|container| container.name);
-            let mut names: Vec<_> = names.collect();
+        let mut images = Vec::new();
+        let mut names = |containers: Option<Vec<Container>>| {
+            let mut names = Vec::new();
+            for Container { name, image } in containers.into_iter().flatten() {
+                names.push(name.clone());
+                images.push((name, image));
+            }
             // There are very many pods.
             names.shrink_to_fit();
             names
         };
+        let init_containers = names(spec.init_containers);
+        let containers = names(spec.containers);
+        let ephemeral_containers = names(spec.ephemeral_containers);
+        images.shrink_to_fit();
         Self {
             uid: metadata.uid,
+            labels: metadata.labels.unwrap_or_default(),
+            annotations: metadata.annotations.unwrap_or_default(),
             node: (!spec.node_name.is_empty()).then_some(spec.node_name),
-            init_containers: names(spec.init_containers),
-            containers: names(spec.containers),
-            ephemeral_containers: names(spec.ephemeral_containers),
+            init_containers,
+            containers,
+            ephemeral_containers,
+            images,
         }
     }
 }
 
 impl Kind for Node {
     const PLURAL: &str = "nodes";
+
+    fn with(known: Arc<Self>, _: Metadata) -> Arc<Self> {
+        known
+    }
+
+    fn kept(self) -> Self {
+        self
+    }
 }
 
 impl From<Object> for Node {

@@ -88,13 +88,25 @@ impl Rights {
         Self { asker: Arc::new(asker), answers, flights: Flights::default() }
     }
 
-    /// The cluster's answer. Dropping the future does not disturb others who ask the same.
+    /// The cluster's answer, or what it was a short time ago. Dropping the future does not disturb others who ask the same.
     pub(super) async fn review(&self, user: &User, attributes: &Attributes) -> Result<Decision, Error> {
         let body = json(REVIEW, &access_review(user, attributes))?;
-        let Some(answers) = &self.answers else { return ask(&self.asker, body).await };
-        if let Some(answer) = answers.get(&body).await {
-            return Ok(answer);
+        match &self.answers {
+            Some(answers) => match answers.get(&body).await {
+                Some(answer) => Ok(answer),
+                None => self.ask(body).await,
+            },
+            None => self.ask(body).await,
         }
+    }
+
+    /// The cluster's answer as it is now.
+    pub(super) async fn review_anew(&self, user: &User, attributes: &Attributes) -> Result<Decision, Error> {
+        self.ask(json(REVIEW, &access_review(user, attributes))?).await
+    }
+
+    async fn ask(&self, body: Bytes) -> Result<Decision, Error> {
+        let Some(answers) = &self.answers else { return ask(&self.asker, body).await };
         let (asker, answers, asked) = (self.asker.clone(), answers.clone(), body.clone());
         let fly = || {
             let answered = async move {

@@ -8,18 +8,20 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, warn};
 
 use super::layers::{AUDIT_ID, AuditIdGiven, audit_id};
+use super::recheck::Rechecks;
 use super::{ClientIo, Door, whole};
 use crate::audit::Trail;
-use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::locate::Place;
+use crate::policy::{self, Admitted};
 use crate::request::{Attributes, Subresource};
 use crate::session::live::{Carried, Facts, Live, Terms};
 use crate::session::seats::Seat;
@@ -46,25 +48,26 @@ const SEAT_RETRY: u32 = 10;
 pub(super) async fn open(
     door: Door,
     mut request: Request<Incoming>,
-    place: Place,
+    admitted: Admitted,
     mut carriage: Carriage,
     attributes: Attributes,
     started: Instant,
     trail: &mut Trail,
 ) -> Result<Response<Body>, Refusal> {
     let sessions = &door.shared.sessions;
-    let seat = sessions.seat(&place.caller().user().name).map_err(|full| {
+    let (place, terms) = (admitted.place(), admitted.terms());
+    let seat = sessions.seat(&place.caller().user().name, terms.sessions_per_user).map_err(|full| {
         info!(error = %full, "request refused");
         Refusal::TooManyRequests { message: full.to_string(), retry_after: SEAT_RETRY }
     })?;
-    tell(trail, &place);
+    tell(trail, place);
     let audit_id = audit_id(&request).to_owned();
-    let live = sessions.live().enter(facts(&door, &place, &audit_id), Terms::default());
+    let live = sessions.live().enter(facts(&door, place, &audit_id), shown(terms));
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
     let opening = Opening { client: door.conn.peer, audit_id: audit_id.clone() };
-    let tapped = until_ended(&live, door.shared.pipeline.tap(place, &opening)).await?;
+    let tapped = until_ended(&live, door.shared.pipeline.tap(admitted, &opening)).await?;
     if tapped.is_recorded() {
         let exec = tapped.place().exec();
         carriage.recordable(exec, request.headers_mut()).map_err(|error| {
@@ -95,11 +98,12 @@ pub(super) async fn open(
             trail.annotate("far-protocol", &switched.far_protocol);
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
-            let orders = lapse(door.clone(), place.caller().clone(), attributes);
             live.runs(carried(&switched, tapped.recorder()), record.meters());
-            let orders = Box::pin(either(orders, live.ordered()));
-            let told = Told { record, recorder: tapped.into_recorder(), live };
-            let task = run(door.clone(), upgrade, far, switched, told, seat, orders);
+            let (admitted, recorder) = tapped.into_parts();
+            let limits = admitted.terms().limits;
+            let orders = Box::pin(either(lapse(door.clone(), admitted, attributes), live.ordered()));
+            let told = Told { record, recorder, live };
+            let task = run(door.clone(), upgrade, far, switched, told, seat, limits, orders);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -171,6 +175,12 @@ fn facts(door: &Door, place: &Place, audit_id: &str) -> Facts {
     }
 }
 
+/// What of the terms is shown.
+fn shown(terms: &policy::Terms) -> Terms {
+    let policy::Terms { rules, limits, reason, grant, until, record: _, sessions_per_user } = terms.clone();
+    Terms { rules, reason, grant, limits, sessions_per_user, until }
+}
+
 fn carried(switched: &Switched, recorder: Option<&Recorder>) -> Carried {
     let kept = recorder.filter(|recorder| recorder.is_kept());
     Carried {
@@ -234,17 +244,41 @@ async fn taken_over(upgrade: OnUpgrade) -> Option<Taken> {
     Some(Taken { client, owed, early: parts.read_buf })
 }
 
-/// Resolves when it was asked again and the caller may not go on.
-fn lapse(door: Door, caller: Caller, attributes: Attributes) -> BoxFuture<'static, Order> {
-    let period = door.shared.sessions.settings().recheck_period;
-    if period.is_zero() {
-        return Box::pin(std::future::pending());
-    }
+/// Resolves when it was asked again, and the caller may not go on: because they are no longer known or allowed, because
+/// rules or grants are others now, or for the clock's sake.
+fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'static, Order> {
+    // From before the first look on.
+    let mut changes = door.shared.pipeline.policy.watch();
+    let mut known = Rechecks::follow(&door, admitted.place().caller(), &attributes);
     Box::pin(async move {
+        let policy = &door.shared.pipeline.policy;
         loop {
-            tokio::time::sleep(period).await;
-            if let Some(why) = door.shared.pipeline.lapsed(&caller, &attributes).await {
-                return Order { reason: EndReason::Lapsed, why };
+            let now = Timestamp::now();
+            match &*known.borrow_and_update() {
+                Err(why) => return Order { reason: EndReason::Lapsed, why: why.clone() },
+                Ok(caller) => {
+                    if let Err(error) = policy.still(&admitted, caller, now) {
+                        info!(%error, "a session has lapsed");
+                        return Order { reason: error.end(), why: error.to_string() };
+                    }
+                }
+            }
+            let due = policy.due(&admitted, now);
+            let clock = async {
+                match due {
+                    Some(due) => sleep(now.duration_until(due).unsigned_abs()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let known = async {
+                if known.changed().await.is_err() {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                () = known => {}
+                () = changes.changed() => {}
+                () = clock => {}
             }
         }
     })
@@ -258,6 +292,7 @@ async fn run(
     switched: Switched,
     told: Told,
     _seat: Seat,
+    limits: Limits,
     orders: BoxFuture<'static, Order>,
 ) {
     let Told { mut record, recorder, live: _live } = told;
@@ -276,7 +311,6 @@ async fn run(
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
     let socket = socket.ok();
-    let limits = Limits::default();
     let session =
         Session { client, socket, head, early, far, first, link, timing, limits, orders, record, recorder };
     door.shared.sessions.run(session).await;

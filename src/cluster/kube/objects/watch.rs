@@ -295,7 +295,7 @@ impl<K: Kind> Watch<K> {
 fn keep<K: Kind>(store: &Store<K>, object: Object) {
     let Some(version) = Version::of(&object.metadata) else { return };
     let key = object.metadata.key();
-    store.saw(&key, version, Arc::new(K::from(object)));
+    store.saw(&key, version, Arc::new(K::from(object).kept()));
 }
 
 /// An object, unless it cannot be read. One alone is no reason to do without all others: it is read in full when it is
