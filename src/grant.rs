@@ -9,6 +9,7 @@
 //! approval cannot be forged by people who may write objects of some kind.
 
 pub mod book;
+pub mod configmaps;
 pub mod document;
 pub mod folder;
 pub mod rules;
@@ -134,7 +135,11 @@ impl policy::Grants for Grants {
             command: &asked.exec.command,
         };
         let held = Self::matching(self, Who::new(asked.user, asked.impersonator), &facts, asked.now)?;
-        Some(policy::Grant { name: format!("{namespace}/{}", held.name), reason: held.reason, until: held.until })
+        Some(policy::Grant {
+            name: format!("{namespace}/{}", held.name),
+            reason: held.reason,
+            until: held.until,
+        })
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{GROUP, KIND, VERSION, Who};
-use crate::status::Refusal;
 use crate::policy::pattern::like;
+use crate::status::Refusal;
 
 /// Bytes of a grant as JSON at most, as a client sends it and as it is kept: some hundred labels and names, and once more
 /// the annotation in which `kubectl apply` repeats all of it.
