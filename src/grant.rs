@@ -9,6 +9,7 @@
 //! approval cannot be forged by people who may write objects of some kind.
 
 pub mod book;
+pub mod configmaps;
 pub mod document;
 pub mod folder;
 pub mod rules;

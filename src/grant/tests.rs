@@ -15,6 +15,8 @@ use super::*;
 use crate::drain::Drained;
 use crate::status::Refusal;
 
+mod replicas;
+
 const NOON: &str = "2026-06-01T12:00:00Z";
 
 /// Grants in a folder, at a time that a test sets.
@@ -45,8 +47,12 @@ impl World {
     }
 
     fn over(store: Arc<dyn Store>, book: Arc<Book>, folder: TempDir, now: &str) -> Self {
+        Self::within(Drain::new(), store, book, folder, now)
+    }
+
+    fn within(background: Drain, store: Arc<dyn Store>, book: Arc<Book>, folder: TempDir, now: &str) -> Self {
         let time = Arc::new(Mutex::new(at(now)));
-        let (background, told) = (Drain::new(), time.clone());
+        let told = time.clone();
         let clock: Clock = Arc::new(move || *told.lock().unwrap());
         let grants = Grants::start(store, book, settings(), clock, &background);
         Self { grants, time, folder, background }
