@@ -201,6 +201,7 @@ impl Dev {
                 ..Methods::default()
             },
             policy: Policy::open(config.recording.default),
+            grants: None,
             route,
             ready: Vec::new(),
             metrics,

@@ -182,6 +182,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         server_tls,
         authn,
         policy: Policy::open(config.recording.default),
+        grants: None,
         route,
         ready: vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }],
         metrics: metrics.clone(),

@@ -1,7 +1,6 @@
 //! Grants, as objects: what the room `grant` keeps, for clients of the API.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{self, BoxFuture, FutureExt};
@@ -52,7 +51,7 @@ const APPROVE: &str = "approve";
 /// The grants of the room.
 pub struct GrantObjects {
     grants: Grants,
-    authz: Arc<Authz>,
+    authz: Authz,
 }
 
 /// A watcher's place among the changes.
@@ -72,7 +71,7 @@ const fn column(index: usize) -> Column {
 
 impl GrantObjects {
     /// Those of this room; who may approve is asked of `authz`.
-    pub fn new(grants: Grants, authz: Arc<Authz>) -> Self {
+    pub fn new(grants: Grants, authz: Authz) -> Self {
         Self { grants, authz }
     }
 
