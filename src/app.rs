@@ -205,6 +205,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             linger: config.session.linger,
             refusal_timeout: config.session.refusal_timeout,
             open_timeout: config.session.open_timeout,
+            max_duration: config.session.max_duration,
             idle_timeout: config.session.idle_timeout,
         },
         drain.clone(),

@@ -259,7 +259,10 @@ pub struct Session {
     /// For a kubelet to open the streams of a translated session.
     #[serde(with = "duration")]
     pub open_timeout: Duration,
-    /// How long nothing but keepalives may pass in a translated session.
+    /// How long a session may last; 0 is no limit.
+    #[serde(with = "duration")]
+    pub max_duration: Duration,
+    /// How long nothing but keepalives may pass in a session; 0 is no limit.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
 }
@@ -570,6 +573,8 @@ impl Default for Session {
             refusal_timeout: Duration::from_secs(10),
             // client-go's and the translator's (`protocol.md` 5.4 and 7.3).
             open_timeout: Duration::from_secs(30),
+            max_duration: Duration::ZERO,
+            // A kubelet's (`streamingConnectionIdleTimeout`).
             idle_timeout: Duration::from_secs(4 * 60 * 60),
         }
     }

@@ -70,7 +70,9 @@ pub struct Settings {
     pub refusal_timeout: Duration,
     /// How long the far side may take to open the streams of a session.
     pub open_timeout: Duration,
-    /// How long nothing but keepalives may pass in a session whose [`Timing`] has an idle limit.
+    /// How long a session may last; 0 is no limit.
+    pub max_duration: Duration,
+    /// How long nothing but keepalives may pass; 0 is no limit.
     pub idle_timeout: Duration,
 }
 
@@ -87,6 +89,10 @@ pub struct Sessions {
 pub struct Limits {
     /// Bytes per second and direction; 0 is no limit.
     pub bytes_per_second: u64,
+    /// How long it may last.
+    pub longest: Option<Duration>,
+    /// How long nothing but keepalives may pass.
+    pub idle: Option<Duration>,
 }
 
 /// That a session is to end, although neither peer has ended it.
@@ -138,8 +144,10 @@ enum Stop {
     FarDeaf(io::Error),
     /// The far side did not open its streams.
     NotOpen,
-    /// Nothing passed for too long.
-    Idle,
+    /// Nothing passed for so long, which is too long.
+    Idle(Duration),
+    /// It has lasted so long, which is as long as it may.
+    Overlong(Duration),
     /// Somebody else wants it to.
     Ordered(Order),
     /// The drain cuts.
@@ -207,13 +215,14 @@ impl Sessions {
             mut record,
             recorder,
         } = session;
-        let (meters, rate) = (record.meters(), limits.rate(self.settings.max_bytes_per_second));
+        let (meters, limits) = (record.meters(), limits.under(&self.settings));
+        let rate = limits.bytes_per_second;
         let client = Side::new(client, BytesMut::from(early), rate, head.len());
         let far = Side::new(far, BytesMut::from(first), rate, 0);
         let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
         let stop = match splice.begin() {
-            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, orders).await,
+            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, limits, orders).await,
             Err(event) => Stop::Event(event),
         };
         // Boxed: a session that lives needs no room for its end.
@@ -244,6 +253,7 @@ impl Sessions {
         socket: Option<&Socket>,
         meters: &Meters,
         timing: Timing,
+        limits: Limits,
         mut orders: BoxFuture<'static, Order>,
     ) -> Stop
     where
@@ -253,14 +263,15 @@ impl Sessions {
         let start = Instant::now();
         let (mut tick, mut check, mut deaf) = (timing.keepalive.map(|period| start + period), None, None);
         let opens = start + self.settings.open_timeout;
+        let longest = limits.longest.and_then(|longest| start.checked_add(longest));
         let mut cutting = pin!(self.drain.cutting());
         loop {
             let now = Instant::now();
             check = check.filter(|_| splice.waits_for_far()).or(splice.waits_for_far().then(|| now + CHECK));
             deaf = deaf.or(splice.far_deaf.is_some().then(|| now + FAR_DRAIN));
-            let idle = timing.idle_limit.then(|| splice.active + self.settings.idle_timeout);
+            let idle = limits.idle.and_then(|idle| splice.active.checked_add(idle));
             let opens = Some(opens).filter(|_| !splice.link.is_open());
-            let next = [splice.resume_at(), splice.record_at(), tick, check, deaf, idle, opens]
+            let next = [splice.resume_at(), splice.record_at(), tick, check, deaf, idle, longest, opens]
                 .into_iter()
                 .flatten()
                 .min();
@@ -294,8 +305,11 @@ impl Sessions {
             {
                 return Stop::FarDeaf(error);
             }
-            if timing.idle_limit && splice.idle() >= self.settings.idle_timeout {
-                return Stop::Idle;
+            if let Some(longest) = limits.longest.filter(|longest| start.elapsed() >= *longest) {
+                return Stop::Overlong(longest);
+            }
+            if let Some(idle) = limits.idle.filter(|idle| splice.idle() >= *idle) {
+                return Stop::Idle(idle);
             }
             if due(check) {
                 check = None;
@@ -351,10 +365,15 @@ impl Sessions {
                 out.far.clear();
                 (EndReason::ClientLost, String::new(), Parting::Drop)
             }
-            Stop::Idle => {
-                let why = format!("nothing has passed for {:?}", self.settings.idle_timeout);
+            Stop::Idle(limit) => {
+                let why = format!("nothing has passed for {limit:?}");
                 link.end(&why, out);
                 (EndReason::Idle, why, Parting::Cut)
+            }
+            Stop::Overlong(limit) => {
+                let why = format!("it has lasted {limit:?}, as long as it may");
+                link.end(&why, out);
+                (EndReason::Overlong, why, Parting::Cut)
             }
             Stop::Ordered(Order { reason, why }) => {
                 link.end(&why, out);
@@ -435,11 +454,19 @@ impl Sessions {
 // === impl Limits ===
 
 impl Limits {
-    /// The lower of two rates, of which 0 is none.
-    fn rate(self, of_all: u64) -> u64 {
-        match (self.bytes_per_second, of_all) {
+    /// The stricter of these and of what applies to all.
+    fn under(self, all: &Settings) -> Self {
+        let bytes_per_second = match (self.bytes_per_second, all.max_bytes_per_second) {
             (0, rate) | (rate, 0) => rate,
             (one, all) => one.min(all),
+        };
+        let stricter = |one: Option<Duration>, all: Duration| {
+            one.into_iter().chain(Some(all).filter(|all| !all.is_zero())).min()
+        };
+        Self {
+            bytes_per_second,
+            longest: stricter(self.longest, all.max_duration),
+            idle: stricter(self.idle, all.idle_timeout),
         }
     }
 }

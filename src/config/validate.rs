@@ -68,7 +68,6 @@ impl Config {
             ("upstream.upgradeTimeout", self.upstream.upgrade_timeout),
             ("session.refusalTimeout", self.session.refusal_timeout),
             ("session.openTimeout", self.session.open_timeout),
-            ("session.idleTimeout", self.session.idle_timeout),
             ("reload.period", self.reload.period),
         ];
         for (key, value) in deadlines {
@@ -85,6 +84,8 @@ impl Config {
             ("audit.webhook.batchWait", self.audit.webhook.batch_wait),
             ("session.linger", self.session.linger),
             ("session.recheckPeriod", self.session.recheck_period),
+            ("session.maxDuration", self.session.max_duration),
+            ("session.idleTimeout", self.session.idle_timeout),
             ("drain.deadline", self.drain.deadline),
         ];
         problems.extend(

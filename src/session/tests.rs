@@ -72,6 +72,7 @@ fn settings() -> Settings {
         linger: Duration::from_secs(1),
         refusal_timeout: Duration::from_secs(10),
         open_timeout: Duration::from_secs(30),
+        max_duration: Duration::ZERO,
         idle_timeout: Duration::from_secs(3600),
     }
 }
@@ -294,7 +295,7 @@ async fn a_session_that_is_ordered_to_ends_and_says_why() {
 async fn the_clock_ticks_and_ends_a_session_in_which_nothing_but_pings_passes() {
     let mut rig = Rig::new();
     rig.settings.idle_timeout = Duration::from_secs(60);
-    rig.timing = Timing { keepalive: Some(Duration::from_secs(5)), idle_limit: true };
+    rig.timing = Timing { keepalive: Some(Duration::from_secs(5)) };
     let (client, ours) = duplex(1 << 16);
     let (mut far, theirs) = duplex(1 << 16);
     let start = Instant::now();
@@ -322,7 +323,6 @@ async fn the_clock_ticks_and_ends_a_session_in_which_nothing_but_pings_passes() 
 async fn an_idle_session_ends_although_its_client_takes_nothing() {
     let mut rig = Rig::new();
     rig.settings.idle_timeout = Duration::from_secs(60);
-    rig.timing = Timing { keepalive: None, idle_limit: true };
     // Not even the head has room.
     let (_client, ours) = duplex(1);
     let (mut far, theirs) = duplex(1 << 16);

@@ -215,8 +215,7 @@ impl Carriage {
         };
         // Where the client's pings are answered here, it is also to be kept alive while its input is blocked.
         let pinged = matches!(self, Self::Translated(_) | Self::WebSocket);
-        let idle_limit = matches!(self, Self::Translated(_));
-        let timing = Timing { keepalive: pinged.then_some(KEEPALIVE), idle_limit };
+        let timing = Timing { keepalive: pinged.then_some(KEEPALIVE) };
         let name = |name: &str| String::from_utf8_lossy(first(head, name)).into_owned();
         let far_protocol = match self {
             Self::WebSocket => format!("websocket {}", name(handshake::PROTOCOL_HEADER)),

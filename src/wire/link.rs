@@ -84,8 +84,6 @@ pub enum Fate {
 pub struct Timing {
     /// Period of [`Link::tick`].
     pub keepalive: Option<Duration>,
-    /// Whether the session is to end when nothing but keepalives has passed for long.
-    pub idle_limit: bool,
 }
 
 /// The state machine between a client and a far side, from the first byte after their 101s.
