@@ -36,13 +36,13 @@ struct Program {
 const SHELL: &[&str] = &["bash", "--norc", "-i"];
 
 const PROGRAMS: &[Program] = &[
-    Program { name: "shell", flags: "-it", command: SHELL, types: &[], says: "$", heeds: true },
+    Program { name: "shell", flags: "-it", command: SHELL, types: &[], says: "bash-", heeds: true },
     Program {
         name: "half-typed",
         flags: "-it",
         command: SHELL,
         types: &[("rm -rf 'half of a li", "half of a li")],
-        says: "$",
+        says: "bash-",
         heeds: true,
     },
     Program {
@@ -50,15 +50,19 @@ const PROGRAMS: &[Program] = &[
         flags: "-it",
         command: SHELL,
         types: &[("echo be''gun; sleep 1000\r", "begun")],
-        says: "$",
+        says: "bash-",
         heeds: true,
     },
     Program {
         name: "nested",
         flags: "-it",
         command: SHELL,
-        types: &[("sh\r", "$"), ("bash --norc -i\r", "$"), ("echo be''gun; cat\r", "begun")],
-        says: "$",
+        types: &[
+            ("bash --norc -i\r", "bash-"),
+            ("bash --norc -i\r", "bash-"),
+            ("echo be''gun; cat\r", "begun"),
+        ],
+        says: "bash-",
         heeds: true,
     },
     Program {
@@ -66,7 +70,7 @@ const PROGRAMS: &[Program] = &[
         flags: "-it",
         command: SHELL,
         types: &[("IGNOREEOF=10; echo be''gun\r", "begun")],
-        says: "$",
+        says: "bash-",
         heeds: true,
     },
     Program { name: "cat", flags: "-it", command: &["cat"], types: &[("ab\r", "ab")], says: "", heeds: true },
@@ -75,7 +79,7 @@ const PROGRAMS: &[Program] = &[
         flags: "-it",
         command: SHELL,
         types: &[("sh -c \"trap '' INT; echo be''gun; sleep 1000\"\r", "begun")],
-        says: "$",
+        says: "bash-",
         heeds: false,
     },
     Program {
@@ -91,10 +95,17 @@ const PROGRAMS: &[Program] = &[
         flags: "-it",
         command: SHELL,
         types: &[("stty raw -echo; echo be''gun; cat\r", "begun")],
-        says: "$",
+        says: "bash-",
         heeds: false,
     },
-    Program { name: "vi", flags: "-it", command: SHELL, types: &[("vi\r", "~")], says: "$", heeds: false },
+    Program {
+        name: "vi",
+        flags: "-it",
+        command: SHELL,
+        types: &[("vi\r", "~")],
+        says: "bash-",
+        heeds: false,
+    },
     Program {
         name: "python3",
         flags: "-it",
@@ -115,7 +126,8 @@ const PROGRAMS: &[Program] = &[
     Program { name: "alone", flags: "", command: &["sleep", "1000"], types: &[], says: "", heeds: false },
 ];
 
-async fn running() -> (Running, PathBuf) {
+/// A cluster whose main processes are marked so.
+async fn running(main: &str) -> (Running, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let manifests = folder.path().join("manifests");
     std::fs::create_dir(&manifests).unwrap();
@@ -130,7 +142,7 @@ async fn running() -> (Running, PathBuf) {
              podgate.dev/orphans: leave}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {node}}}\nspec:\n  \
              nodeName: {node}\n  containers:\n  - {{name: main, image: 'podgate.dev/main:1', stdin: true, tty: true, \
              command: [sh, -c, 'while read -r line; do echo got $line; done'], \
-             env: [{{name: {MARK}, value: main-{node}}}]}}\n"
+             env: [{{name: {MARK}, value: {main}-{node}}}]}}\n"
         );
     }
     std::fs::write(manifests.join("all.yaml"), text).unwrap();
@@ -192,7 +204,7 @@ async fn vanish(kubectl: &Kubectl, pod: &str, program: &Program, mark: &str, mom
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_programs_whose_kubectl_was_killed_none_is_left_but_those_that_podgate_tells_of() {
-    let (running, log) = running().await;
+    let (running, log) = running("other").await;
     for (k, kubectl) in kubectl::all(&running.kubeconfig()).iter().enumerate() {
         let mut all = Vec::new();
         for (p, pod) in NODES.iter().enumerate() {
@@ -220,7 +232,7 @@ async fn of_programs_whose_kubectl_was_killed_none_is_left_but_those_that_podgat
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_main_process_of_a_container_outlives_whoever_is_attached_to_it() {
-    let (running, _) = running().await;
+    let (running, _) = running("main").await;
     for kubectl in kubectl::all(&running.kubeconfig()) {
         for pod in NODES {
             let main = format!("main-{pod}");
