@@ -209,6 +209,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             recheck_period: config.session.recheck_period,
             max_bytes_per_second: config.session.max_bytes_per_second,
             linger: config.session.linger,
+            hang_up: config.session.hang_up,
             refusal_timeout: config.session.refusal_timeout,
             open_timeout: config.session.open_timeout,
             max_duration: config.session.max_duration,
@@ -226,6 +227,8 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
         max_in_flight: config.api.max_in_flight,
         request_timeout: config.api.request_timeout,
         allowed_origins: config.api.allowed_origins.clone(),
+        client_user_timeout: config.api.user_timeout,
+        far_user_timeout: config.upstream.user_timeout,
     };
     let mut resources: Vec<Arc<dyn group::Resource>> = vec![Arc::new(LiveSessions::new(sessions.clone()))];
     if let Some(grants) = grants {

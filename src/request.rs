@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName, Method, header};
 
 use crate::status::{Encoding, Refusal, go_quote};
+use crate::wire::link::Runs;
 use crate::wire::remotecommand::Asked;
 
 /// Every header that asks for impersonation begins with this (`protocol.md` 8.3).
@@ -248,6 +249,15 @@ impl Exec {
     /// The streams asked for.
     pub fn asked(&self) -> Asked {
         Asked { stdin: self.stdin, stdout: self.stdout, stderr: self.stderr, tty: self.tty }
+    }
+
+    /// What it runs.
+    pub fn runs(&self) -> Runs {
+        match self.subresource {
+            Subresource::Exec => Runs::Exec { tty: self.tty },
+            Subresource::Attach => Runs::Attach { tty: self.tty },
+            Subresource::PortForward => Runs::Forward,
+        }
     }
 
     /// `None` when the resource is no session; the checks are those of `protocol.md` 1.3, steps 1 to 3.

@@ -130,7 +130,7 @@ pub async fn run(config: &Config) -> Result<u8, Error> {
     info!(settings = config.to_yaml(), "podgate starts");
     let gateway = start(config).await?;
     info!(api.addr = %gateway.api, admin.addr = %gateway.admin, "podgate serves");
-    Ok(stop::on_signal(gateway, signals, config.drain.deadline).await)
+    Ok(stop::on_signal(gateway, signals, config.drain.announce, config.drain.deadline).await)
 }
 
 /// Binds and begins to serve.

@@ -79,6 +79,10 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// Whose pages may open sessions, besides podgate's own.
     pub allowed_origins: Vec<String>,
+    /// How long the client of a session with a terminal may acknowledge or take nothing; 0 is the kernel's patience.
+    pub client_user_timeout: Duration,
+    /// The same of the far side.
+    pub far_user_timeout: Duration,
 }
 
 /// The door; cheap to clone.

@@ -109,6 +109,7 @@ pub struct Record {
     started: Instant,
     end: EndReason,
     cause: String,
+    may_remain: bool,
     /// Writes the last audit event, with this record.
     trail: Trail,
 }
@@ -205,8 +206,16 @@ impl Record {
             started: Instant::now(),
             end: EndReason::Aborted,
             cause: String::new(),
+            may_remain: false,
             trail,
         }
+    }
+
+    /// Says that the program of the session may still run: the far side has not said that it ended.
+    pub fn process_may_remain(&mut self) {
+        self.may_remain = true;
+        self.metrics.processes_may_remain.inc();
+        self.trail.annotate("process-may-remain", "true");
     }
 
     /// Says what has passed, and with which result.
@@ -317,6 +326,7 @@ impl Drop for Record {
                 duration.seconds = seconds,
                 end.reason = self.end.word(),
                 end.cause = self.cause,
+                end.process_may_remain = self.may_remain,
             },
             "session ended"
         );

@@ -126,6 +126,20 @@ impl Tap {
         }
     }
 
+    /// Keys that podgate types itself. They are nobody's stdin, and do not count as such.
+    pub fn typed(&mut self, keys: &[u8]) {
+        if let Some(tape) = &mut self.tape {
+            tape.put(Kind::Typed, keys);
+        }
+    }
+
+    /// What podgate writes to the client's terminal itself.
+    pub fn told(&mut self, text: &[u8]) {
+        if let Some(tape) = &mut self.tape {
+            tape.put(Kind::Told, text);
+        }
+    }
+
     /// A connection of a port-forward begins. `id` is the link's; one that is open already is not opened again.
     pub fn connect(&mut self, id: u32, port: u16) {
         if self.open.contains_key(&id) {

@@ -15,6 +15,7 @@ mod badlink;
 mod binary;
 mod cluster;
 mod copy;
+mod endings;
 mod forward;
 
 mod kubectl;

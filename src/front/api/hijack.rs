@@ -20,6 +20,7 @@ use super::recheck::Rechecks;
 use super::{ClientIo, Door, whole};
 use crate::audit::Trail;
 use crate::cluster::Body;
+use crate::listen;
 use crate::locate::Place;
 use crate::policy::{self, Admitted};
 use crate::request::{Attributes, Subresource};
@@ -296,10 +297,16 @@ async fn run(
     orders: BoxFuture<'static, Order>,
 ) {
     let Told { mut record, recorder, live: _live } = told;
+    let Switched { answer, link, timing, runs, .. } = switched;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
+        // Over WebSocket a command begins at once.
+        let may_remain = runs.own() && !link.is_done();
+        if may_remain {
+            record.process_may_remain();
+        }
         if let Some(recorder) = recorder {
             let drain = &door.shared.drain;
-            recorder.finish(&mut Tap::default(), EndReason::ClientLost, drain).await;
+            recorder.finish(&mut Tap::default(), EndReason::ClientLost, may_remain, drain).await;
         }
         record.end(EndReason::ClientLost, String::new());
         return;
@@ -307,12 +314,33 @@ async fn run(
     let socket = Socket::of(client.get_ref().0).inspect_err(|error| {
         warn!(error = %error, "no descriptor left to watch the client with");
     });
-    let Switched { answer, link, timing, .. } = switched;
+    if runs.tty() {
+        // What takes nothing without a terminal may wait for whoever reads it page by page.
+        let (settings, far) = (&door.shared.settings, far.io.get_ref().0);
+        let tuned = listen::expect_life(client.get_ref().0, settings.client_user_timeout)
+            .and_then(|()| listen::expect_life(far, settings.far_user_timeout));
+        if let Err(error) = tuned {
+            debug!(error = %error, "cannot set socket options of a session");
+        }
+    }
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
     let socket = socket.ok();
-    let session =
-        Session { client, socket, head, early, far, first, link, timing, limits, orders, record, recorder };
+    let session = Session {
+        client,
+        socket,
+        head,
+        early,
+        far,
+        first,
+        link,
+        runs,
+        timing,
+        limits,
+        orders,
+        record,
+        recorder,
+    };
     door.shared.sessions.run(session).await;
 }
 
