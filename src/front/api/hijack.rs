@@ -103,8 +103,8 @@ pub(super) async fn open(
             let (admitted, recorder) = tapped.into_parts();
             let limits = admitted.terms().limits;
             let orders = Box::pin(either(lapse(door.clone(), admitted, attributes), live.ordered()));
-            let told = Told { record, recorder, live };
-            let task = run(door.clone(), upgrade, far, switched, told, seat, limits, orders);
+            let told = Told { record, recorder, held: (live, seat) };
+            let task = run(door.clone(), upgrade, far, switched, told, limits, orders);
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
@@ -219,8 +219,8 @@ async fn either(one: impl Future<Output = Order>, other: impl Future<Output = Or
 struct Told {
     record: Record,
     recorder: Option<Recorder>,
-    /// Its place in the list of those that are live.
-    live: Live,
+    /// Its place in the list of those that are live, and its seat: both until it is over.
+    held: (Live, Seat),
 }
 
 /// The client's connection, taken over from hyper.
@@ -292,11 +292,10 @@ async fn run(
     far: Far,
     switched: Switched,
     told: Told,
-    _seat: Seat,
     limits: Limits,
     orders: BoxFuture<'static, Order>,
 ) {
-    let Told { mut record, recorder, live: _live } = told;
+    let Told { mut record, recorder, held: _held } = told;
     let Switched { answer, link, timing, runs, .. } = switched;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
         // Over WebSocket a command begins at once.
