@@ -34,7 +34,7 @@ pub struct Ready {
 pub struct Admin {
     metrics: Metrics,
     ready: Arc<[Ready]>,
-    /// The drain whose first step takes readiness away.
+    /// The drain whose announcement takes readiness away.
     watched: Drain,
     /// The drain that ends this address itself, later.
     own: Drain,
@@ -44,7 +44,7 @@ pub struct Admin {
 // === impl Admin ===
 
 impl Admin {
-    /// Shows these metrics; ready when all of `ready` is, until `watched` stops; serves until `own` does.
+    /// Shows these metrics; ready when all of `ready` is, until `watched` is announced; serves until `own` does.
     pub fn new(
         metrics: Metrics,
         ready: Vec<Ready>,
@@ -83,7 +83,7 @@ impl Admin {
         }
         let query = request.uri().query().unwrap_or("");
         let ping = Check { name: "ping", ok: true };
-        let draining = Check { name: "draining", ok: !self.watched.is_stopping() };
+        let draining = Check { name: "draining", ok: !self.watched.is_announced() };
         match request.uri().path() {
             "/metrics" => {
                 let mut response = Response::new(Full::from(self.metrics.render()));

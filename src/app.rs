@@ -9,6 +9,7 @@ pub mod recordings;
 pub mod serve;
 mod stop;
 pub mod verify;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,6 +28,10 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::drain::{Drain, Drained};
 use crate::front::api::{self, Api};
+use crate::grant::Grants;
+use crate::group::grants::GrantObjects;
+use crate::group::sessions::LiveSessions;
+use crate::group::{self, Group};
 use crate::listen::{self, Caps, Listener};
 use crate::locate::Locate;
 use crate::pipeline::Pipeline;
@@ -47,6 +52,8 @@ pub struct Ground {
     pub authn: Methods,
     /// The house rules.
     pub policy: Arc<Policy>,
+    /// Where grants are kept, if they are.
+    pub grants: Option<Grants>,
     /// The way to far sides.
     pub route: Route,
     /// Where sessions are recorded, if they are.
@@ -185,7 +192,7 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, authn, policy, route, audit, recordings, .. } = ground;
+    let Ground { cluster, server_tls, authn, policy, grants, route, audit, recordings, .. } = ground;
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
@@ -205,6 +212,7 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             recheck_period: config.session.recheck_period,
             max_bytes_per_second: config.session.max_bytes_per_second,
             linger: config.session.linger,
+            hang_up: config.session.hang_up,
             refusal_timeout: config.session.refusal_timeout,
             open_timeout: config.session.open_timeout,
             max_duration: config.session.max_duration,
@@ -222,6 +230,14 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
         max_in_flight: config.api.max_in_flight,
         request_timeout: config.api.request_timeout,
         allowed_origins: config.api.allowed_origins.clone(),
+        client_user_timeout: config.api.user_timeout,
+        far_user_timeout: config.upstream.user_timeout,
     };
-    Api::new(server_tls, settings, pipeline, cluster, sessions, drain, metrics, audit)
+    let mut resources: Vec<Arc<dyn group::Resource>> = vec![Arc::new(LiveSessions::new(sessions.clone()))];
+    if let Some(grants) = grants {
+        let authz = Authz::new(cluster.clone(), config.cluster.review_timeout);
+        resources.push(Arc::new(GrantObjects::new(grants, authz)));
+    }
+    let group = Arc::new(Group::new(cluster, resources));
+    Api::new(server_tls, settings, pipeline, group, sessions, drain, metrics, audit)
 }

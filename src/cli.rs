@@ -28,6 +28,8 @@ pub enum Command {
     /// Run an embedded cluster on loopback, with podgate in front: real TLS, real kubectl, pods that are local
     /// processes.
     Dev(Dev),
+    /// Show a live session in this terminal, as it happens. `kubectl get sessions -A` lists them.
+    Watch(Watch),
     /// Prove that recordings are as podgate wrote them. Exit code 0: all are whole; 1: one is not as it was written, or
     /// by somebody else; 2: one cannot be read; 3: one is as it was written up to where podgate was killed.
     Verify(Verify),
@@ -43,6 +45,23 @@ pub enum Command {
     /// List, show, search and export the recordings of a folder or an object store.
     #[command(subcommand)]
     Recordings(Recordings),
+}
+
+/// Flags of `podgate watch`.
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// The session's name.
+    #[arg(value_name = "SESSION")]
+    pub session: String,
+    /// Its namespace [default: that of the context].
+    #[arg(long, short, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The way to podgate [default: that of kubectl].
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: the current one].
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
 }
 
 /// What can be done with recordings.

@@ -24,6 +24,7 @@ use crate::telemetry::LogFormat;
 
 pub use audit::{Audit, AuditFile, Mode, Webhook, WhenDown};
 pub use authentication::{Authentication, RequestHeader, TokenReview};
+pub use duration::spelled;
 pub use policy::Policy;
 pub use recording::Recording;
 pub use validate::Problem;
@@ -100,6 +101,9 @@ pub struct Api {
     /// Silence after which a client is probed; three unanswered probes end the connection.
     #[serde(with = "duration")]
     pub keepalive: Duration,
+    /// How long a client with a terminal may acknowledge nothing, or take nothing; 0 is the kernel's own patience.
+    #[serde(with = "duration")]
+    pub user_timeout: Duration,
     /// Origins, such as `https://console.example.com`, whose pages may open sessions; `*` is all of them. Pages of
     /// podgate's own host always may.
     pub allowed_origins: Vec<String>,
@@ -192,6 +196,9 @@ pub struct Upstream {
     /// Silence after which a kubelet is probed; three unanswered probes end the connection.
     #[serde(with = "duration")]
     pub keepalive: Duration,
+    /// The same of the far side of such a session.
+    #[serde(with = "duration")]
+    pub user_timeout: Duration,
     /// Types of node addresses, best first.
     pub preferred_address_types: Vec<String>,
     /// When clients of WebSocket v5 are translated to SPDY.
@@ -257,6 +264,9 @@ pub struct Session {
     /// How long a peer may take to close after podgate did.
     #[serde(with = "duration")]
     pub linger: Duration,
+    /// How long a program whose client is gone may take to end when its terminal is hung up; 0 is not to hang up.
+    #[serde(with = "duration")]
+    pub hang_up: Duration,
     /// For passing a kubelet's refusal on, body included.
     #[serde(with = "duration")]
     pub refusal_timeout: Duration,
@@ -275,6 +285,9 @@ pub struct Session {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Drain {
+    /// How long podgate goes on as before after the signal to stop, but says that it is not ready.
+    #[serde(with = "duration")]
+    pub announce: Duration,
     /// How long live sessions may go on after the signal to stop.
     #[serde(with = "duration")]
     pub deadline: Duration,
@@ -508,6 +521,7 @@ impl Default for Api {
             max_in_flight: 400,
             request_timeout: Duration::from_secs(60),
             keepalive: Duration::from_secs(15),
+            user_timeout: Duration::from_secs(120),
             allowed_origins: Vec::new(),
         }
     }
@@ -560,6 +574,7 @@ impl Default for Upstream {
             handshake_timeout: Duration::from_secs(10),
             upgrade_timeout: Duration::from_secs(30),
             keepalive: Duration::from_secs(15),
+            user_timeout: Duration::from_secs(120),
             preferred_address_types: types.map(str::to_owned).to_vec(),
             translate: Translate::Always,
         }
@@ -575,6 +590,7 @@ impl Default for Session {
             recheck_period: Duration::from_secs(5),
             max_bytes_per_second: 0,
             linger: Duration::from_secs(1),
+            hang_up: Duration::from_secs(2),
             // `protocol.md` 4.3, step 4.
             refusal_timeout: Duration::from_secs(10),
             // client-go's and the translator's (`protocol.md` 5.4 and 7.3).
@@ -588,7 +604,7 @@ impl Default for Session {
 
 impl Default for Drain {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10) }
+        Self { announce: Duration::from_secs(5), deadline: Duration::from_secs(10) }
     }
 }
 

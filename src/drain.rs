@@ -1,7 +1,8 @@
 //! Drain: the two-step stop, and the tracker that every task belongs to.
 //!
-//! Step one, *stop*: listeners close, new sessions are refused, live ones are told. Step two, *cut*: what is
-//! still there is closed, with a reason. [`Drain::finish`] returns when the last task is gone, so nothing that
+//! Before it, *announce*: readiness goes away, and everything else stays as it is, until nobody is sent here any more.
+//! Step one, *stop*: listeners close, new sessions are refused, live ones go on. Step two, *cut*: what is
+//! still there is told, hung up and closed, with a reason. [`Drain::finish`] returns when the last task is gone, so nothing that
 //! podgate started outlives it. A task that ignores both steps is reported, not waited for without end.
 
 use std::future::Future;
@@ -12,13 +13,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long tasks may take to close their sockets after the cut.
-const CUT_GRACE: Duration = Duration::from_secs(2);
+/// How long tasks may take after the cut: two seconds to hang up a terminal, one to close a recording, one to close
+/// sockets, and one in which a busy machine comes to it.
+const CUT_GRACE: Duration = Duration::from_secs(5);
 
 /// A handle on the stop of the whole process; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     tracker: TaskTracker,
+    announced: CancellationToken,
     stop: CancellationToken,
     cut: CancellationToken,
 }
@@ -51,8 +54,19 @@ impl Drain {
         self.tracker.spawn(task)
     }
 
+    /// From now on nobody should be sent here any more. Idempotent.
+    pub fn announce(&self) {
+        self.announced.cancel();
+    }
+
+    /// Whether a stop was announced, or has begun.
+    pub fn is_announced(&self) -> bool {
+        self.announced.is_cancelled()
+    }
+
     /// Step one. Idempotent.
     pub fn stop(&self) {
+        self.announce();
         self.stop.cancel();
     }
 

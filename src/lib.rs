@@ -17,11 +17,13 @@ mod tree;
 pub mod admin;
 pub mod audit;
 pub mod front;
+pub mod group;
 pub mod listen;
 pub mod pipeline;
 
 pub mod authn;
 pub mod authz;
+pub mod grant;
 pub mod locate;
 pub mod policy;
 pub mod recording;
@@ -33,6 +35,7 @@ pub mod cluster;
 pub mod health;
 pub mod request;
 pub mod secret;
+pub mod serving;
 pub mod tls;
 pub mod wire;
 

@@ -249,7 +249,8 @@ impl Drop for OfAddress {
 }
 
 /// Socket options of every connection podgate has: no delay, and keepalive, so that a peer that is gone without
-/// a word is found. No TCP_USER_TIMEOUT: the kernel would also end a peer that merely stopped reading.
+/// a word is found. No TCP_USER_TIMEOUT: the kernel would also end a peer that merely stopped reading, see
+/// [`expect_life`].
 ///
 /// # Errors
 /// When the socket is no longer connected.
@@ -260,6 +261,18 @@ pub fn tune(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
         .with_interval((keepalive / 3).max(Duration::from_secs(1)))
         .with_retries(KEEPALIVE_PROBES);
     SockRef::from(stream).set_tcp_keepalive(&probes)
+}
+
+/// Lets the kernel end a connection whose peer acknowledges nothing, or has no room, for so long; 0 changes nothing.
+/// Keepalive does not look while bytes are on their way, and they are sent again for some 15 minutes.
+///
+/// # Errors
+/// When the socket is no longer connected.
+pub fn expect_life(stream: &TcpStream, within: Duration) -> io::Result<()> {
+    if within.is_zero() {
+        return Ok(());
+    }
+    SockRef::from(stream).set_tcp_user_timeout(Some(within))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use podgate::app::{dev, keys, play, recordings, serve, verify};
+use podgate::app::{dev, keys, play, recordings, serve, verify, watch};
 use podgate::cli::{self, Cli, Command};
 use podgate::config::{self, Config};
 use podgate::recording::safe::plain;
@@ -29,8 +29,9 @@ fn main() -> ExitCode {
         }),
         Command::Verify(flags) => done(verify::run(&flags).map_err(Into::into), USAGE),
         Command::Keys(flags) => done(keys::run(&flags).map(|()| 0).map_err(Into::into), 1),
-        Command::Play(flags) => read(play::run(&flags)),
-        Command::Recordings(command) => read(recordings::run(&command)),
+        Command::Watch(flags) => read(watch::run(&flags), |_| 1),
+        Command::Play(flags) => read(play::run(&flags), recordings::Error::exit_code),
+        Command::Recordings(command) => read(recordings::run(&command), recordings::Error::exit_code),
     }
 }
 
@@ -70,7 +71,10 @@ fn done(ended: Result<u8, Box<dyn std::error::Error>>, failed: u8) -> ExitCode {
 }
 
 /// Runs one of the faces for auditors, which need no settings and write no log.
-fn read(face: impl Future<Output = Result<u8, recordings::Error>>) -> ExitCode {
+fn read<E: std::error::Error>(
+    face: impl Future<Output = Result<u8, E>>,
+    exit_code: impl Fn(&E) -> u8,
+) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
@@ -82,7 +86,7 @@ fn read(face: impl Future<Output = Result<u8, recordings::Error>>) -> ExitCode {
         Err(error) => {
             // It may quote what stands in a file, whoever made that.
             eprintln!("podgate: {}", plain(&telemetry::chain(&error)));
-            ExitCode::from(error.exit_code())
+            ExitCode::from(exit_code(&error))
         }
     }
 }

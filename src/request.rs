@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, Method, header};
 use serde::{Deserialize, Serialize};
 
 use crate::status::{Encoding, Refusal, go_quote};
+use crate::wire::link::Runs;
 use crate::wire::remotecommand::Asked;
 
 /// Every header that asks for impersonation begins with this (`protocol.md` 8.3).
@@ -144,8 +145,10 @@ impl Ask {
     /// Whether upstream exempts this request from request deadlines and in-flight limits (`protocol.md` 8.5).
     pub fn long_running(&self) -> bool {
         let subresource = self.attributes.resource.as_ref().map_or("", |resource| &resource.subresource);
+        let group = self.attributes.resource.as_ref().map_or("", |resource| &resource.group);
         self.attributes.verb == "watch"
             || self.attributes.verb == "proxy"
+            || (group, subresource) == ("podgate.dev", "stream")
             || matches!(subresource, "attach" | "exec" | "proxy" | "log" | "portforward")
     }
 }
@@ -248,6 +251,15 @@ impl Exec {
     /// The streams asked for.
     pub fn asked(&self) -> Asked {
         Asked { stdin: self.stdin, stdout: self.stdout, stderr: self.stderr, tty: self.tty }
+    }
+
+    /// What it runs.
+    pub fn runs(&self) -> Runs {
+        match self.subresource {
+            Subresource::Exec => Runs::Exec { tty: self.tty },
+            Subresource::Attach => Runs::Attach { tty: self.tty },
+            Subresource::PortForward => Runs::Forward,
+        }
     }
 
     /// `None` when the resource is no session; the checks are those of `protocol.md` 1.3, steps 1 to 3.

@@ -2,7 +2,8 @@
 //!
 //! In the flow: the last room. Both connections are hijacked by now; what podgate or the far side answers goes to the
 //! client first, what the client sent early goes to the far side first, and everything through the
-//! [`Link`] of the session's protocols. A session is over as soon as one side ends. Unlike upstream, what that
+//! [`Link`] of the session's protocols. A session is over as soon as one side ends. What it has left running at the far
+//! side is hung up; whether that has ended is known only where the far side says so. Unlike upstream, what that
 //! side had sent is delivered before the other side is closed; a client whose session was cut is told so in its own
 //! protocol; and the close itself waits a little for the peer, so that the kernel does not throw delivered bytes away
 //! with a reset.
@@ -12,6 +13,8 @@
 //! `pkg/util/proxy/streamtranslator.go`).
 
 pub mod close;
+mod hangup;
+pub mod live;
 pub mod seats;
 pub mod socket;
 mod splice;
@@ -28,14 +31,18 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::config::spelled;
 use crate::drain::Drain;
+use crate::recording::safe::plain;
 use crate::tap::record::{Done, Recorder};
 use crate::telemetry::{EndReason, Meters, Record, chain};
-use crate::wire::link::{Fate, Fault, Link, Timing};
+use crate::wire::link::{Fate, Fault, Link, Out, Queue, Runs, Timing};
 use close::FAR_DRAIN;
+use hangup::Last;
+use live::Registry;
 use seats::{Full, Seat, Seats};
 use socket::{Hangup, Socket};
-use splice::{Event, Side, Splice};
+use splice::{Event, Side, Splice, stamp};
 
 /// Most bytes read at once of a client that has closed while its bytes could not be handed on. Of one that had sent
 /// more, nobody can say whether it ended properly.
@@ -49,6 +56,9 @@ const CHECK: Duration = Duration::from_millis(250);
 
 /// How long last words may take once the drain cuts: with the closing after it, less than the drain's grace.
 const CUT_FLUSH: Duration = Duration::from_millis(400);
+
+/// The same for hanging up.
+const CUT_HANG_UP: Duration = Duration::from_secs(2);
 
 /// How long a peer may take for what its protocol answers to the end of a session.
 const LAST_WORDS: Duration = Duration::from_millis(300);
@@ -66,6 +76,8 @@ pub struct Settings {
     pub max_bytes_per_second: u64,
     /// How long a peer may take to close after we did.
     pub linger: Duration,
+    /// How long a program that its session leaves behind may take to end when it is hung up; 0 is not to hang up.
+    pub hang_up: Duration,
     /// How long the answer of a far side that refused the upgrade may take to read, and to write to the client.
     pub refusal_timeout: Duration,
     /// How long the far side may take to open the streams of a session.
@@ -81,6 +93,7 @@ pub struct Settings {
 pub struct Sessions {
     settings: Settings,
     seats: Seats,
+    live: Registry,
     drain: Drain,
 }
 
@@ -121,6 +134,8 @@ pub struct Session<C, F> {
     pub first: Bytes,
     /// What stands between them.
     pub link: Box<dyn Link>,
+    /// What the far side runs for it.
+    pub runs: Runs,
     /// What is done by the clock.
     pub timing: Timing,
     /// What bounds it, besides the settings of all.
@@ -160,6 +175,18 @@ struct Farewell {
     reason: EndReason,
     cause: String,
     client: Parting,
+    far: Leaving,
+}
+
+/// How to part from the far side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// It has ended, or takes nothing any more.
+    Gone,
+    /// It does not expect anything but the end of its protocol.
+    Told,
+    /// What runs there is hung up, if it runs for the session alone.
+    HungUp,
 }
 
 /// How to part from the client.
@@ -179,7 +206,7 @@ impl Sessions {
     /// Sessions under these settings that end with this drain.
     pub fn new(settings: Settings, drain: Drain) -> Self {
         let seats = Seats::new(settings.max_sessions, settings.max_sessions_per_caller);
-        Self { settings, seats, drain }
+        Self { settings, seats, live: Registry::default(), drain }
     }
 
     /// A seat for a session of this user, who may have no more than this many, and no more than anybody.
@@ -188,6 +215,16 @@ impl Sessions {
     /// When there is none.
     pub fn seat(&self, user: &str, at_most: Option<usize>) -> Result<Seat, Full> {
         self.seats.take(user, at_most)
+    }
+
+    /// The sessions that are there now.
+    pub fn live(&self) -> &Registry {
+        &self.live
+    }
+
+    /// What bounds a session that has these limits of its own.
+    pub fn limits(&self, own: Limits) -> Limits {
+        own.under(&self.settings)
     }
 
     /// What applies to every session.
@@ -209,6 +246,7 @@ impl Sessions {
             far,
             first,
             link,
+            runs,
             timing,
             limits,
             orders,
@@ -221,25 +259,37 @@ impl Sessions {
         let far = Side::new(far, BytesMut::from(first), rate, 0);
         let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
+        splice.out.tap.tell(meters.audience.clone());
         let stop = match splice.begin() {
             Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, limits, orders).await,
             Err(event) => Stop::Event(event),
         };
         // Boxed: a session that lives needs no room for its end.
         Box::pin(async {
-            let farewell = self.farewell(&mut splice, stop);
-            record.passed(&splice.out.tap);
             splice.stamp();
-            let (recorder, mut tap) = (splice.recorder.take(), std::mem::take(&mut splice.out.tap));
-            let recorded = async {
-                match recorder {
-                    Some(recorder) => recorder.finish(&mut tap, farewell.reason, &self.drain).await,
-                    None => None,
-                }
+            let farewell = self.farewell(&mut splice, stop, runs);
+            record.passed(&splice.out.tap);
+            let Splice { client, mut far, mut link, mut out, recorder, .. } = splice;
+            let to_client = std::mem::take(&mut out.client);
+            let far_side = async {
+                let may_remain =
+                    self.leave(&mut far, &mut *link, &mut out, &meters, runs, &farewell, recorder.as_ref());
+                let may_remain = may_remain.await;
+                let recorded = async {
+                    let recorder = recorder?;
+                    recorder.finish(&mut out.tap, farewell.reason, may_remain, &self.drain).await
+                };
+                let ((), recorded) =
+                    tokio::join!(close::far(&mut far.io, self.settings.linger, &self.drain), recorded);
+                (may_remain, recorded)
             };
-            let ((), recorded) = tokio::join!(self.part(splice, socket, &meters, &farewell), recorded);
+            let ((), (may_remain, recorded)) =
+                tokio::join!(self.part(client, to_client, socket, &meters, &farewell), far_side);
             if let Some(Done { ending, .. }) = recorded {
                 record.recorded(&ending);
+            }
+            if may_remain {
+                record.process_may_remain();
             }
             record.end(farewell.reason, farewell.cause);
         })
@@ -322,132 +372,169 @@ impl Sessions {
         }
     }
 
-    /// Lets the link say what there is to say to both peers.
-    fn farewell<C, F>(&self, splice: &mut Splice<C, F>, stop: Stop) -> Farewell {
+    /// Lets the link say to the client what there is to say.
+    fn farewell<C, F>(&self, splice: &mut Splice<C, F>, stop: Stop, runs: Runs) -> Farewell {
         let (link, out) = (&mut splice.link, &mut splice.out);
-        let (reason, cause, client) = match stop {
+        let (reason, cause, client, far) = match stop {
             Stop::Event(Event::FarEnded(error)) => {
                 let cause = error.map_or_else(String::new, |error| chain(&error));
                 match (link.end("the connection to the pod ended before the session did", out), cause) {
-                    (Fate::Whole, cause) => (EndReason::FarClosed, cause, Parting::Proper),
-                    (Fate::Cut, cause) => (EndReason::FarLost, cause, Parting::Cut),
+                    (Fate::Whole, cause) => (EndReason::FarClosed, cause, Parting::Proper, Leaving::Gone),
+                    (Fate::Cut, cause) => (EndReason::FarLost, cause, Parting::Cut, Leaving::Gone),
                 }
             }
             Stop::Event(Event::OverByFar) => match link.end("", out) {
-                Fate::Whole => (EndReason::FarClosed, String::new(), Parting::Proper),
-                Fate::Cut => (EndReason::FarLost, "no result".into(), Parting::Cut),
+                Fate::Whole => (EndReason::FarClosed, String::new(), Parting::Proper, Leaving::Told),
+                Fate::Cut => (EndReason::FarLost, "no result".into(), Parting::Cut, Leaving::Told),
             },
             Stop::FarDeaf(error) => {
                 link.end("the connection to the pod broke", out);
-                (EndReason::FarLost, chain(&error), Parting::Cut)
+                (EndReason::FarLost, chain(&error), Parting::Cut, Leaving::Gone)
             }
             Stop::NotOpen => {
                 link.end("Timeout occurred", out);
-                (EndReason::FarFault, "the streams were not opened in time".into(), Parting::Cut)
+                let cause = "the streams were not opened in time".into();
+                (EndReason::FarFault, cause, Parting::Cut, Leaving::Told)
             }
             Stop::Event(Event::Fault(fault @ Fault::Far(_))) => {
                 link.end("the far side does not speak the protocol of the session", out);
-                (EndReason::FarFault, fault.to_string(), Parting::Cut)
+                (EndReason::FarFault, fault.to_string(), Parting::Cut, Leaving::Told)
             }
             Stop::Event(Event::Fault(fault @ Fault::Client(_))) => {
-                link.client_ended(out);
-                (EndReason::ClientFault, fault.to_string(), Parting::Proper)
+                (EndReason::ClientFault, fault.to_string(), Parting::Proper, Leaving::HungUp)
             }
             Stop::Event(Event::ClientEnded(None) | Event::OverByClient) => {
-                link.client_ended(out);
-                (EndReason::ClientClosed, String::new(), Parting::Proper)
+                (EndReason::ClientClosed, String::new(), Parting::Proper, Leaving::HungUp)
             }
             Stop::Event(Event::ClientEnded(Some(error)) | Event::ClientDeaf(error)) => {
-                link.client_ended(out);
-                (EndReason::ClientLost, chain(&error), Parting::Drop)
+                (EndReason::ClientLost, chain(&error), Parting::Drop, Leaving::HungUp)
+            }
+            Stop::Gone if runs.own() => {
+                (EndReason::ClientLost, String::new(), Parting::Drop, Leaving::HungUp)
             }
             Stop::Gone => {
                 out.far.clear();
-                (EndReason::ClientLost, String::new(), Parting::Drop)
+                (EndReason::ClientLost, String::new(), Parting::Drop, Leaving::Gone)
             }
             Stop::Idle(limit) => {
-                let why = format!("nothing has passed for {limit:?}");
-                link.end(&why, out);
-                (EndReason::Idle, why, Parting::Cut)
+                let why = format!("this session was idle for {}", spelled(limit));
+                tell(&mut **link, &why, out);
+                (EndReason::Idle, why, Parting::Cut, Leaving::HungUp)
             }
             Stop::Overlong(limit) => {
-                let why = format!("it has lasted {limit:?}, as long as it may");
-                link.end(&why, out);
-                (EndReason::Overlong, why, Parting::Cut)
+                let why = format!("this session has lasted {}, as long as it may", spelled(limit));
+                tell(&mut **link, &why, out);
+                (EndReason::Overlong, why, Parting::Cut, Leaving::HungUp)
             }
             Stop::Ordered(Order { reason, why }) => {
-                link.end(&why, out);
-                (reason, why, Parting::Cut)
+                tell(&mut **link, &why, out);
+                (reason, why, Parting::Cut, Leaving::HungUp)
             }
             Stop::Event(Event::Unrecorded(why)) => {
-                link.end(&format!("the recording of this session cannot go on: {why}"), out);
-                (EndReason::Unrecorded, why, Parting::Cut)
+                tell(&mut **link, &format!("the recording of this session cannot go on: {why}"), out);
+                (EndReason::Unrecorded, why, Parting::Cut, Leaving::HungUp)
             }
-            Stop::Cut => match link.end("podgate was stopped before the session ended", out) {
-                Fate::Whole => (EndReason::Drained, String::new(), Parting::Proper),
-                Fate::Cut => (EndReason::Drained, String::new(), Parting::Cut),
+            Stop::Cut => match tell(&mut **link, "podgate was stopped before the session ended", out) {
+                Fate::Whole => (EndReason::Drained, String::new(), Parting::Proper, Leaving::HungUp),
+                Fate::Cut => (EndReason::Drained, String::new(), Parting::Cut, Leaving::HungUp),
             },
             Stop::Event(Event::Timing) => unreachable!("the driver keeps it to itself"),
         };
-        Farewell { reason, cause, client }
+        Farewell { reason, cause, client, far }
     }
 
-    /// Ends both connections, each as far and as long as it deserves; neither waits for the other.
+    /// Ends the client's connection as far and as long as it deserves.
     ///
-    /// What the far side had said is owed to a client for as long as that is there; what a client had said, to the far
-    /// side for [`FAR_DRAIN`]. When podgate itself ends the session nobody has that long.
-    async fn part<C, F>(
+    /// What the far side had said is owed to a client for as long as that is there. When podgate itself ends the session
+    /// nobody has that long.
+    async fn part<C>(
         &self,
-        splice: Splice<C, F>,
+        mut client: Side<C>,
+        mut queue: Queue,
         socket: Option<Socket>,
         meters: &Meters,
         farewell: &Farewell,
     ) where
         C: AsyncRead + AsyncWrite + Unpin,
-        F: AsyncRead + AsyncWrite + Unpin,
     {
         let (linger, drain) = (self.settings.linger, &self.drain);
-        let last_words = linger.min(LAST_WORDS);
-        let Splice { mut client, mut far, mut out, .. } = splice;
-        let (client_has, far_has) = match farewell.reason {
-            EndReason::FarClosed | EndReason::FarLost => (None, last_words),
+        let client_has = match farewell.reason {
+            EndReason::FarClosed | EndReason::FarLost => None,
             EndReason::Idle
             | EndReason::Lapsed
             | EndReason::Expired
             | EndReason::Ended
             | EndReason::Overlong
             | EndReason::FarFault
-            | EndReason::Unrecorded => (Some(FAR_DRAIN), last_words),
-            EndReason::ClientClosed | EndReason::ClientFault => (Some(last_words), FAR_DRAIN),
-            EndReason::ClientLost => (Some(last_words), linger),
-            EndReason::Drained | EndReason::Aborted => (Some(CUT_FLUSH), last_words),
-        };
-        let to_client = async {
-            if farewell.client == Parting::Drop {
-                return drop(client);
+            | EndReason::Unrecorded => Some(FAR_DRAIN),
+            EndReason::ClientClosed | EndReason::ClientFault | EndReason::ClientLost => {
+                Some(self.last_words())
             }
+            EndReason::Drained | EndReason::Aborted => Some(CUT_FLUSH),
+        };
+        if farewell.client == Parting::Drop {
+            return drop(client);
+        }
+        tokio::select! {
+            biased;
+            () = client.send(&mut queue, &meters.down, client_has) => {}
+            () = gone(socket.as_ref()), if client_has.is_none() => {}
+            () = cut(drain, CUT_FLUSH) => {}
+        }
+        match (farewell.client, &socket) {
+            (Parting::Cut, Some(socket)) => close::cut(&mut client.io, socket, linger, drain).await,
+            (Parting::Cut, None) | (Parting::Drop, _) => {}
+            (Parting::Proper, _) => close::client(&mut client.io, linger, drain).await,
+        }
+    }
+
+    /// Says the last there is to say to the far side, and hangs up what runs there for the session alone. Whether that
+    /// may still run.
+    ///
+    /// What a client had said is owed to the far side for [`FAR_DRAIN`].
+    #[allow(clippy::too_many_arguments, reason = "the parts of a session that is taken apart")]
+    async fn leave<F>(
+        &self,
+        far: &mut Side<F>,
+        link: &mut dyn Link,
+        out: &mut Out,
+        meters: &Meters,
+        runs: Runs,
+        farewell: &Farewell,
+        recorder: Option<&Recorder>,
+    ) -> bool
+    where
+        F: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut far_has = match farewell.reason {
+            EndReason::ClientClosed | EndReason::ClientFault => FAR_DRAIN,
+            EndReason::ClientLost => self.settings.linger,
+            _ => self.last_words(),
+        };
+        let within = self.settings.hang_up;
+        if farewell.far == Leaving::HungUp && runs.own() && !link.is_done() && !within.is_zero() {
+            let mut last = Last::new(far, link, out, &meters.up);
             tokio::select! {
                 biased;
-                () = client.send(&mut out.client, &meters.down, client_has) => {}
-                () = gone(socket.as_ref()), if client_has.is_none() => {}
-                () = cut(drain) => {}
+                () = last.hang_up(runs, far_has, within, |out| stamp(recorder, out)) => {}
+                () = cut(&self.drain, CUT_HANG_UP.min(within)) => {}
             }
-            match (farewell.client, &socket) {
-                (Parting::Cut, Some(socket)) => close::cut(&mut client.io, socket, linger, drain).await,
-                (Parting::Cut, None) | (Parting::Drop, _) => {}
-                (Parting::Proper, _) => close::client(&mut client.io, linger, drain).await,
-            }
-        };
-        let to_far = async {
-            tokio::select! {
-                biased;
-                () = far.send(&mut out.far, &meters.up, Some(far_has)) => {}
-                () = cut(drain) => {}
-            }
-            close::far(&mut far.io, linger, drain).await;
-            drop(far);
-        };
-        tokio::join!(to_client, to_far);
+            far_has = self.last_words();
+        }
+        let may_remain = runs.own() && !link.is_done();
+        if farewell.far != Leaving::Gone {
+            link.leave(out);
+        }
+        tokio::select! {
+            biased;
+            () = far.send(&mut out.far, &meters.up, Some(far_has)) => {}
+            () = cut(&self.drain, CUT_FLUSH) => {}
+        }
+        may_remain
+    }
+
+    fn last_words(&self) -> Duration {
+        self.settings.linger.min(LAST_WORDS)
     }
 }
 
@@ -471,10 +558,17 @@ impl Limits {
     }
 }
 
-/// Resolves when last words have had their time after the drain's cut.
-async fn cut(drain: &Drain) {
+/// Ends a session for a reason of podgate's own, which the client is told: by an error, and in a terminal on a line of
+/// its own besides, since not every client shows the error there.
+fn tell(link: &mut dyn Link, why: &str, out: &mut Out) -> Fate {
+    link.announce(&format!("\r\npodgate: {}\r\n", plain(why)), out);
+    link.end(why, out)
+}
+
+/// Resolves this long after the drain's cut.
+async fn cut(drain: &Drain, grace: Duration) {
     drain.cutting().await;
-    tokio::time::sleep(CUT_FLUSH).await;
+    tokio::time::sleep(grace).await;
 }
 
 /// Resolves when a client has gone to which something is still to be written.

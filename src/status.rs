@@ -35,6 +35,15 @@ pub enum Refusal {
     NotFound(About),
     /// 404 of a path nobody serves.
     NoSuchPath,
+    /// 409: an object of this name is there already.
+    AlreadyExists(About),
+    /// 409: somebody else has changed the object meanwhile, or it is not the one that was meant.
+    Conflict {
+        /// Why.
+        text: String,
+        /// Which object.
+        about: About,
+    },
     /// 405.
     MethodNotAllowed,
     /// 413: the request body is larger than it may be.
@@ -161,6 +170,7 @@ impl Refusal {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound(_) | Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::AlreadyExists(_) | Self::Conflict { .. } => StatusCode::CONFLICT,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Expired(_) => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -181,6 +191,7 @@ impl Refusal {
             Self::Unauthorized => "unauthorized",
             Self::Forbidden { .. } => "forbidden",
             Self::NotFound(_) | Self::NoSuchPath => "not_found",
+            Self::AlreadyExists(_) | Self::Conflict { .. } => "conflict",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Expired(_) => "expired",
             Self::TooLarge(_) => "too_large",
@@ -202,6 +213,8 @@ impl Refusal {
             Self::Unauthorized => "Unauthorized",
             Self::Forbidden { .. } => "Forbidden",
             Self::NotFound(_) | Self::NoSuchPath => "NotFound",
+            Self::AlreadyExists(_) => "AlreadyExists",
+            Self::Conflict { .. } => "Conflict",
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::Expired(_) => "Expired",
             Self::TooLarge(_) => "RequestEntityTooLarge",
@@ -230,7 +243,7 @@ impl Refusal {
                 let one = |cause: &Cause| format!("{}: {}", cause.field, cause.message);
                 let all = causes.iter().map(one).collect::<Vec<_>>().join(", ");
                 let all = if causes.len() == 1 { all } else { format!("[{all}]") };
-                format!("{} {} is invalid: {all}", about.kind, go_quote(about.name.as_bytes()))
+                format!("{} is invalid: {all}", about.named())
             }
             Self::Backend { code: StatusCode::BAD_REQUEST, text, .. } => text.clone(),
             Self::Backend { code: StatusCode::INTERNAL_SERVER_ERROR, text, .. } => {
@@ -254,11 +267,10 @@ impl Refusal {
                 };
                 format!("{said} ( {} {})", about.kind, about.name)
             }
-            Self::NotFound(about) if about.group.is_empty() => {
-                format!("{} {} not found", about.kind, go_quote(about.name.as_bytes()))
-            }
-            Self::NotFound(about) => {
-                format!("{}.{} {} not found", about.kind, about.group, go_quote(about.name.as_bytes()))
+            Self::NotFound(about) => format!("{} not found", about.named()),
+            Self::AlreadyExists(about) => format!("{} already exists", about.named()),
+            Self::Conflict { text, about } => {
+                format!("Operation cannot be fulfilled on {}: {text}", about.named())
             }
             Self::NoSuchPath => "the server could not find the requested resource".into(),
             Self::MethodNotAllowed => {
@@ -308,9 +320,11 @@ impl Refusal {
                 Some(Details { causes: Cow::Owned(vec![cause]), ..of(&NOTHING) })
             }
             Self::Invalid { about, causes } => Some(Details { causes: Cow::Borrowed(causes), ..of(about) }),
-            Self::Forbidden { about, .. } | Self::NotFound(about) | Self::Backend { about, .. } => {
-                Some(of(about))
-            }
+            Self::Forbidden { about, .. }
+            | Self::NotFound(about)
+            | Self::AlreadyExists(about)
+            | Self::Conflict { about, .. }
+            | Self::Backend { about, .. } => Some(of(about)),
             Self::NoSuchPath | Self::MethodNotAllowed | Self::Timeout => Some(of(&NOTHING)),
             Self::TooManyRequests { retry_after, .. } => {
                 Some(Details { retry_after: Some(*retry_after), ..of(&NOTHING) })
@@ -335,6 +349,16 @@ impl Refusal {
             details,
             code: self.code().as_u16(),
         }
+    }
+}
+
+// === impl About ===
+
+impl About {
+    /// Such as `pods "a"` or `roles.rbac.authorization.k8s.io "b"`.
+    fn named(&self) -> String {
+        let dot = if self.group.is_empty() { "" } else { "." };
+        format!("{}{dot}{} {}", self.kind, self.group, go_quote(self.name.as_bytes()))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Metric labels are closed sets; no user, pod or address is ever one. Help texts say what may change.
 
+pub mod audience;
 pub mod metrics;
 pub mod record;
 
@@ -10,6 +11,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
+pub use audience::{Audience, Refused as AudienceError, Seen};
 pub use metrics::Metrics;
 pub use record::{EndReason, Meter, Meters, Record, Subject};
 

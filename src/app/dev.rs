@@ -36,6 +36,9 @@ use crate::upstream::{Route, Upstream};
 /// Annotation of a node: what it speaks, by its [`Streaming::name`].
 const STREAMING: &str = "podgate.dev/streaming";
 
+/// Annotation of a node: `leave` is to leave programs running whose clients have gone, as real nodes do.
+const ORPHANS: &str = "podgate.dev/orphans";
+
 /// A running embedded cluster.
 pub struct Dev {
     gateway: Gateway,
@@ -119,7 +122,8 @@ pub async fn run(config: &Config) -> Result<u8, Error> {
     let dev = Dev::start(config).await?;
     // A closed pipe is no reason not to serve.
     let _ = std::io::stdout().write_all(dev.banner().as_bytes());
-    Ok(stop::on_signal(dev.gateway, signals, config.drain.deadline).await)
+    // Nobody is sent here who has to be told.
+    Ok(stop::on_signal(dev.gateway, signals, Duration::ZERO, config.drain.deadline).await)
 }
 
 // === impl Dev ===
@@ -161,8 +165,16 @@ impl Dev {
             if !store::is_up(&node) {
                 continue;
             }
-            let settings =
-                node::Settings { streaming: streaming(&node, &name)?, ..node::Settings::default() };
+            let settings = node::Settings {
+                streaming: streaming(&node, &name)?,
+                leaves_orphans: node
+                    .metadata
+                    .annotations
+                    .as_ref()
+                    .and_then(|annotations| annotations.get(ORPHANS))
+                    .is_some_and(|orphans| orphans == "leave"),
+                ..node::Settings::default()
+            };
             // Whatever port the manifest names: dumps of real clusters say 10250 for every node.
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             let features = settings.streaming.declared_features();
@@ -204,6 +216,7 @@ impl Dev {
                 ..Methods::default()
             },
             policy: Arc::new(policy::open(config, &reloader, Arc::new(NoGrants::default())).await?),
+            grants: None,
             route,
             ready: Vec::new(),
             metrics,

@@ -164,6 +164,11 @@ fn look(mut reader: Recording) -> Result<(Seen, Option<Error>), Error> {
     Ok((seen, problem))
 }
 
+/// Control keys as terminals show them.
+fn carets(keys: &[u8]) -> String {
+    keys.iter().map(|key| format!("^{}", char::from(key ^ 0x40))).collect::<Vec<_>>().join(" ")
+}
+
 /// Hands on pieces until one is the last; whether none was. They were looked at when the chunk was read.
 fn pieces(tape: &[u8], mut each: impl FnMut(Piece<'_>) -> Result<bool, Error>) -> Result<bool, Error> {
     let mut rest = tape;
@@ -353,7 +358,12 @@ impl Player<'_> {
         let end = if raw { "\r\n" } else { "\n" };
         let mut shown = Vec::new();
         match piece.kind {
-            Kind::Stdout if tty => self.filter.push(piece.bytes, &mut shown),
+            // The client saw both, and in this order.
+            Kind::Stdout | Kind::Told if tty => self.filter.push(piece.bytes, &mut shown),
+            Kind::Typed => {
+                let keys = carets(piece.bytes);
+                shown.extend_from_slice(format!("{end}[podgate hung up: {keys}]{end}").as_bytes());
+            }
             Kind::Stdin if tty || self.flags.no_input => {}
             Kind::Stdin | Kind::Stdout | Kind::Stderr => {
                 let channel = piece.kind as usize - Kind::Stdin as usize;
@@ -379,7 +389,7 @@ impl Player<'_> {
                 );
                 shown.extend_from_slice(text.as_bytes());
             }
-            Kind::Result | Kind::Resize | Kind::StdinEnd | Kind::Withheld => {}
+            Kind::Result | Kind::Resize | Kind::StdinEnd | Kind::Withheld | Kind::Told => {}
         }
         self.out.write_all(&shown).map_err(Error::Write)
     }

@@ -133,7 +133,7 @@ pub async fn run(config: &Config) -> Result<u8, Error> {
     info!(settings = config.to_yaml(), "podgate starts");
     let gateway = start(config).await?;
     info!(api.addr = %gateway.api, admin.addr = %gateway.admin, "podgate serves");
-    Ok(stop::on_signal(gateway, signals, config.drain.deadline).await)
+    Ok(stop::on_signal(gateway, signals, config.drain.announce, config.drain.deadline).await)
 }
 
 /// Binds and begins to serve.
@@ -185,6 +185,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         server_tls,
         authn,
         policy: Arc::new(files.policy().await?),
+        grants: None,
         route,
         ready: vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }],
         metrics: metrics.clone(),

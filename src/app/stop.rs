@@ -40,11 +40,26 @@ impl Signals {
     }
 }
 
-/// Serves until a signal, then drains for as long as `deadline`, or until a second signal; the exit code.
-pub(super) async fn on_signal(gateway: Gateway, mut signals: Signals, deadline: Duration) -> u8 {
+/// Serves until a signal, goes on for as long as `announce` while it says that it is not ready, then drains for as long as
+/// `deadline`, or until a second signal; the exit code.
+pub(super) async fn on_signal(
+    gateway: Gateway,
+    mut signals: Signals,
+    announce: Duration,
+    deadline: Duration,
+) -> u8 {
     signals.next().await;
-    info!(?deadline, "stopping; once more to stop at once");
+    info!(?announce, ?deadline, "stopping; once more to stop at once");
     let drain = gateway.drain.clone();
+    drain.announce();
+    tokio::select! {
+        () = tokio::time::sleep(announce) => {}
+        () = signals.next() => {
+            drain.cut();
+            gateway.stop(deadline).await;
+            return INTERRUPTED;
+        }
+    }
     let mut stop = std::pin::pin!(gateway.stop(deadline));
     let (drained, again) = tokio::select! {
         drained = &mut stop => (drained, false),

@@ -9,16 +9,19 @@
 
 mod ask;
 mod breaker;
+pub mod collection;
 pub mod connect;
 pub mod forward;
 mod objects;
 mod reviews;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use http::{Request, Response};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::cluster::{Body, Cluster, Decision, Error, Node, Pod, User};
 use crate::drain::Drain;
@@ -31,6 +34,9 @@ use connect::Connection;
 use forward::Forward;
 use objects::Objects;
 use reviews::{Rights, Times, Tokens};
+
+/// What stands unencoded in a path segment, besides letters and digits: RFC 3986 section 2.3.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// What podgate asks of the API server, how long it waits, and what it remembers.
 #[derive(Debug, Clone)]
@@ -140,4 +146,13 @@ impl Cluster for KubeCluster {
     ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
         async move { self.forward.serve(&*self.connection.get(), user, ask, request).await }.boxed()
     }
+}
+
+/// Whether something may have this name: upstream's `IsValidPathSegmentName`.
+fn is_segment(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '%'])
+}
+
+fn encoded(name: &str) -> impl std::fmt::Display {
+    utf8_percent_encode(name, SEGMENT)
 }

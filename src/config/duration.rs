@@ -6,8 +6,16 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
 pub(crate) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    let value = SignedDuration::try_from(*value).map_err(serde::ser::Error::custom)?;
-    serializer.serialize_str(&format!("{value:#}").replace(' ', ""))
+    serializer.serialize_str(&spelled(*value))
+}
+
+/// The same for people who read it: `4h`, `1m30s`.
+pub fn spelled(value: Duration) -> String {
+    match SignedDuration::try_from(value) {
+        Ok(value) => format!("{value:#}").replace(' ', ""),
+        // Beyond what can be configured.
+        Err(_) => format!("{value:?}"),
+    }
 }
 
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -10,6 +10,9 @@ use super::{Config, UpstreamMode};
 /// The longest duration that makes sense: a year. Without a bound, adding one to now could overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// The longest time for a program to end that is hung up: its session holds a seat meanwhile.
+const LONGEST_HANG_UP: Duration = Duration::from_secs(10);
+
 /// hyper's least buffer.
 const LEAST_HEADER_BYTES: usize = 8192;
 
@@ -86,6 +89,7 @@ impl Config {
             ("session.recheckPeriod", self.session.recheck_period),
             ("session.maxDuration", self.session.max_duration),
             ("session.idleTimeout", self.session.idle_timeout),
+            ("drain.announce", self.drain.announce),
             ("drain.deadline", self.drain.deadline),
         ];
         problems.extend(
@@ -101,6 +105,18 @@ impl Config {
             if !(Duration::from_secs(1)..=Duration::from_secs(32_767)).contains(&value) {
                 problems.push(problem(key, "is from 1s to 32767s"));
             }
+        }
+        // tcp(7), TCP_USER_TIMEOUT, is in milliseconds; less than keepalive's pace would end peers that are there.
+        for (key, value, least) in [
+            ("api.userTimeout", self.api.user_timeout, self.api.keepalive),
+            ("upstream.userTimeout", self.upstream.user_timeout, self.upstream.keepalive),
+        ] {
+            if !value.is_zero() && !(least..=Duration::from_secs(24 * 3600)).contains(&value) {
+                problems.push(problem(key, "is 0, or from keepalive to 24h"));
+            }
+        }
+        if self.session.hang_up > LONGEST_HANG_UP {
+            problems.push(problem("session.hangUp", "is at most 10s"));
         }
         if self.upstream.preferred_address_types.is_empty() {
             let what = "names at least one type, such as InternalIP";

@@ -8,30 +8,24 @@
 //! 8.8.
 
 mod discovery;
+mod fields;
 mod list;
 mod log;
 mod protobuf;
 mod review;
-mod select;
 mod table;
-mod watch;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
-use serde::Serialize;
+use http::{HeaderMap, Request, Response};
 
 use super::store::{Kind, Store};
 use crate::cluster::{Body, User};
 use crate::health::{self, Check};
 use crate::request::{Ask, Resource};
-use crate::status::{Refusal, go_quote};
+use crate::serving::{Accept, check_segment, full, uncached};
+use crate::status::Refusal;
 use crate::upstream::Upstream;
-
-/// Media type of everything but health.
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Answers a request.
 pub(super) async fn serve(
@@ -64,7 +58,7 @@ pub(super) async fn serve(
     match ask.attributes.verb.as_str() {
         "get" => list::get(store, kind, namespace, &resource.name, ask, &accept),
         "list" => list::list(store, kind, namespace, ask, &accept),
-        "watch" => watch::watch(store, kind, namespace, ask, &accept),
+        "watch" => list::watch(store, kind, namespace, ask, &accept),
         _ => Err(Refusal::MethodNotAllowed),
     }
 }
@@ -83,22 +77,6 @@ fn scope<'a>(kind: Kind, resource: &'a Resource, verb: &str) -> Result<Option<&'
         }
         _ => Err(Refusal::NoSuchPath),
     }
-}
-
-/// Refuses a name that could not be one segment of a path, as the API server's storage does.
-fn check_segment(name: &str) -> Result<(), Refusal> {
-    let what = match name {
-        "." | ".." => format!("may not be '{name}'"),
-        _ => {
-            let bad = ["/", "%"].into_iter().filter(|bad| name.contains(bad));
-            let texts: Vec<String> = bad.map(|bad| format!("may not contain '{bad}'")).collect();
-            texts.join(";")
-        }
-    };
-    if what.is_empty() {
-        return Ok(());
-    }
-    Err(Refusal::BadRequest(format!("Name parameter invalid: {}: {what}", go_quote(name.as_bytes()))))
 }
 
 /// Paths that name no resource.
@@ -132,77 +110,6 @@ fn probe(endpoint: &str, check: &[&str], ask: &Ask) -> Option<Response<Body>> {
     };
     uncached(response.headers_mut());
     Some(response.map(full))
-}
-
-/// What the client would like, in its own order.
-#[derive(Debug, Clone, Default)]
-struct Accept(Vec<Wish>);
-
-/// One media type of an `Accept` header that JSON satisfies, with its Kubernetes parameters.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Wish {
-    group: String,
-    version: String,
-    form: String,
-}
-
-// === impl Accept ===
-
-impl Accept {
-    fn of(headers: &HeaderMap) -> Self {
-        let mut wishes = Vec::new();
-        for value in headers.get_all(header::ACCEPT) {
-            for item in value.to_str().unwrap_or("").split(',') {
-                let mut parts = item.split(';').map(str::trim);
-                if !["application/json", "application/*", "*/*"].contains(&parts.next().unwrap_or("")) {
-                    continue;
-                }
-                let mut wish = Wish::default();
-                for (name, value) in parts.filter_map(|part| part.split_once('=')) {
-                    match name {
-                        "g" => value.clone_into(&mut wish.group),
-                        "v" => value.clone_into(&mut wish.version),
-                        "as" => value.clone_into(&mut wish.form),
-                        _ => {}
-                    }
-                }
-                wishes.push(wish);
-            }
-        }
-        Self(wishes)
-    }
-
-    /// The version of this form the client wants most, `None` when it would rather have the plain object.
-    fn version(&self, form: &str, group: &str, versions: &[&'static str]) -> Option<&'static str> {
-        for wish in &self.0 {
-            if wish.form.is_empty() {
-                return None;
-            }
-            if wish.form == form && wish.group == group {
-                let known = versions.iter().find(|&&known| known == wish.version);
-                if let Some(&version) = known {
-                    return Some(version);
-                }
-            }
-        }
-        None
-    }
-}
-
-fn json<T: Serialize>(ask: &Ask, status: StatusCode, value: &T) -> Response<Body> {
-    let mut response = Response::new(full(ask.encoding.encode(value)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
-    uncached(response.headers_mut());
-    response
-}
-
-fn uncached(headers: &mut HeaderMap) {
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-}
-
-fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 #[cfg(test)]

@@ -124,6 +124,8 @@ pub struct Settings {
     pub exit_silence: Duration,
     /// Between asking processes to end and killing them.
     pub kill_grace: Duration,
+    /// Whether a program whose client has gone is left running, as runtimes leave it.
+    pub leaves_orphans: bool,
     /// After the last frame: how long the client may take to close.
     pub linger: Duration,
     /// Connections at once. At the bound no more are accepted; they wait in the backlog.
@@ -230,6 +232,7 @@ impl Default for Settings {
             idle: Duration::from_secs(4 * 60 * 60),
             exit_silence: Duration::from_millis(500),
             kill_grace: Duration::from_millis(500),
+            leaves_orphans: false,
             linger: Duration::from_secs(5),
             max_connections: 4096,
         }

@@ -36,8 +36,9 @@ use tracing::{debug, info};
 
 use super::takeover::{Mute, Takeover};
 use crate::audit::{Audit, Trail};
-use crate::cluster::{Body, Cluster};
+use crate::cluster::Body;
 use crate::drain::Drain;
+use crate::group::{Asker, Group};
 use crate::listen::{Conn, Slot, Via};
 use crate::pipeline::Pipeline;
 use crate::policy::Circumstances;
@@ -78,6 +79,10 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// Whose pages may open sessions, besides podgate's own.
     pub allowed_origins: Vec<String>,
+    /// How long the client of a session with a terminal may acknowledge or take nothing; 0 is the kernel's patience.
+    pub client_user_timeout: Duration,
+    /// The same of the far side.
+    pub far_user_timeout: Duration,
 }
 
 /// The door; cheap to clone.
@@ -90,7 +95,7 @@ struct Shared {
     tls: Live<ServerConfig>,
     settings: Settings,
     pipeline: Pipeline,
-    cluster: Arc<dyn Cluster>,
+    group: Arc<Group>,
     sessions: Sessions,
     drain: Drain,
     metrics: Metrics,
@@ -113,25 +118,25 @@ struct Door {
 // === impl Api ===
 
 impl Api {
-    /// The door in front of these stages; `cluster` answers whatever is no session.
+    /// The door in front of these stages; `group` answers whatever is no session.
     #[allow(clippy::too_many_arguments, reason = "all that a door stands on, once")]
     pub fn new(
         tls: Live<ServerConfig>,
         settings: Settings,
         pipeline: Pipeline,
-        cluster: Arc<dyn Cluster>,
+        group: Arc<Group>,
         sessions: Sessions,
         drain: Drain,
         metrics: Metrics,
         audit: Audit,
     ) -> Self {
-        let short = Short::new(cluster.clone(), settings.max_in_flight, settings.request_timeout);
+        let short = Short::new(group.clone(), settings.max_in_flight, settings.request_timeout);
         Self {
             shared: Arc::new(Shared {
                 tls,
                 settings,
                 pipeline,
-                cluster,
+                group,
                 sessions,
                 drain,
                 metrics,
@@ -409,24 +414,28 @@ impl Door {
             return hijack::open(self, request, admitted, carriage, ask.attributes, started, trail).await;
         }
         upgrade::check_page(&caller, request.headers(), &self.shared.settings.allowed_origins)?;
-        let user = caller.user().clone();
+        let owned = self.shared.group.owns(&ask);
+        let asker = match owned {
+            true => Asker::Permitted(self.shared.pipeline.permit(caller, &ask, trail).await?),
+            false => Asker::Known(caller.user().clone()),
+        };
         // An upgrade that is passed through outlives this door, and its connection is still one under the cap.
         let upgraded = Arc::new(OnceLock::new());
         let via = Via::new(self.conn.peer, (self.conn.clone(), self._open.clone(), upgraded.clone()));
         request.extensions_mut().insert(via);
         let request = trail.listen(request.map(|body| body.map_err(Into::into).boxed_unsync()));
         if ask.long_running() {
-            let response = self.shared.cluster.serve(&user, &ask, request).await?;
+            let response = self.shared.group.serve(&asker, &ask, request).await?;
             let response = passed_through(response, trail, &upgraded).await;
-            if ask.attributes.verb != "watch" {
+            if ask.attributes.verb != "watch" && !owned {
                 // It may be over in time, and where it is not, the cut shows that something is missing.
                 return Ok(response);
             }
-            // A watch has no end of its own: it would hold the drain until the deadline.
+            // A watch, of objects or of a session, has no end of its own: it would hold the drain until the deadline.
             let drain = self.shared.drain.clone();
             return Ok(response.map(|body| until(body, async move { drain.stopping().await })));
         }
-        let response = self.shared.short.serve(user, ask, request).await?;
+        let response = self.shared.short.serve(asker, ask, request).await?;
         Ok(passed_through(response, trail, &upgraded).await)
     }
 }

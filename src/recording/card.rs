@@ -158,6 +158,7 @@ fn unknown() -> Ending {
         seconds: 0.0,
         reason: "unknown".to_owned(),
         exit_code: None,
+        process_may_remain: false,
         moved: crate::wire::tap::Moved::default(),
         cut: true,
         gaps: Vec::new(),

@@ -234,6 +234,8 @@ fn code(kind: Kind) -> &'static str {
         Kind::Connection => "p",
         Kind::Gap => "m",
         Kind::Withheld => "w",
+        Kind::Typed => "t",
+        Kind::Told => "n",
     }
 }
 
@@ -248,6 +250,8 @@ fn kind(code: &str) -> Option<Kind> {
         "p" => Kind::Connection,
         "m" => Kind::Gap,
         "w" => Kind::Withheld,
+        "t" => Kind::Typed,
+        "n" => Kind::Told,
         _ => return None,
     })
 }

@@ -49,6 +49,13 @@ pub struct Facts {
     pub rule: String,
 }
 
+impl Facts {
+    /// Whether a program was started for it, which may outlive it.
+    pub fn has_process(&self) -> bool {
+        self.subresource == "exec"
+    }
+}
+
 /// What only those may read who may read the content.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -86,6 +93,9 @@ pub struct Ending {
     /// The exit code of the command, where it gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
+    /// Whether the program of the session may still run: the far side has not said that it ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub process_may_remain: bool,
     /// Bytes that passed.
     pub moved: Moved,
     /// Whether the end is missing: podgate was killed, and the recording goes up to its last whole chunk.

@@ -30,7 +30,7 @@ use crate::throttle::{Grant, Throttle};
 use crate::wire::link::{Fault, Link, Out, Queue};
 
 /// Read size in bytes: four full TLS records (RFC 8446 section 5.1), so that a burst takes one wake-up.
-const READ: usize = 64 * 1024;
+pub(super) const READ: usize = 64 * 1024;
 
 /// What may stay in a buffer of [`READ`] bytes while its side waits; less moves into a buffer of its own size.
 const KEEP: usize = 4 * 1024;
@@ -48,7 +48,7 @@ thread_local! {
 pub(super) struct Side<I> {
     pub(super) io: I,
     /// What was read and not taken by the link.
-    input: BytesMut,
+    pub(super) input: BytesMut,
     throttle: Throttle,
     /// Written, but perhaps still inside TLS.
     unflushed: bool,
@@ -100,7 +100,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
     }
 
     /// Writes as much of the queue as the connection takes, then flushes. Ready when all is out.
-    fn poll_send(&mut self, cx: &mut Context<'_>, queue: &mut Queue, meter: &Meter) -> Poll<io::Result<()>> {
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut Queue,
+        meter: &Meter,
+    ) -> Poll<io::Result<()>> {
         while !queue.is_empty() {
             let Poll::Ready(written) = poll_write_buf(Pin::new(&mut self.io), cx, queue)? else {
                 return Poll::Pending;
@@ -131,7 +136,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
     }
 
     /// Reads at most `allowed` bytes behind those that wait. Ready with 0 at the end.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, allowed: usize) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, allowed: usize) -> Poll<io::Result<usize>> {
         if !self.input.try_reclaim(READ) {
             let mut fresh = take();
             fresh.reserve(self.input.len() + READ);
@@ -203,9 +208,7 @@ where
 
     /// What passes from now on is recorded as of now.
     pub(super) fn stamp(&mut self) {
-        if let (Some(recorder), Some(tape)) = (&self.recorder, self.out.tap.tape()) {
-            tape.at(recorder.began().elapsed());
-        }
+        stamp(self.recorder.as_ref(), &mut self.out);
     }
 
     /// Whether nobody reads the client now, because the far side, or the recorder, is not ready for what it said.
@@ -245,6 +248,7 @@ where
             }
             if std::mem::take(&mut self.out.active) {
                 self.active = Instant::now();
+                meters.touch();
             }
             if !moved {
                 return if timing != self.timing() { Poll::Ready(Event::Timing) } else { Poll::Pending };
@@ -369,6 +373,13 @@ where
     /// How long after a session's own bytes have gone by this is.
     pub(super) fn idle(&self) -> Duration {
         self.active.elapsed()
+    }
+}
+
+/// What is told to the tap from now on is recorded as of now.
+pub(super) fn stamp(recorder: Option<&Recorder>, out: &mut Out) {
+    if let (Some(recorder), Some(tape)) = (recorder, out.tap.tape()) {
+        tape.at(recorder.began().elapsed());
     }
 }
 

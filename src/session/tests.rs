@@ -4,12 +4,15 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::telemetry::{Metrics, Subject};
-use crate::wire::link::Out;
+use crate::wire::link::{HangUp, Out};
 
 /// Passes everything on; knows no frames, but a `!` of either side ends the session, and `?` is none of its bytes.
 struct Through {
     over: bool,
     whole: bool,
+    runs: Runs,
+    /// The far side has said `exit`, which is heard only once the client is gone.
+    ended: bool,
 }
 
 impl Link for Through {
@@ -42,7 +45,7 @@ impl Link for Through {
         Ok(())
     }
 
-    fn client_ended(&mut self, out: &mut Out) {
+    fn leave(&mut self, out: &mut Out) {
         out.far.put().extend_from_slice(b"<bye>");
     }
 
@@ -52,6 +55,31 @@ impl Link for Through {
         }
         out.client.put().extend_from_slice(format!("<{why}>").as_bytes());
         Fate::Cut
+    }
+
+    fn announce(&mut self, text: &str, out: &mut Out) {
+        if self.runs.tty() {
+            out.client.put().extend_from_slice(text.as_bytes());
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        !self.runs.own() || self.ended || self.whole
+    }
+
+    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> bool {
+        let keys: &[u8] = match step {
+            HangUp::Interrupt => b"C",
+            HangUp::EndOfFile => b"D",
+            HangUp::EndOfStdin => b".",
+        };
+        out.far.put().extend_from_slice(keys);
+        true
+    }
+
+    fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
+        self.ended |= input.windows(4).any(|part| part == b"exit");
+        Ok(())
     }
 
     fn tick(&mut self, out: &mut Out) {
@@ -70,6 +98,7 @@ fn settings() -> Settings {
         recheck_period: Duration::ZERO,
         max_bytes_per_second: 0,
         linger: Duration::from_secs(1),
+        hang_up: Duration::from_secs(2),
         refusal_timeout: Duration::from_secs(10),
         open_timeout: Duration::from_secs(30),
         max_duration: Duration::ZERO,
@@ -101,6 +130,8 @@ struct Rig {
     drain: Drain,
     metrics: Metrics,
     timing: Timing,
+    runs: Runs,
+    limits: Limits,
     orders: std::sync::Mutex<Option<BoxFuture<'static, Order>>>,
 }
 
@@ -111,6 +142,8 @@ impl Rig {
             drain: Drain::new(),
             metrics: Metrics::new(),
             timing: Timing::default(),
+            runs: Runs::Forward,
+            limits: Limits::default(),
             orders: None.into(),
         }
     }
@@ -127,9 +160,10 @@ impl Rig {
             early: Bytes::from_static(b"early "),
             far,
             first: Bytes::from_static(b"first "),
-            link: Box::new(Through { over: false, whole: false }),
+            link: Box::new(Through { over: false, whole: false, runs: self.runs, ended: false }),
+            runs: self.runs,
             timing: self.timing,
-            limits: Limits::default(),
+            limits: self.limits,
             orders: self.orders.lock().unwrap().take().unwrap_or_else(|| Box::pin(std::future::pending())),
             record: record(&self.metrics),
             recorder: None,
@@ -149,6 +183,10 @@ impl Rig {
             rest.ends_with(" 1").then(|| rest.split('"').next().unwrap().to_owned())
         });
         (reason.expect("one session has ended"), bytes("up"), bytes("down"))
+    }
+
+    fn may_remain(&self) -> bool {
+        self.metrics.processes_may_remain.get() == 1
     }
 }
 
@@ -248,7 +286,9 @@ async fn a_side_that_says_it_is_done_ends_the_session_once_its_words_are_out() {
         let ((), at_client, at_far) =
             tokio::join!(rig.run(ours, None, theirs), peer(client, up), peer(far, down));
         match far_ends {
-            true => assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst done!", "early <seen>")),
+            true => {
+                assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst done!", "early <seen><bye>"))
+            }
             false => assert_eq!((at_client.as_str(), at_far.as_str()), ("HEADfirst ", "early done!<bye>")),
         }
         assert_eq!(rig.ended().0, if far_ends { "far_closed" } else { "client_closed" });
@@ -287,7 +327,7 @@ async fn a_session_that_is_ordered_to_ends_and_says_why() {
     let start = Instant::now();
     let ((), at_client, at_far) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), all(&mut far));
     assert_eq!(at_client, "HEADfirst <the token is not known any more>");
-    assert_eq!((at_far.as_str(), rig.ended().0.as_str()), ("early ", "lapsed"));
+    assert_eq!((at_far.as_str(), rig.ended().0.as_str()), ("early <bye>", "lapsed"));
     assert!(start.elapsed() >= Duration::from_secs(60) && start.elapsed() < Duration::from_secs(65));
 }
 
@@ -312,7 +352,7 @@ async fn the_clock_ticks_and_ends_a_session_in_which_nothing_but_pings_passes() 
         got
     };
     let ((), at_client, at_far) = tokio::join!(rig.run(ours, None, theirs), pinging, all(&mut far));
-    assert_eq!(at_client, "HEADfirst <nothing has passed for 60s>");
+    assert_eq!(at_client, "HEADfirst <this session was idle for 1m>");
     let ticks = at_far.matches("<tick>").count();
     assert!((17..=19).contains(&ticks), "{ticks} in 90 s");
     assert_eq!(rig.ended().0, "idle");
@@ -328,7 +368,7 @@ async fn an_idle_session_ends_although_its_client_takes_nothing() {
     let (mut far, theirs) = duplex(1 << 16);
     let start = Instant::now();
     let left = async {
-        assert_eq!(all(&mut far).await, "early ");
+        assert_eq!(all(&mut far).await, "early <bye>");
         start.elapsed()
     };
     let ((), left) = tokio::join!(rig.run(ours, None, theirs), left);
@@ -348,6 +388,178 @@ async fn of_a_client_that_had_sent_more_than_can_be_kept_nobody_says_that_it_end
     drop(client);
     soon_ended(rig.run(ours, Some(socket), theirs)).await;
     assert_eq!(rig.ended().0, "client_lost");
+}
+
+const TERMINAL: Runs = Runs::Exec { tty: true };
+
+/// A far side that has read so many bytes says that its program has ended, or never does; what it heard, and when.
+async fn program(mut far: DuplexStream, ends_after: Option<usize>) -> (String, Duration) {
+    let (start, mut heard) = (Instant::now(), Vec::new());
+    while let Ok(byte) = far.read_u8().await {
+        heard.push(byte);
+        if Some(heard.len()) == ends_after {
+            far.write_all(b"exit").await.unwrap();
+        }
+    }
+    (String::from_utf8(heard).unwrap(), start.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_terminal_that_its_client_has_left_is_hung_up_until_its_program_has_ended() {
+    let mut rig = Rig::new();
+    rig.runs = TERMINAL;
+    let (client, ours) = duplex(1 << 16);
+    let (far, theirs) = duplex(1 << 16);
+    drop(client);
+    let ((), (heard, took)) =
+        tokio::join!(rig.run(ours, None, theirs), program(far, Some("early CDD".len())));
+    assert_eq!(heard, "early CDD<bye>");
+    assert!(took >= Duration::from_millis(200) && took < Duration::from_millis(300), "{took:?}");
+    assert!(!rig.may_remain());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_program_that_heeds_no_hang_up_it_is_told_that_it_may_remain() {
+    let mut rig = Rig::new();
+    rig.runs = TERMINAL;
+    let (client, ours) = duplex(1 << 16);
+    let (far, theirs) = duplex(1 << 16);
+    drop(client);
+    let ((), (heard, took)) = tokio::join!(rig.run(ours, None, theirs), program(far, None));
+    assert_eq!(heard, format!("early C{}CDD.<bye>", "D".repeat(11)));
+    assert!(took >= Duration::from_secs(2) && took < Duration::from_millis(2500), "{took:?}");
+    assert!(rig.may_remain());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_terminal_stdin_is_ended_and_the_main_process_of_a_container_is_left_alone() {
+    for (runs, expected, remains) in [
+        (Runs::Exec { tty: false }, "early .<bye>", false),
+        (Runs::Attach { tty: true }, "early <bye>", false),
+        (Runs::Forward, "early <bye>", false),
+    ] {
+        let mut rig = Rig::new();
+        rig.runs = runs;
+        let (client, ours) = duplex(1 << 16);
+        let (far, theirs) = duplex(1 << 16);
+        drop(client);
+        let ends_after = Some("early .".len());
+        let ((), (heard, _)) = tokio::join!(rig.run(ours, None, theirs), program(far, ends_after));
+        assert_eq!((heard.as_str(), rig.may_remain()), (expected, remains), "{runs:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_hung_up_that_has_ended_or_where_that_is_not_wanted() {
+    let mut rig = Rig::new();
+    rig.runs = TERMINAL;
+    let (client, ours) = duplex(1 << 16);
+    let (mut far, theirs) = duplex(1 << 16);
+    far.write_all(b"done!").await.unwrap();
+    let ((), heard) = tokio::join!(rig.run(ours, None, theirs), all(&mut far));
+    assert!(heard.ends_with("<seen><bye>") && !rig.may_remain(), "{heard}");
+    drop(client);
+
+    let mut rig = Rig::new();
+    (rig.runs, rig.settings.hang_up) = (TERMINAL, Duration::ZERO);
+    let (client, ours) = duplex(1 << 16);
+    let (mut far, theirs) = duplex(1 << 16);
+    drop(client);
+    let ((), heard) = tokio::join!(rig.run(ours, None, theirs), all(&mut far));
+    assert!(heard == "early <bye>" && rig.may_remain(), "{heard}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_far_side_that_takes_nothing_or_is_gone_holds_no_session() {
+    let mut rig = Rig::new();
+    rig.runs = TERMINAL;
+    let (client, ours) = duplex(1 << 16);
+    let (_far, theirs) = duplex(1);
+    drop(client);
+    rig.settings.linger = Duration::from_millis(100);
+    let start = Instant::now();
+    rig.run(ours, None, theirs).await;
+    assert!(start.elapsed() <= FAR_DRAIN + Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(rig.may_remain());
+
+    let mut rig = Rig::new();
+    rig.runs = TERMINAL;
+    let (mut client, ours) = duplex(1 << 16);
+    let (far, theirs) = duplex(1 << 16);
+    drop(far);
+    let start = Instant::now();
+    let ((), _) = tokio::join!(rig.run(ours, None, theirs), all(&mut client));
+    assert!(start.elapsed() < Duration::from_secs(2) && rig.may_remain());
+    assert_eq!(rig.ended().0, "far_lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_limit_ends_a_session_in_time_and_says_so_in_the_terminal_and_as_an_error() {
+    let (idle, longest) = (Some(Duration::from_secs(60)), Some(Duration::from_secs(90)));
+    let limits = Limits { idle, ..Limits::default() };
+    let of_its_own = (limits, Duration::ZERO, Duration::ZERO);
+    let of_all = (Limits::default(), Duration::from_secs(60), Duration::ZERO);
+    let told = "this session was idle for 1m";
+    let overlong = "this session has lasted 1m30s, as long as it may";
+    for (limits, idle_timeout, max_duration, seconds, why, word) in [
+        (of_its_own.0, of_its_own.1, of_its_own.2, 60, told, "idle"),
+        (of_all.0, of_all.1, of_all.2, 60, told, "idle"),
+        (
+            Limits { longest, ..limits },
+            Duration::from_secs(7200),
+            Duration::from_secs(7200),
+            60,
+            told,
+            "idle",
+        ),
+        (Limits { longest, ..Limits::default() }, Duration::ZERO, Duration::ZERO, 90, overlong, "overlong"),
+        (Limits::default(), Duration::ZERO, Duration::from_secs(90), 90, overlong, "overlong"),
+    ] {
+        let mut rig = Rig::new();
+        (rig.runs, rig.limits) = (TERMINAL, limits);
+        (rig.settings.idle_timeout, rig.settings.max_duration) = (idle_timeout, max_duration);
+        let (mut client, ours) = duplex(1 << 16);
+        let (far, theirs) = duplex(1 << 16);
+        let start = Instant::now();
+        let hears = async {
+            let got = all(&mut client).await;
+            (got, start.elapsed())
+        };
+        let ((), (got, took), _) = tokio::join!(rig.run(ours, None, theirs), hears, program(far, Some(8)));
+        assert_eq!(got, format!("HEADfirst \r\npodgate: {why}\r\n<{why}>"));
+        let due = Duration::from_secs(seconds);
+        assert!(took >= due && took < due + Duration::from_secs(1), "{took:?}");
+        assert_eq!((rig.ended().0.as_str(), rig.may_remain()), (word, false));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_wrote_cannot_act_on_the_terminal_in_which_it_is_told() {
+    let mut rig = Rig::new();
+    rig.runs = Runs::Attach { tty: true };
+    let (mut client, ours) = duplex(1 << 16);
+    let (_far, theirs) = duplex(1 << 16);
+    let why = "ended by \x1b]0;root\x07".to_owned();
+    let order = Order { reason: EndReason::Ended, why };
+    *rig.orders.lock().unwrap() = Some(Box::pin(std::future::ready(order)));
+    let ((), got) = tokio::join!(rig.run(ours, None, theirs), all(&mut client));
+    assert!(got.contains("\r\npodgate: ended by \\u{1b}]0;root\\u{7}\r\n"), "{got:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_drains_cut_hangs_up_as_well_and_shortens_what_takes_too_long() {
+    let mut rig = Rig::new();
+    (rig.runs, rig.settings.hang_up) = (TERMINAL, Duration::from_secs(10));
+    let (mut client, ours) = duplex(1 << 16);
+    let (far, theirs) = duplex(1 << 16);
+    rig.drain.cut();
+    let start = Instant::now();
+    let ((), got, (heard, _)) =
+        tokio::join!(rig.run(ours, None, theirs), all(&mut client), program(far, None));
+    assert!(got.contains("podgate was stopped"), "{got}");
+    assert!(heard.starts_with("early CDDD") && heard.ends_with("<bye>"), "{heard}");
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(rig.may_remain());
 }
 
 async fn soon_ended(run: impl Future<Output = ()>) {

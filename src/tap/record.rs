@@ -146,6 +146,7 @@ struct Last {
     seconds: f64,
     reason: EndReason,
     exit_code: Option<u8>,
+    process_may_remain: bool,
     moved: Moved,
 }
 
@@ -293,13 +294,20 @@ impl Recorder {
 
     /// The session is over: writes the rest. Resolves when the recording is closed, or with nothing when that takes
     /// longer than a seat can be kept for it. Dropping the future changes nothing of what is written.
-    pub async fn finish(mut self, tap: &mut Tap, reason: EndReason, drain: &Drain) -> Option<Done> {
+    pub async fn finish(
+        mut self,
+        tap: &mut Tap,
+        reason: EndReason,
+        process_may_remain: bool,
+        drain: &Drain,
+    ) -> Option<Done> {
         self.no_longer_full();
         tap.end();
         let last = Last {
             seconds: self.began.elapsed().as_secs_f64(),
             reason,
             exit_code: tap.exit_code(),
+            process_may_remain,
             moved: tap.moved(),
             reel: tap.tape().map(Tape::take).unwrap_or_default(),
         };
@@ -643,9 +651,11 @@ impl Writing {
                 .unwrap_or_default(),
             reason: EndReason::Aborted,
             exit_code: None,
+            process_may_remain: self.facts.has_process(),
             moved: Moved::default(),
         };
-        let Last { mut reel, seconds, reason, exit_code, moved } = last.unwrap_or_else(aborted);
+        let Last { mut reel, seconds, reason, exit_code, process_may_remain, moved } =
+            last.unwrap_or_else(aborted);
         let id = self.facts.id.clone();
         let warn = |error: &io::Error| {
             warn!(recording.id = id, error = chain(error), "the end of a session is not recorded yet");
@@ -660,6 +670,7 @@ impl Writing {
             seconds,
             reason: reason.word().to_owned(),
             exit_code,
+            process_may_remain,
             moved,
             cut: false,
             gaps,

@@ -246,7 +246,7 @@ impl Session {
     }
 
     async fn ends(mut self) -> Option<record::Done> {
-        self.recorder.finish(&mut self.tap, EndReason::FarClosed, &self.drain).await
+        self.recorder.finish(&mut self.tap, EndReason::FarClosed, false, &self.drain).await
     }
 }
 

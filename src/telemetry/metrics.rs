@@ -53,6 +53,8 @@ pub struct Metrics {
     /// Sessions alive.
     pub sessions: IntGauge,
     sessions_ended: IntCounterVec,
+    /// Sessions whose program may still run.
+    pub processes_may_remain: IntCounter,
     bytes: IntCounterVec,
     duration: Histogram,
     /// Seconds from request to 101.
@@ -158,6 +160,10 @@ impl Metrics {
             ),
             wait,
         };
+        let processes_may_remain = plain(
+            "podgate_processes_may_remain_total",
+            "Sessions that are over while the far side has not said that their program ended. Stable.",
+        );
         let metrics = Self {
             recording,
             connections: gauge("podgate_connections", "Connections open at the API door. Stable."),
@@ -234,6 +240,7 @@ impl Metrics {
                 "Sessions ended, by subresource and end reason. Stable.",
                 &["subresource", "end"],
             ),
+            processes_may_remain,
             bytes: counter(
                 "podgate_session_bytes_total",
                 "Bytes moved by ended sessions: up is client to far side. Stable.",

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::info;
 
-use super::Metrics;
+use super::{Audience, Metrics};
 use crate::audit::Trail;
 use crate::recording::facts::Ending;
 use crate::wire::remotecommand::{Outcome, Protocol};
@@ -56,13 +57,18 @@ pub enum EndReason {
 #[derive(Debug, Default)]
 pub struct Meter(AtomicU64);
 
-/// Bytes moved, each way.
-#[derive(Debug, Default)]
+/// Bytes moved, each way, and when the session's own last did.
+#[derive(Debug)]
 pub struct Meters {
     /// Client to far side.
     pub up: Meter,
     /// Far side to client.
     pub down: Meter,
+    /// Who sees what passes.
+    pub audience: Arc<Audience>,
+    since: Instant,
+    /// Milliseconds after that.
+    active: AtomicU64,
 }
 
 /// Who, what and where.
@@ -103,6 +109,7 @@ pub struct Record {
     started: Instant,
     end: EndReason,
     cause: String,
+    may_remain: bool,
     /// Writes the last audit event, with this record.
     trail: Trail,
 }
@@ -145,6 +152,33 @@ impl Meter {
     }
 }
 
+// === impl Meters ===
+
+impl Default for Meters {
+    fn default() -> Self {
+        Self {
+            audience: Arc::default(),
+            up: Meter::default(),
+            down: Meter::default(),
+            since: Instant::now(),
+            active: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Meters {
+    /// Bytes of the session itself have passed just now, other than keepalives.
+    pub fn touch(&self) {
+        let after = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.active.store(after, Ordering::Relaxed);
+    }
+
+    /// For how long none have.
+    pub fn idle(&self) -> Duration {
+        self.since.elapsed().saturating_sub(Duration::from_millis(self.active.load(Ordering::Relaxed)))
+    }
+}
+
 // === impl Subject ===
 
 impl Subject {
@@ -172,8 +206,16 @@ impl Record {
             started: Instant::now(),
             end: EndReason::Aborted,
             cause: String::new(),
+            may_remain: false,
             trail,
         }
+    }
+
+    /// Says that the program of the session may still run: the far side has not said that it ended.
+    pub fn process_may_remain(&mut self) {
+        self.may_remain = true;
+        self.metrics.processes_may_remain.inc();
+        self.trail.annotate("process-may-remain", "true");
     }
 
     /// Says what has passed, and with which result.
@@ -284,6 +326,7 @@ impl Drop for Record {
                 duration.seconds = seconds,
                 end.reason = self.end.word(),
                 end.cause = self.cause,
+                end.process_may_remain = self.may_remain,
             },
             "session ended"
         );

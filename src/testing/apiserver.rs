@@ -29,6 +29,13 @@ use crate::drain::Drain;
 use crate::reload::Live;
 use crate::tls::{self, Clients, Identity};
 
+/// Kinds besides pods and nodes; policies are one once one was put.
+pub const CONFIG_MAPS: &str = "configmaps";
+/// The namespace whose ConfigMaps are kept.
+pub const PODGATE: &str = "podgate";
+/// The kind of policies.
+pub const EXEC_POLICIES: &str = "execpolicies";
+
 type Judge = Box<dyn Fn(&Value) -> Value + Send + Sync>;
 
 /// A running API server, or one that was stopped.
@@ -110,7 +117,7 @@ impl ApiServer {
         let tls = tls::server(&identity, &[tls::HTTP1], Clients::Ask).expect("TLS for the API server");
         let state = State {
             version: 100,
-            objects: HashMap::from([("pods", BTreeMap::new()), ("nodes", BTreeMap::new())]),
+            objects: HashMap::from(["pods", "nodes", CONFIG_MAPS].map(|kind| (kind, BTreeMap::new()))),
             log: Vec::new(),
             users: HashMap::new(),
             judge: Box::new(|_| json!({"allowed": true})),
@@ -224,30 +231,23 @@ impl ApiServer {
     }
 
     /// Makes an object, or a new version of it.
-    pub fn put(&self, resource: &'static str, mut object: Value) {
-        self.shared.change(|state| {
-            state.version += 1;
-            object["metadata"]["resourceVersion"] = state.version.to_string().into();
-            let objects = state.objects.get_mut(resource).expect("pods or nodes");
-            let old = objects.insert(key(&object), object.clone());
-            let same = old.as_ref().is_some_and(|old| old["metadata"]["uid"] == object["metadata"]["uid"]);
-            if let (Some(old), false) = (&old, same) {
-                state.log.push((state.version, resource, "DELETED", old.clone()));
-            }
-            let what = if same { "MODIFIED" } else { "ADDED" };
-            state.log.push((state.version, resource, what, object));
-        });
+    pub fn put(&self, resource: &'static str, object: Value) {
+        self.shared.change(|state| drop(state.put(resource, object)));
+    }
+
+    /// All objects of a kind.
+    pub fn all(&self, resource: &str) -> Vec<Value> {
+        self.shared.state().objects.get(resource).into_iter().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// As if a kind had never been defined.
+    pub fn undefine(&self, resource: &'static str) {
+        self.shared.change(|state| drop(state.objects.remove(resource)));
     }
 
     /// Deletes an object.
     pub fn delete(&self, resource: &'static str, key: &str) {
-        self.shared.change(|state| {
-            state.version += 1;
-            let mut old =
-                state.objects.get_mut(resource).and_then(|all| all.remove(key)).expect("it is there");
-            old["metadata"]["resourceVersion"] = state.version.to_string().into();
-            state.log.push((state.version, resource, "DELETED", old));
-        });
+        self.shared.change(|state| state.delete(resource, key));
     }
 
     /// From now on this token is that user's, as a TokenReview's status.
@@ -326,6 +326,57 @@ impl Drop for ApiServer {
     }
 }
 
+// === impl State ===
+
+impl State {
+    fn put(&mut self, resource: &'static str, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let old = self.objects.entry(resource).or_default().insert(key(&object), object.clone());
+        let same = old.as_ref().is_some_and(|old| old["metadata"]["uid"] == object["metadata"]["uid"]);
+        if let (Some(old), false) = (&old, same) {
+            self.log.push((self.version, resource, "DELETED", old.clone()));
+        }
+        let what = if same { "MODIFIED" } else { "ADDED" };
+        self.log.push((self.version, resource, what, object.clone()));
+        object
+    }
+
+    fn delete(&mut self, resource: &'static str, key: &str) {
+        self.version += 1;
+        let mut old = self.objects.get_mut(resource).and_then(|all| all.remove(key)).expect("it is there");
+        old["metadata"]["resourceVersion"] = self.version.to_string().into();
+        self.log.push((self.version, resource, "DELETED", old));
+    }
+
+    /// Writes a ConfigMap as a client says.
+    fn write(&mut self, method: &Method, key: &str, object: Value) -> Response<Body> {
+        let there = self.objects[CONFIG_MAPS].get(key).cloned();
+        let wanted = match *method {
+            Method::DELETE => &object["preconditions"]["resourceVersion"],
+            _ => &object["metadata"]["resourceVersion"],
+        };
+        match (&there, method) {
+            (Some(_), &Method::POST) => return status(StatusCode::CONFLICT, "AlreadyExists", "it is there"),
+            (None, &Method::PUT | &Method::DELETE) => {
+                return status(StatusCode::NOT_FOUND, "NotFound", "it is not there");
+            }
+            (Some(there), _) if wanted.is_string() && *wanted != there["metadata"]["resourceVersion"] => {
+                return status(StatusCode::CONFLICT, "Conflict", "the object has been modified");
+            }
+            _ => {}
+        }
+        match *method {
+            Method::DELETE => {
+                self.delete(CONFIG_MAPS, key);
+                answered(StatusCode::OK, &json!({"kind": "Status", "status": "Success"}))
+            }
+            Method::POST => answered(StatusCode::CREATED, &self.put(CONFIG_MAPS, object)),
+            _ => answered(StatusCode::OK, &self.put(CONFIG_MAPS, object)),
+        }
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
@@ -401,12 +452,7 @@ impl Shared {
             }
             ("GET", ["api", "v1", "nodes", name]) => self.get("nodes", name, &asked.headers),
             ("GET", ["api", "v1", resource @ ("pods" | "nodes")]) => {
-                let resource = if *resource == "pods" { "pods" } else { "nodes" };
-                if query.contains("watch=true") {
-                    self.watch(resource, query)
-                } else {
-                    self.list(resource, query)
-                }
+                self.collection(if *resource == "pods" { "pods" } else { "nodes" }, query)
             }
             ("POST", ["apis", "authorization.k8s.io", "v1", "subjectaccessreviews"]) => {
                 let mut review = asked.body;
@@ -423,6 +469,26 @@ impl Shared {
             }
             // An audit webhook.
             ("POST", ["audit"]) => answered(StatusCode::OK, &json!({})),
+            ("GET", ["api", "v1", "namespaces", PODGATE, "configmaps"]) => {
+                self.collection(CONFIG_MAPS, query)
+            }
+            ("GET", ["apis", "podgate.dev", "v1alpha1", "execpolicies"])
+                if self.state().objects.contains_key(EXEC_POLICIES) =>
+            {
+                self.collection(EXEC_POLICIES, query)
+            }
+            ("GET", ["api", "v1", "namespaces", PODGATE, "configmaps", name]) => {
+                self.get(CONFIG_MAPS, &format!("{PODGATE}/{name}"), &asked.headers)
+            }
+            ("POST" | "PUT" | "DELETE", ["api", "v1", "namespaces", PODGATE, "configmaps", name @ ..]) => {
+                let named = asked.body["metadata"]["name"].as_str();
+                let name = name.first().copied().or(named).unwrap_or_default();
+                let key = format!("{PODGATE}/{name}");
+                let mut answer = None;
+                self.change(|state| answer = Some(state.write(&asked.method, &key, asked.body.clone())));
+                answer.ok_or("nobody wrote it")?
+            }
+            // Elsewhere they are taken, and not kept.
             ("POST", ["api", "v1", "namespaces", _, "configmaps"]) => {
                 answered(StatusCode::CREATED, &asked.body)
             }
@@ -442,6 +508,10 @@ impl Shared {
             object = json!({"kind": kind, "apiVersion": version, "metadata": metadata});
         }
         answered(StatusCode::OK, &object)
+    }
+
+    fn collection(self: Arc<Self>, resource: &'static str, query: &str) -> Response<Body> {
+        if query.contains("watch=true") { self.watch(resource, query) } else { self.list(resource, query) }
     }
 
     fn list(&self, resource: &str, query: &str) -> Response<Body> {

@@ -77,7 +77,16 @@ pub fn session(number: u32) -> Session {
     }
     let moved = Moved { stdout: tape.len() as u64, ..Moved::default() };
     let (exit_code, reason) = (Some(if number.is_multiple_of(10) { 1 } else { 0 }), "exited".to_owned());
-    let ending = Ending { seconds: 14.0, reason, exit_code, moved, cut: false, gaps: Vec::new(), typed };
+    let ending = Ending {
+        seconds: 14.0,
+        reason,
+        exit_code,
+        process_may_remain: false,
+        moved,
+        cut: false,
+        gaps: Vec::new(),
+        typed,
+    };
     Session { facts, details, tape: tape.take().content(), ending }
 }
 

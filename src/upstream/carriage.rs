@@ -30,7 +30,7 @@ use crate::wire::link::spdy::SpdyLink;
 use crate::wire::link::translate::Translator;
 use crate::wire::link::tunnel::Tunnel;
 use crate::wire::link::ws::WsLink;
-use crate::wire::link::{Link, Timing};
+use crate::wire::link::{Link, Runs, Timing};
 use crate::wire::portforward::{self, Legacy};
 use crate::wire::remotecommand::{self, Protocol};
 use crate::wire::ws::{MaskKey, handshake};
@@ -78,6 +78,8 @@ pub struct Switched {
     pub link: Box<dyn Link>,
     /// What is done by the clock.
     pub timing: Timing,
+    /// What the far side runs.
+    pub runs: Runs,
     /// What the client speaks, such as `websocket v5.channel.k8s.io`.
     pub client_protocol: String,
     /// What the far side speaks, such as `SPDY/3.1 v4.channel.k8s.io`.
@@ -190,7 +192,7 @@ impl Carriage {
                 spdy_only(head)?;
                 let link = match exec.subresource {
                     Subresource::PortForward => SpdyLink::port_forward(),
-                    Subresource::Exec | Subresource::Attach => SpdyLink::command(version(head)),
+                    Subresource::Exec | Subresource::Attach => SpdyLink::command(version(head), exec.runs()),
                 };
                 (Box::new(link), raw)
             }
@@ -228,7 +230,7 @@ impl Carriage {
         };
         let [client_protocol, far_protocol] =
             [client_protocol, far_protocol].map(|text| text.trim_end().to_owned());
-        Ok(Switched { answer, link, timing, client_protocol, far_protocol })
+        Ok(Switched { answer, link, timing, runs: exec.runs(), client_protocol, far_protocol })
     }
 }
 

@@ -8,7 +8,7 @@
 //!   stated bound, and it is given back with more bytes behind it.
 //! - What a link queues for one call is bounded by the input of that call and a constant; answers to the peer
 //!   that floods (pongs) are held back and merged while the queue is not empty.
-//! - After [`Link::end`], or an error, a link is not fed any more.
+//! - After [`Link::end`], or an error, a link is not fed any more, but for [`Link::hear_last`].
 
 pub mod spdy;
 pub mod translate;
@@ -79,6 +79,34 @@ pub enum Fate {
     Cut,
 }
 
+/// What a session runs at its far side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// A program of its own.
+    Exec {
+        /// In a terminal.
+        tty: bool,
+    },
+    /// Nothing of its own: it is attached to what the container runs anyway.
+    Attach {
+        /// That has a terminal.
+        tty: bool,
+    },
+    /// Nothing at all: it forwards connections.
+    Forward,
+}
+
+/// What a terminal says to its program when it is hung up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HangUp {
+    /// The key that interrupts the program in the foreground; what was typed and not read is forgotten with it.
+    Interrupt,
+    /// The key that ends the input, at the beginning of a line.
+    EndOfFile,
+    /// The end of stdin in the protocol. Nothing is typed behind it.
+    EndOfStdin,
+}
+
 /// What the clock is to do for a link; it has none of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
@@ -108,13 +136,38 @@ pub trait Link: Send {
     /// [`Fault::Far`]; the session is to end.
     fn far(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault>;
 
-    /// The client's bytes have ended, or it is gone: queues for the far side what its protocol says then.
-    fn client_ended(&mut self, out: &mut Out);
+    /// Writes a text of podgate's own to the client's terminal, unless the client had its result. Only where there is a
+    /// terminal, and in front of [`Link::end`].
+    fn announce(&mut self, _text: &str, _out: &mut Out) {}
 
     /// The session is over: the far side's bytes have ended, or podgate ends it for the reason `why`, a sentence
     /// for people. Queues for the client the error, unless it had its result, and the proper end of its protocol.
     /// Once the link [is over](Link::is_over) it queues nothing and only tells.
     fn end(&mut self, why: &str, out: &mut Out) -> Fate;
+
+    /// Whether nothing that the session has started runs at the far side, as far as that has said.
+    fn is_done(&self) -> bool {
+        true
+    }
+
+    /// The session is over for its client: says this to the program that it has left behind. False where there is no
+    /// stdin to say it on.
+    fn hang_up(&mut self, _step: HangUp, _out: &mut Out) -> bool {
+        false
+    }
+
+    /// Takes bytes of the far side off the front of `input` when they are for nobody any more: only whether the
+    /// session [is done](Link::is_done) is read from them.
+    ///
+    /// # Errors
+    /// [`Fault::Far`]; nothing more can be read.
+    fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
+        input.clear();
+        Ok(())
+    }
+
+    /// Nobody is here any more: queues for the far side what its protocol says then.
+    fn leave(&mut self, out: &mut Out);
 
     /// A keepalive period has passed. Called only for sessions that have one.
     fn tick(&mut self, _out: &mut Out) {}
@@ -131,6 +184,33 @@ pub trait Link: Send {
     /// is the last.
     fn is_over(&self) -> bool {
         false
+    }
+}
+
+// === impl Runs ===
+
+impl Runs {
+    /// Whether what it runs is there for the session alone.
+    pub fn own(self) -> bool {
+        matches!(self, Runs::Exec { .. })
+    }
+
+    /// Whether that has a terminal.
+    pub fn tty(self) -> bool {
+        matches!(self, Runs::Exec { tty: true } | Runs::Attach { tty: true })
+    }
+}
+
+// === impl HangUp ===
+
+impl HangUp {
+    /// What is typed: the keys that terminals have unless somebody has changed them (termios(3)).
+    pub fn key(self) -> &'static [u8] {
+        match self {
+            HangUp::Interrupt => b"\x03",
+            HangUp::EndOfFile => b"\x04",
+            HangUp::EndOfStdin => b"",
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //! can be told apart.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::portforward::Half;
 use super::remotecommand::{MAX_RESULT, Outcome, Protocol, StreamType};
@@ -30,6 +31,16 @@ pub struct Tap {
     /// Connections of a port-forward that are open, by what the link calls them; bounded by the link.
     open: BTreeMap<u32, Open>,
     tape: Option<Tape>,
+    listener: Option<Arc<dyn Listener>>,
+}
+
+/// Somebody who is told what passes, while that goes on; it may neither wait nor fail.
+pub trait Listener: std::fmt::Debug + Send + Sync {
+    /// Whether it wants to hear anything now.
+    fn listens(&self) -> bool;
+
+    /// Bytes of this kind have passed.
+    fn hear(&self, kind: Kind, bytes: &[u8]);
 }
 
 /// Bytes by channel, and connections; the payload, without any frames.
@@ -78,6 +89,11 @@ impl Tap {
         self.tape.get_or_insert_default();
     }
 
+    /// From now on this listener is told as well.
+    pub fn tell(&mut self, listener: Arc<dyn Listener>) {
+        self.listener = Some(listener);
+    }
+
     /// Whether everything is written down, and nothing may pass unseen.
     pub fn is_recording(&self) -> bool {
         self.tape.is_some()
@@ -100,15 +116,27 @@ impl Tap {
         if let Some(count) = count {
             *count += bytes.len() as u64;
         }
-        if let Some(tape) = &mut self.tape {
-            tape.put(kind, bytes);
-        }
+        self.put(kind, bytes);
     }
 
     /// The client has ended stdin, and this goes on.
     pub fn stdin_ended(&mut self) {
         if let Some(tape) = &mut self.tape {
             tape.put(Kind::StdinEnd, &[]);
+        }
+    }
+
+    /// Keys that podgate types itself. They are nobody's stdin, and do not count as such.
+    pub fn typed(&mut self, keys: &[u8]) {
+        if let Some(tape) = &mut self.tape {
+            tape.put(Kind::Typed, keys);
+        }
+    }
+
+    /// What podgate writes to the client's terminal itself.
+    pub fn told(&mut self, text: &[u8]) {
+        if let Some(tape) = &mut self.tape {
+            tape.put(Kind::Told, text);
         }
     }
 
@@ -120,8 +148,8 @@ impl Tap {
         self.moved.connections += 1;
         let number = u32::try_from(self.moved.connections).unwrap_or(u32::MAX);
         let open = Open { number, port, up: 0, down: 0, error: Vec::new() };
-        if let Some(tape) = &mut self.tape {
-            tape.put(Kind::Connection, &open.to_json(true));
+        if self.is_heard() {
+            self.put(Kind::Connection, &open.to_json(true));
         }
         self.open.insert(id, open);
     }
@@ -155,8 +183,21 @@ impl Tap {
 
     /// A connection is over.
     pub fn disconnect(&mut self, id: u32) {
-        if let (Some(open), Some(tape)) = (self.open.remove(&id), &mut self.tape) {
-            tape.put(Kind::Connection, &open.to_json(false));
+        if let Some(open) = self.open.remove(&id).filter(|_| self.is_heard()) {
+            self.put(Kind::Connection, &open.to_json(false));
+        }
+    }
+
+    fn is_heard(&self) -> bool {
+        self.tape.is_some() || self.listener.as_ref().is_some_and(|listener| listener.listens())
+    }
+
+    fn put(&mut self, kind: Kind, bytes: &[u8]) {
+        if let Some(tape) = &mut self.tape {
+            tape.put(kind, bytes);
+        }
+        if let Some(listener) = self.listener.as_ref().filter(|listener| listener.listens()) {
+            listener.hear(kind, bytes);
         }
     }
 

@@ -58,6 +58,10 @@ pub enum Kind {
     Gap = 8,
     /// Stdin that was left out because the terminal did not show it: its length, in decimal.
     Withheld = 9,
+    /// Keys that podgate typed itself, to hang up a terminal.
+    Typed = 10,
+    /// What podgate wrote itself to the client's terminal.
+    Told = 11,
 }
 
 /// A piece that lies in a tape.
@@ -142,7 +146,7 @@ pub enum Error {
 // === impl Kind ===
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Stdin,
         Self::Stdout,
         Self::Stderr,
@@ -152,6 +156,8 @@ impl Kind {
         Self::Connection,
         Self::Gap,
         Self::Withheld,
+        Self::Typed,
+        Self::Told,
     ];
 
     fn from_number(number: u8) -> Option<Self> {
@@ -418,6 +424,10 @@ pub struct Taped {
     pub stdin_ends: usize,
     /// Connections that were opened and closed.
     pub connections: Vec<Connection>,
+    /// Keys of podgate's own.
+    pub typed: Vec<u8>,
+    /// What podgate wrote itself.
+    pub told: Vec<u8>,
 }
 
 #[cfg(any(test, feature = "testing"))]
@@ -434,6 +444,8 @@ impl Taped {
                 Kind::Stderr => &mut self.stderr,
                 Kind::Result => &mut self.result,
                 Kind::Resize => &mut self.sizes,
+                Kind::Typed => &mut self.typed,
+                Kind::Told => &mut self.told,
                 Kind::StdinEnd => {
                     self.stdin_ends += 1;
                     continue;

@@ -15,9 +15,11 @@ mod badlink;
 mod binary;
 mod cluster;
 mod copy;
+mod endings;
 mod forward;
 
 mod kubectl;
+mod live;
 mod sessions;
 
 mod hostile;

@@ -68,6 +68,7 @@ fn record(keys: &Keys) -> (Vec<u8>, usize) {
         seconds: 2.9,
         reason: "exit".to_owned(),
         exit_code: Some(0),
+        process_may_remain: false,
         moved: Moved::default(),
         cut: false,
         gaps: vec![],

@@ -7,7 +7,6 @@ use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use super::breaker::Breaker;
 use super::connect::Connection;
@@ -72,7 +71,18 @@ impl Asker {
         path: &'static str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), Error> {
-        let mut request = request(Method::POST, path.to_owned(), JSON, body);
+        self.send(act, Method::POST, path, body).await
+    }
+
+    /// Sends an object, to be made or to be changed.
+    pub(super) async fn send(
+        &self,
+        act: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let mut request = request(method, path.to_owned(), JSON, body);
         request.headers_mut().insert(header::CONTENT_TYPE, JSON);
         self.ask(act, request).await
     }
@@ -154,7 +164,7 @@ pub(super) async fn whole(body: Body, max: usize) -> Result<Bytes, Error> {
 }
 
 /// What a JSON text says. The error does not quote it.
-pub(super) fn read<T: DeserializeOwned>(act: &str, body: &[u8]) -> Result<T, Error> {
+pub(super) fn read<'a, T: Deserialize<'a>>(act: &str, body: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(body)
         .map_err(|error| unanswered(act, Unreadable { line: error.line(), column: error.column() }))
 }

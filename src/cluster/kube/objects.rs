@@ -9,17 +9,19 @@
 //! `tools/cache`.
 
 mod store;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde_json::value::RawValue;
+use tracing::warn;
 
 use super::ask::{Asker, JSON, Refused, Status, read, unanswered};
 use super::connect::Connection;
+use super::watch::{self, Sink, Watched};
+use super::{encoded, is_segment};
 use crate::cluster::{Error, Node, Pod};
 use crate::drain::Drain;
 use crate::reload::Live;
@@ -30,9 +32,6 @@ use store::{Store, Version};
 const METADATA: HeaderValue =
     HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
 
-/// What stands unencoded in a path segment, besides letters and digits: RFC 3986 section 2.3.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
 /// Pods and nodes.
 #[derive(Debug)]
 pub(super) struct Objects {
@@ -41,6 +40,9 @@ pub(super) struct Objects {
     pods: Arc<Store<Pod>>,
     nodes: Arc<Store<Node>>,
 }
+
+/// What a watch feeds.
+struct Known<K>(Arc<Store<K>>);
 
 /// What podgate keeps of one kind of object.
 trait Kind: From<Object> + Clone + Send + Sync + 'static {
@@ -61,6 +63,13 @@ struct Object {
     metadata: Metadata,
     spec: Spec,
     status: NodeStatus,
+}
+
+/// What is read of an object that cannot be read as what it is.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Unreadable {
+    metadata: Metadata,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -129,8 +138,10 @@ impl Objects {
     /// Watches, in tasks of `background`.
     pub(super) fn watch(&mut self, connection: &Live<Connection>, background: &Drain, metrics: &Metrics) {
         self.watched = true;
-        watch::start(connection.clone(), self.pods.clone(), background, metrics);
-        watch::start(connection.clone(), self.nodes.clone(), background, metrics);
+        let of = |name: &'static str| Watched { name, path: format!("/api/v1/{name}"), query: String::new() };
+        let (pods, nodes) = (Known(self.pods.clone()), Known(self.nodes.clone()));
+        watch::start(connection.clone(), of(Pod::PLURAL), pods, background, metrics);
+        watch::start(connection.clone(), of(Node::PLURAL), nodes, background, metrics);
     }
 
     /// Whether the watches, if there are any, have seen everything once. Nothing has to wait for that.
@@ -274,11 +285,131 @@ impl Metadata {
     }
 }
 
-/// Whether something may have this name: upstream's `IsValidPathSegmentName`.
-fn is_segment(name: &str) -> bool {
-    !matches!(name, "" | "." | "..") && !name.contains(['/', '%'])
+// === impl Known ===
+
+impl<K: Kind> Sink for Known<K> {
+    fn begin(&mut self) {
+        self.0.begin_list();
+    }
+
+    fn saw(&mut self, object: &RawValue) {
+        if let Some(object) = object_of(object) {
+            keep(&self.0, object);
+        }
+    }
+
+    fn gone(&mut self, object: &RawValue) {
+        if let Some(Object { metadata, .. }) = object_of(object) {
+            self.0.forget(&metadata.key(), &metadata.uid);
+        }
+    }
+
+    fn end(&mut self, _: &str) {
+        self.0.end_list();
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
-fn encoded(name: &str) -> impl std::fmt::Display {
-    utf8_percent_encode(name, SEGMENT)
+fn keep<K: Kind>(store: &Store<K>, object: Object) {
+    let Some(version) = Version::of(&object.metadata) else { return };
+    let key = object.metadata.key();
+    store.saw(&key, version, Arc::new(K::from(object).kept()));
+}
+
+/// An object, unless it cannot be read. One alone is no reason to do without all others: it is read in full when it is
+/// asked for, and whoever asks is told.
+fn object_of(text: &RawValue) -> Option<Object> {
+    let object = serde_json::from_str(text.get());
+    if object.is_err() {
+        let Unreadable { metadata } = serde_json::from_str(text.get()).unwrap_or_default();
+        warn!(object = metadata.key(), "an object cannot be read, the watch leaves it out");
+    }
+    object.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const PODS: usize = 100_000;
+
+    /// Of them at once, as a watch asks for them.
+    const PAGE: usize = 500;
+
+    /// What a pod may take, in bytes.
+    const AIM: usize = 2048;
+
+    #[derive(Deserialize)]
+    struct Page<'a> {
+        #[serde(borrow)]
+        items: Vec<&'a RawValue>,
+    }
+
+    /// A pod as an API server writes it, with all that podgate does not keep.
+    fn template() -> String {
+        let container = |name: &str| {
+            let variable = |number| json!({"name": format!("VARIABLE_{number}"), "value": "value"});
+            let env: Vec<_> = (0..20).map(variable).collect();
+            let limits = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "100m"}});
+            let image = "registry.example.com/shop/cart:v1";
+            json!({"name": name, "image": image, "env": env, "resources": limits})
+        };
+        let managed = json!({"f:spec": {"f:containers": {"f:env": {}, "f:image": {}, "f:name": {}}}});
+        let pod = json!({
+            "metadata": {
+                "namespace": "team-of-NUMBER",
+                "name": "cart-deployment-7d9f8c6b5-NUMBER",
+                "uid": "0e5b1f0a-6c1d-4f5e-9a3b-000000NUMBER",
+                "resourceVersion": "NUMBER",
+                "labels": {"app": "cart", "pod-template-hash": "7d9f8c6b5"},
+                "annotations": {"checksum/config": "0123456789abcdef0123456789abcdef"},
+                "managedFields": [{"manager": "kubelet", "fieldsV1": managed}],
+            },
+            "spec": {
+                "nodeName": "ip-10-0-NUMBER.eu-central-1.compute.internal",
+                "initContainers": [container("init-config")],
+                "containers": [container("cart"), container("istio-proxy")],
+            },
+            "status": {"phase": "Running", "podIP": "10.1.2.3", "conditions": [{"type": "Ready"}]},
+        });
+        pod.to_string()
+    }
+
+    /// Bytes of this process that are in memory.
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        resident.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    }
+
+    /// `cargo test --release --lib memory_of_a_pod -- --ignored --nocapture`, alone in its process.
+    #[test]
+    #[ignore = "measures the memory of its process"]
+    fn memory_of_a_pod() {
+        let (store, template) = (Arc::new(Store::<Pod>::default()), template());
+        let mut known = Known(store.clone());
+        // What the allocator keeps of the pages counts too: it stays for the next list.
+        let before = resident();
+        store.begin_list();
+        for first in (0..PODS).step_by(PAGE) {
+            let pods = first..first + PAGE;
+            let pods: Vec<_> =
+                pods.map(|number| template.replace("NUMBER", &format!("{number:06}"))).collect();
+            let body = format!(r#"{{"metadata": {{}}, "items": [{}]}}"#, pods.join(","));
+            let page: Page<'_> = read("list pods", body.as_bytes()).unwrap();
+            for object in page.items {
+                known.saw(object);
+            }
+        }
+        store.end_list();
+        let each = (resident() - before) / PODS;
+        println!("{each} bytes for each of {PODS} pods of {} bytes of JSON", template.len());
+        assert_eq!(store.len(), PODS);
+        assert!(each < AIM, "{each} bytes for each pod");
+    }
 }

@@ -14,10 +14,10 @@ use kube::core::discovery::v2::{
 };
 use serde::Serialize;
 
-use super::{Accept, full, json, uncached};
 use crate::cluster::Body;
 use crate::dev::store::RBAC_GROUP;
 use crate::request::Ask;
+use crate::serving::{Accept, JSON, full, json, uncached};
 
 /// The only version of every group here.
 const V1: &str = "v1";
@@ -212,7 +212,7 @@ pub(super) fn version() -> Response<Body> {
     };
     let text = serde_json::to_string_pretty(&version).expect("a struct of strings is JSON");
     let mut response = Response::new(full(text.into()));
-    response.headers_mut().insert(header::CONTENT_TYPE, super::JSON);
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     uncached(response.headers_mut());
     response
 }

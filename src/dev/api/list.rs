@@ -1,33 +1,17 @@
-//! One object, or a list of them, plain or as a table.
+//! One object, a list of them, or a watch, plain or as a table.
 
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
-use serde::Serialize;
 
-use super::select::Select;
-use super::table::{self, Form};
-use super::{Accept, check_segment, json};
+use super::{fields, table};
 use crate::cluster::Body;
-use crate::dev::store::{Kind, Object, Store};
+use crate::dev::store::{Changes, Kind, Object, Store};
 use crate::request::Ask;
+use crate::serving::table::Form;
+use crate::serving::watch::{self, Changed, Feed, Start};
+use crate::serving::{self, Accept, Select, check_segment};
 use crate::status::{About, Refusal};
-
-/// `metadata` of a list, a bookmark or a table.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ListMeta {
-    pub(super) resource_version: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct List<'a> {
-    kind: String,
-    api_version: &'static str,
-    metadata: ListMeta,
-    items: &'a [&'a Object],
-}
 
 pub(super) fn get(
     store: &Arc<Store>,
@@ -46,14 +30,7 @@ pub(super) fn get(
             kind: kind.plural().to_owned(),
         }));
     };
-    Ok(match Form::of(ask, accept)? {
-        Some(form) => {
-            let version = object.meta().resource_version.clone().unwrap_or_default();
-            let table = table::of(form, kind, version, [object], true);
-            json(ask, StatusCode::OK, &table)
-        }
-        None => json(ask, StatusCode::OK, object),
-    })
+    serving::one(ask, accept, StatusCode::OK, table::columns(kind), object)
 }
 
 pub(super) fn list(
@@ -63,21 +40,71 @@ pub(super) fn list(
     ask: &Ask,
     accept: &Accept,
 ) -> Result<Response<Body>, Refusal> {
-    let select = Select::of(kind, &ask.query)?;
+    let select = select(kind, ask)?;
     let objects = store.snapshot();
-    let items: Vec<&Object> = objects.list(kind, namespace).filter(|object| select.matches(object)).collect();
-    let version = objects.version().to_string();
-    Ok(match Form::of(ask, accept)? {
-        Some(form) => json(ask, StatusCode::OK, &table::of(form, kind, version, items.iter().copied(), true)),
-        None => json(
-            ask,
-            StatusCode::OK,
-            &List {
-                kind: format!("{}List", kind.as_str()),
-                api_version: kind.api_version(),
-                metadata: ListMeta { resource_version: version },
-                items: &items,
-            },
-        ),
-    })
+    let items: Vec<&Object> =
+        objects.list(kind, namespace).filter(|object| select.matches(*object)).collect();
+    let names = (kind.as_str(), kind.api_version());
+    serving::list(ask, accept, names, table::columns(kind), objects.version(), &items)
+}
+
+pub(super) fn watch(
+    store: &Arc<Store>,
+    kind: Kind,
+    namespace: Option<&str>,
+    ask: &Ask,
+    accept: &Accept,
+) -> Result<Response<Body>, Refusal> {
+    let mut select = select(kind, ask)?;
+    if let Some(resource) = &ask.attributes.resource {
+        // The old path `/watch/pods/NAME`; a name read from the field selector is the same again.
+        select.only(&resource.name);
+    }
+    let (form, start) = (Form::of(ask, accept)?, Start::of(&ask.query)?);
+    let objects = store.snapshot();
+    let changes = store.changes(start.from(objects.version()));
+    let about = watch::About {
+        kind: kind.as_str(),
+        api_version: kind.api_version(),
+        columns: table::columns(kind),
+        select,
+        form,
+    };
+    let now = objects.list(kind, namespace).cloned();
+    Ok(watch::watch(about, start, now, Within { changes, kind, namespace: namespace.map(str::to_owned) }))
+}
+
+fn select(kind: Kind, ask: &Ask) -> Result<Select, Refusal> {
+    Select::of(&ask.query, |label| fields::unknown(kind, label))
+}
+
+/// The changes of one kind in a namespace.
+struct Within {
+    changes: Changes,
+    kind: Kind,
+    namespace: Option<String>,
+}
+
+impl Feed for Within {
+    type Object = Object;
+
+    async fn next(&mut self) -> Result<Changed<Object>, Refusal> {
+        loop {
+            let change = self.changes.next().await.map_err(|gone| Refusal::Expired(gone.to_string()))?;
+            // Objects keep kind and namespace.
+            let object = &change.after;
+            let within = |namespace: &String| namespace == object.namespace();
+            if object.kind() == self.kind && self.namespace.as_ref().is_none_or(within) {
+                return Ok(Changed {
+                    before: Some(change.before.clone()),
+                    after: Some(object.clone()),
+                    last: object.clone(),
+                });
+            }
+        }
+    }
+
+    fn seen(&self) -> u64 {
+        self.changes.seen()
+    }
 }

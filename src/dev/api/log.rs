@@ -20,12 +20,12 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use super::{check_segment, full, uncached};
 use crate::cluster::Body;
 use crate::dev::log_options::LogOptions;
 use crate::dev::store::{self, Store};
 use crate::locate::{self, HostPort};
 use crate::request::{Ask, Resource};
+use crate::serving::{check_segment, full, uncached};
 use crate::status::{About, Refusal};
 use crate::upstream::Upstream;
 

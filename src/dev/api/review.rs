@@ -4,11 +4,8 @@
 //! `pkg/registry/authentication/selfsubjectreview/rest.go`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use http::{Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
 use k8s_openapi::api::authentication::v1::{SelfSubjectReview, SelfSubjectReviewStatus, UserInfo};
 use k8s_openapi::api::authorization::v1::{
     NonResourceRule, ResourceRule, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -17,25 +14,18 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time;
 
-use super::{json, protobuf};
+use super::protobuf;
 use crate::cluster::{Body, User};
 use crate::dev::rbac;
 use crate::dev::store::Store;
 use crate::request::{Ask, Attributes, Resource};
+use crate::serving::{body, json};
 use crate::status::Refusal;
 
 /// Media types of a body. YAML, which upstream takes too, no client sends here.
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
-
-/// Largest request body, in bytes; a larger one is refused with 413.
-/// Source: apiserver `MaxRequestBodyBytes`.
-const MAX_BODY: usize = 3 * 1024 * 1024;
-
-/// How long a client may take to send its body, which fits in one packet; then 504.
-const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Which review.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +55,7 @@ impl Review {
         ask: &Ask,
         request: Request<Body>,
     ) -> Result<Response<Body>, Refusal> {
-        let body = body(request).await?;
+        let body = value(request).await?;
         let created = StatusCode::CREATED;
         Ok(match self {
             Self::Access => json(ask, created, &access(store, user, read(body)?)?),
@@ -76,7 +66,7 @@ impl Review {
 }
 
 /// The body as JSON, whichever of the two formats it came in.
-async fn body(request: Request<Body>) -> Result<Value, Refusal> {
+async fn value(request: Request<Body>) -> Result<Value, Refusal> {
     let media = request.headers().get(header::CONTENT_TYPE);
     let media = media.map_or(Ok(""), |value| value.to_str()).unwrap_or("?");
     let media = media.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
@@ -85,28 +75,12 @@ async fn body(request: Request<Body>) -> Result<Value, Refusal> {
             "the body of the request was in an unknown format - accepted media types include: {JSON}, {PROTOBUF}"
         )));
     }
-    let body =
-        time::timeout(BODY_TIME, collect(request.into_body())).await.unwrap_or(Err(Refusal::Timeout))?;
+    let body = body::whole(request.into_body()).await?;
     if media == PROTOBUF {
         return protobuf::to_json(&body).map_err(|error| Refusal::BadRequest(error.to_string()));
     }
     serde_json::from_slice(&body)
         .map_err(|error| Refusal::BadRequest(format!("the object provided is unrecognized: {error}")))
-}
-
-async fn collect(mut body: Body) -> Result<Bytes, Refusal> {
-    let mut bytes = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            Refusal::BadRequest(format!("the body of the request could not be read: {error}"))
-        })?;
-        let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > MAX_BODY {
-            return Err(Refusal::TooLarge(format!("Request entity too large: limit is {MAX_BODY}")));
-        }
-        bytes.extend_from_slice(&data);
-    }
-    Ok(bytes.freeze())
 }
 
 /// Reads the expected object; a body that does not say what it is, is taken for it.

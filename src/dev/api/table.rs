@@ -1,7 +1,6 @@
 //! Tables: the columns and cells kubectl prints.
 //!
-//! Source: kubernetes `pkg/printers/internalversion/printers.go`; apimachinery `pkg/util/duration`;
-//! apiserver `pkg/endpoints/handlers/response.go` for what goes into a row's `object`.
+//! Source: kubernetes `pkg/printers/internalversion/printers.go`.
 
 use std::collections::BTreeSet;
 
@@ -9,81 +8,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Node, Pod};
 use k8s_openapi::api::rbac::v1::{RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use serde::Serialize;
+use serde_json::Value;
 
-use super::Accept;
-use super::list::ListMeta;
+use super::fields;
 use crate::dev::store::{Kind, Object};
-use crate::request::Ask;
-use crate::status::{Refusal, go_quote};
+use crate::serving;
+use crate::serving::table::{Column, Condition, age, since};
 
-/// How a table is asked for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Form {
-    version: &'static str,
-    include: Include,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Include {
-    None,
-    Metadata,
-    Object,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Table<'a> {
-    kind: &'static str,
-    api_version: String,
-    metadata: ListMeta,
-    column_definitions: Option<&'static [Column]>,
-    rows: Vec<Row<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct Column {
-    name: &'static str,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    format: &'static str,
-    description: &'static str,
-    priority: i32,
-}
-
-#[derive(Debug, Serialize)]
-struct Row<'a> {
-    cells: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    conditions: Vec<Condition>,
-    object: Option<Inside<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct Condition {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    status: &'static str,
-    reason: &'static str,
-    message: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Inside<'a> {
-    Object(&'a Object),
-    #[serde(rename_all = "camelCase")]
-    Metadata {
-        kind: &'static str,
-        api_version: String,
-        metadata: &'a ObjectMeta,
-    },
-}
-
-const NAME: Column = Column {
-    format: "name",
-    ..column("Name", 0, "Name must be unique within a namespace and is what the object is asked for by.")
-};
+const NAME: Column = Column::NAME;
 const AGE: Column = column("Age", 0, "Time since the object was created.");
 const CREATED_AT: Column = Column { kind: "date", ..column("Created At", 0, "When the object was created.") };
 const ROLE: Column = column("Role", 0, "The role this binding refers to.");
@@ -119,57 +51,36 @@ static ROLES: [Column; 2] = [NAME, CREATED_AT];
 static BINDINGS: [Column; 6] = [NAME, ROLE, AGE, USERS, GROUPS, ACCOUNTS];
 
 const fn column(name: &'static str, priority: i32, description: &'static str) -> Column {
-    Column { name, kind: "string", format: "", description, priority }
+    Column::text(name, priority, description)
 }
 
-// === impl Form ===
-
-impl Form {
-    /// `None` when the plain objects are wanted.
-    pub(super) fn of(ask: &Ask, accept: &Accept) -> Result<Option<Self>, Refusal> {
-        let Some(version) = accept.version("Table", "meta.k8s.io", &["v1", "v1beta1"]) else {
-            return Ok(None);
-        };
-        let include = match ask.query.first("includeObject").as_deref() {
-            None | Some("" | "Metadata") => Include::Metadata,
-            Some("None") => Include::None,
-            Some("Object") => Include::Object,
-            Some(other) => {
-                return Err(Refusal::BadRequest(format!(
-                    "unrecognized includeObject value: {}",
-                    go_quote(other.as_bytes())
-                )));
-            }
-        };
-        Ok(Some(Self { version, include }))
+/// The columns of a kind.
+pub(super) fn columns(kind: Kind) -> &'static [Column] {
+    match kind {
+        Kind::Namespace => &NAMESPACES,
+        Kind::Node => &NODES,
+        Kind::Pod => &PODS,
+        Kind::ClusterRole | Kind::Role => &ROLES,
+        Kind::ClusterRoleBinding | Kind::RoleBinding => &BINDINGS,
     }
 }
 
-/// A table of these objects; only the first table of a watch carries its columns.
-pub(super) fn of<'a>(
-    form: Form,
-    kind: Kind,
-    version: String,
-    objects: impl IntoIterator<Item = &'a Object>,
-    columns: bool,
-) -> Table<'a> {
-    let now = Timestamp::now();
-    Table {
-        kind: "Table",
-        api_version: format!("meta.k8s.io/{}", form.version),
-        metadata: ListMeta { resource_version: version },
-        column_definitions: columns.then_some(match kind {
-            Kind::Namespace => NAMESPACES.as_slice(),
-            Kind::Node => NODES.as_slice(),
-            Kind::Pod => PODS.as_slice(),
-            Kind::ClusterRole | Kind::Role => ROLES.as_slice(),
-            Kind::ClusterRoleBinding | Kind::RoleBinding => BINDINGS.as_slice(),
-        }),
-        rows: objects.into_iter().map(|object| row(form, object, now)).collect(),
+impl serving::Object for Object {
+    fn meta(&self) -> &ObjectMeta {
+        Self::meta(self)
+    }
+
+    fn field(&self, label: &str) -> String {
+        fields::value(self, label)
+    }
+
+    fn row(&self, now: Timestamp) -> (Vec<Value>, Vec<Condition>) {
+        let (cells, conditions) = cells(self, now);
+        (cells.into_iter().map(Value::from).collect(), conditions)
     }
 }
 
-fn row(form: Form, object: &Object, now: Timestamp) -> Row<'_> {
+fn cells(object: &Object, now: Timestamp) -> (Vec<String>, Vec<Condition>) {
     let created = object.meta().creation_timestamp.as_ref();
     let mut cells = vec![object.name().to_owned()];
     let mut conditions = Vec::new();
@@ -203,16 +114,7 @@ fn row(form: Form, object: &Object, now: Timestamp) -> Row<'_> {
             cells.extend(binding_cells(&binding.role_ref, subjects, age(created, now)));
         }
     }
-    let object = match form.include {
-        Include::None => None,
-        Include::Object => Some(Inside::Object(object)),
-        Include::Metadata => Some(Inside::Metadata {
-            kind: "PartialObjectMetadata",
-            api_version: format!("meta.k8s.io/{}", form.version),
-            metadata: object.meta(),
-        }),
-    };
-    Row { cells, conditions, object }
+    (cells, conditions)
 }
 
 fn phase(namespace: &Namespace) -> String {
@@ -408,64 +310,5 @@ fn ended_reason(reason: Option<String>, signal: Option<i32>, exit_code: i32) -> 
         (Some(reason), _) => reason,
         (None, 0) => format!("ExitCode:{exit_code}"),
         (None, signal) => format!("Signal:{signal}"),
-    }
-}
-
-fn age(created: Option<&Time>, now: Timestamp) -> String {
-    created.map_or("<unknown>".to_owned(), |created| since(created.0, now))
-}
-
-/// Upstream's `HumanDuration`: the more time has passed, the fewer of its digits matter.
-fn since(then: Timestamp, now: Timestamp) -> String {
-    let seconds = now.duration_since(then).as_secs();
-    if seconds < -1 {
-        return "<invalid>".to_owned();
-    }
-    let seconds = seconds.max(0);
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    let two = |big: i64, big_unit: char, small: i64, small_unit: char| match small {
-        0 => format!("{big}{big_unit}"),
-        _ => format!("{big}{big_unit}{small}{small_unit}"),
-    };
-    match () {
-        () if seconds < 120 => format!("{seconds}s"),
-        () if minutes < 10 => two(minutes, 'm', seconds % 60, 's'),
-        () if minutes < 180 => format!("{minutes}m"),
-        () if hours < 8 => two(hours, 'h', minutes % 60, 'm'),
-        () if hours < 48 => format!("{hours}h"),
-        () if hours < 24 * 8 => two(hours / 24, 'd', hours % 24, 'h'),
-        () if hours < 24 * 365 * 2 => format!("{}d", hours / 24),
-        () if hours < 24 * 365 * 8 => two(hours / 24 / 365, 'y', hours / 24 % 365, 'd'),
-        () => format!("{}y", hours / 24 / 365),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_read_as_kubectl_shows_them() {
-        for (seconds, text) in [
-            (-5, "<invalid>"),
-            (-1, "0s"),
-            (0, "0s"),
-            (119, "119s"),
-            (120, "2m"),
-            (125, "2m5s"),
-            (600, "10m"),
-            (3 * 3600 - 1, "179m"),
-            (3 * 3600 + 60, "3h1m"),
-            (8 * 3600 + 60, "8h"),
-            (48 * 3600, "2d"),
-            (49 * 3600, "2d1h"),
-            (8 * 86400 + 3600, "8d"),
-            (2 * 365 * 86400 + 86400, "2y1d"),
-            (8 * 365 * 86400 + 86400, "8y"),
-        ] {
-            let now = Timestamp::from_second(2_000_000_000).unwrap();
-            let then = Timestamp::from_second(2_000_000_000 - seconds).unwrap();
-            assert_eq!(since(then, now), text, "{seconds}");
-        }
     }
 }

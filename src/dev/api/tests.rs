@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, StatusCode, header};
+use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::*;

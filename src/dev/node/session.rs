@@ -18,8 +18,9 @@
 //!   does read is answered whatever its size.
 //! - Nothing is written on a stream before its reply: the pumps start when all streams are open.
 //! - All output is delivered before the result, and the result before the close.
-//! - However an exec ends, the process group is ended and its leader reaped before [`run`] returns. The main
-//!   process of a container, to which others may be attached, is left as it is.
+//! - However an exec ends, the process group is ended and its leader reaped before [`run`] returns, unless the node is
+//!   to leave orphans, as real ones do: then they are when the node stops. The main process of a container, to which
+//!   others may be attached, is left as it is.
 //!
 //! A client that vanishes: the reader sees the end of the socket, always, unless it waits for room in the
 //! stdin queue. There the end may be hidden twice: behind bytes not read yet, where the kernel still tells of
@@ -344,7 +345,7 @@ impl Session<'_> {
             }
         };
         // Everything but the reader and the writer is gone now, and with it our ends of the process's streams.
-        drop(std::mem::take(&mut *lock(&shared.terminal)));
+        let terminal = std::mem::take(&mut *lock(&shared.terminal)).terminal;
         let closed = async {
             match end {
                 End::Done => {
@@ -364,9 +365,22 @@ impl Session<'_> {
             }
         };
         let ended = async {
-            if let Far::Process { process, .. } = far {
-                process.end(settings.kill_grace).await;
+            let Far::Process { process, .. } = far else { return };
+            let grace = settings.kill_grace;
+            if !settings.leaves_orphans || matches!(end, End::Done | End::Cut) {
+                drop(terminal);
+                return process.end(grace).await;
             }
+            // A terminal that nobody holds would hang up.
+            let stop = drain.clone();
+            drain.spawn(async move {
+                tokio::select! {
+                    _ = process.exited() => {}
+                    () = stop.stopping() => {}
+                }
+                drop(terminal);
+                process.end(grace).await;
+            });
         };
         tokio::join!(ended, closed);
         end

@@ -20,13 +20,15 @@ use super::recheck::Rechecks;
 use super::{ClientIo, Door, whole};
 use crate::audit::Trail;
 use crate::cluster::Body;
+use crate::listen;
 use crate::locate::Place;
-use crate::policy::Admitted;
+use crate::policy::{self, Admitted};
 use crate::request::{Attributes, Subresource};
+use crate::session::live::{Carried, Facts, Live, Terms};
 use crate::session::seats::Seat;
 use crate::session::socket::Socket;
 use crate::session::{Limits, Order, Session, close};
-use crate::status::Refusal;
+use crate::status::{About, Refusal, go_quote};
 use crate::tap::Opening;
 use crate::tap::record::Recorder;
 use crate::telemetry::{EndReason, Record, Subject, chain};
@@ -61,11 +63,12 @@ pub(super) async fn open(
     })?;
     tell(trail, place);
     let audit_id = audit_id(&request).to_owned();
+    let live = sessions.live().enter(facts(&door, place, &audit_id), shown(terms));
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
     let opening = Opening { client: door.conn.peer, audit_id: audit_id.clone() };
-    let tapped = door.shared.pipeline.tap(admitted, &opening).await?;
+    let tapped = until_ended(&live, door.shared.pipeline.tap(admitted, &opening)).await?;
     if tapped.is_recorded() {
         let exec = tapped.place().exec();
         carriage.recordable(exec, request.headers_mut()).map_err(|error| {
@@ -79,7 +82,7 @@ pub(super) async fn open(
         peer: door.conn.peer,
         carriage: &carriage,
     };
-    let answer = door.shared.pipeline.open(&tapped, &head).await;
+    let answer = until_ended(&live, door.shared.pipeline.open(&tapped, &head)).await;
     if let Some(recorder) = tapped.recorder().filter(|recorder| recorder.is_kept()) {
         trail.annotate("recording-id", recorder.id());
         trail.annotate("rule", recorder.rule());
@@ -96,11 +99,12 @@ pub(super) async fn open(
             trail.annotate("far-protocol", &switched.far_protocol);
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
+            live.runs(carried(&switched, tapped.recorder()), record.meters());
             let (admitted, recorder) = tapped.into_parts();
             let limits = admitted.terms().limits;
-            let orders = lapse(door.clone(), admitted, attributes);
+            let orders = Box::pin(either(lapse(door.clone(), admitted, attributes), live.ordered()));
             let told = Told { record, recorder };
-            let held = Held { seat, limits, orders };
+            let held = Held { live, seat, limits, orders };
             let task = run(door.clone(), upgrade, far, switched, told, held);
             door.shared.drain.spawn(task.in_current_span());
         }
@@ -155,8 +159,67 @@ fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
     }
 }
 
-/// What a session takes up, and what it is held to.
+fn facts(door: &Door, place: &Place, audit_id: &str) -> Facts {
+    let (caller, exec) = (place.caller(), place.exec());
+    Facts {
+        user: caller.user().name.clone(),
+        impersonator: caller.impersonator().map(|user| user.name.clone()).unwrap_or_default(),
+        client: door.conn.peer,
+        audit_id: audit_id.to_owned(),
+        subresource: exec.subresource.as_str(),
+        namespace: exec.namespace.clone(),
+        pod: exec.pod.clone(),
+        container: place.container().to_owned(),
+        node: place.node().to_owned(),
+        command: exec.command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
+        tty: exec.tty,
+        stdin: exec.stdin,
+    }
+}
+
+/// What of the terms is shown.
+fn shown(terms: &policy::Terms) -> Terms {
+    let policy::Terms { rules, limits, reason, grant, until, record: _, sessions_per_user } = terms.clone();
+    Terms { rules, reason, grant, limits, sessions_per_user, until }
+}
+
+fn carried(switched: &Switched, recorder: Option<&Recorder>) -> Carried {
+    let kept = recorder.filter(|recorder| recorder.is_kept());
+    Carried {
+        client_protocol: switched.client_protocol.clone(),
+        far_protocol: switched.far_protocol.clone(),
+        recording: kept.map(|recorder| recorder.id().to_owned()).unwrap_or_default(),
+        recording_rule: kept.map(|recorder| recorder.rule().to_owned()).unwrap_or_default(),
+    }
+}
+
+/// Sets a session up, unless somebody ends it meanwhile.
+async fn until_ended<T>(live: &Live, setup: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    tokio::select! {
+        biased;
+        order = live.ordered() => {
+            let facts = &live.entry().facts;
+            info!(reason = order.reason.word(), "a session was ended while it was set up");
+            let message = format!("pods {} is forbidden: {}", go_quote(facts.pod.as_bytes()), order.why);
+            let about = About { name: facts.pod.clone(), group: String::new(), kind: "pods".to_owned() };
+            Err(Refusal::Forbidden { message, about })
+        }
+        set_up = setup => set_up,
+    }
+}
+
+/// The order that comes first.
+async fn either(one: impl Future<Output = Order>, other: impl Future<Output = Order>) -> Order {
+    tokio::select! {
+        order = one => order,
+        order = other => order,
+    }
+}
+
+/// What a session takes up until it is over, and what it is held to.
 struct Held {
+    /// Its place in the list of those that are live.
+    live: Live,
     seat: Seat,
     limits: Limits,
     orders: BoxFuture<'static, Order>,
@@ -232,12 +295,18 @@ fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'s
 
 /// Runs a session. The slot under the connection cap, and the connection in the gauge, are its own until the end.
 async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told: Told, held: Held) {
-    let Held { seat: _seat, limits, orders } = held;
+    let Held { live: _live, seat: _seat, limits, orders } = held;
     let Told { mut record, recorder } = told;
+    let Switched { answer, link, timing, runs, .. } = switched;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
+        // Over WebSocket a command begins at once.
+        let may_remain = runs.own() && !link.is_done();
+        if may_remain {
+            record.process_may_remain();
+        }
         if let Some(recorder) = recorder {
             let drain = &door.shared.drain;
-            recorder.finish(&mut Tap::default(), EndReason::ClientLost, drain).await;
+            recorder.finish(&mut Tap::default(), EndReason::ClientLost, may_remain, drain).await;
         }
         record.end(EndReason::ClientLost, String::new());
         return;
@@ -245,12 +314,33 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told:
     let socket = Socket::of(client.get_ref().0).inspect_err(|error| {
         warn!(error = %error, "no descriptor left to watch the client with");
     });
-    let Switched { answer, link, timing, .. } = switched;
+    if runs.tty() {
+        // What takes nothing without a terminal may wait for whoever reads it page by page.
+        let (settings, far) = (&door.shared.settings, far.io.get_ref().0);
+        let tuned = listen::expect_life(client.get_ref().0, settings.client_user_timeout)
+            .and_then(|()| listen::expect_life(far, settings.far_user_timeout));
+        if let Err(error) = tuned {
+            debug!(error = %error, "cannot set socket options of a session");
+        }
+    }
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
     let socket = socket.ok();
-    let session =
-        Session { client, socket, head, early, far, first, link, timing, limits, orders, record, recorder };
+    let session = Session {
+        client,
+        socket,
+        head,
+        early,
+        far,
+        first,
+        link,
+        runs,
+        timing,
+        limits,
+        orders,
+        record,
+        recorder,
+    };
     door.shared.sessions.run(session).await;
 }
 

@@ -19,7 +19,8 @@ use tower_http::trace::TraceLayer;
 use tracing::{Span, error, info_span, warn};
 
 use super::{Door, whole};
-use crate::cluster::{Body, Cluster, User};
+use crate::cluster::Body;
+use crate::group::{Asker, Group};
 use crate::request::Ask;
 use crate::status::{Encoding, Refusal};
 use crate::telemetry::Metrics;
@@ -132,16 +133,16 @@ impl Service<Request<Incoming>> for Door {
 pub(super) struct Short(BoxCloneSyncService<Call, Result<Response<Body>, Refusal>, BoxError>);
 
 struct Call {
-    user: User,
+    asker: Asker,
     ask: Ask,
     request: Request<Body>,
 }
 
 impl Short {
-    pub(super) fn new(cluster: Arc<dyn Cluster>, max_in_flight: usize, deadline: Duration) -> Self {
+    pub(super) fn new(group: Arc<Group>, max_in_flight: usize, deadline: Duration) -> Self {
         let serve = tower::service_fn(move |call: Call| {
-            let cluster = cluster.clone();
-            async move { Ok::<_, BoxError>(cluster.serve(&call.user, &call.ask, call.request).await) }
+            let group = group.clone();
+            async move { Ok::<_, BoxError>(group.serve(&call.asker, &call.ask, call.request).await) }
         });
         Self(BoxCloneSyncService::new(
             ServiceBuilder::new()
@@ -154,11 +155,11 @@ impl Short {
 
     pub(super) async fn serve(
         &self,
-        user: User,
+        asker: Asker,
         ask: Ask,
         request: Request<Body>,
     ) -> Result<Response<Body>, Refusal> {
-        match self.0.clone().oneshot(Call { user, ask, request }).await {
+        match self.0.clone().oneshot(Call { asker, ask, request }).await {
             Ok(answer) => answer,
             Err(error) if error.is::<tower::load_shed::error::Overloaded>() => {
                 warn!("request refused: too many in flight");

@@ -65,6 +65,7 @@ pub fn recover<R: Read + Seek>(mut file: R, keys: &Keys) -> Result<Recovered, Er
         seconds: until.as_secs_f64(),
         reason: CRASHED.to_owned(),
         exit_code: None,
+        process_may_remain: facts.has_process(),
         moved,
         cut: true,
         gaps: Vec::new(),

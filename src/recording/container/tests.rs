@@ -42,6 +42,7 @@ fn ending() -> Ending {
         seconds: 3.5,
         reason: "exit".to_owned(),
         exit_code: Some(0),
+        process_may_remain: false,
         moved: Moved { stdout: 9, ..Moved::default() },
         cut: false,
         gaps: vec![],

@@ -19,7 +19,7 @@ use crate::wire::link::spdy::SpdyLink;
 use crate::wire::link::translate::Translator;
 use crate::wire::link::tunnel::Tunnel;
 use crate::wire::link::ws::WsLink;
-use crate::wire::link::{Fate, Fault, Link, Out, Queue};
+use crate::wire::link::{Fate, Fault, Link, Out, Queue, Runs};
 use crate::wire::portforward::Half;
 use crate::wire::remotecommand::{Asked, Outcome, Protocol, StreamType};
 use crate::wire::spdy;
@@ -139,7 +139,8 @@ fn spdy_link_of(data: &[u8], recorded: bool) {
     let mut choices = Choices(data);
     let protocols = [Protocol::V4, Protocol::V3, Protocol::V2, Protocol::V1].map(Some);
     let protocol = if choices.flag() { None } else { choices.pick(&protocols) };
-    let link = protocol.map_or_else(SpdyLink::port_forward, SpdyLink::command);
+    let runs = Runs::Attach { tty: false };
+    let link = protocol.map_or_else(SpdyLink::port_forward, |protocol| SpdyLink::command(protocol, runs));
     let (mut client, mut far) = (SpdyPeer::new(), SpdyPeer::new());
     let mut session = Session::new(link, (spdy::MAX_HELD + 1, spdy::MAX_HELD + 1), &mut choices, recorded);
     session.begun = choices.flag();
@@ -549,11 +550,11 @@ impl<'a, L: Link> Session<'a, L> {
     fn finish(&mut self) {
         if self.end.is_none() {
             self.end = Some(if self.client_leaves {
-                self.link.client_ended(&mut self.out);
                 End::ClientGone
             } else {
                 End::Ended(self.link.end(WHY, &mut self.out))
             });
+            self.link.leave(&mut self.out);
         }
         self.drain();
         self.assert_bounded();
@@ -601,6 +602,13 @@ impl<'a, L: Link> Session<'a, L> {
     }
 
     fn after(&mut self, taken: Result<(), Fault>) {
+        self.note(taken);
+        if self.end.is_some() {
+            self.link.leave(&mut self.out);
+        }
+    }
+
+    fn note(&mut self, taken: Result<(), Fault>) {
         match taken {
             Err(Fault::Client(_)) => self.end = Some(End::ClientFault),
             Err(Fault::Far(_)) => self.end = Some(End::Ended(self.link.end(WHY, &mut self.out))),

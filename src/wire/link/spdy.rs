@@ -23,6 +23,10 @@
 //! `forward::MAX_STREAMS` of a port-forward. Pings, settings, resets and streams that are opened and closed
 //! leave nothing behind. The end of a port-forward queues its text once for each error stream.
 //!
+//! A client of an exec that leaves, by a reset of its error stream or a GOAWAY, while its program still runs, does not
+//! take stdin along, nor does one of a terminal that resets stdin: these frames stay here, so that the terminal can be
+//! hung up. A kubelet does nothing about a program whose client is gone.
+//!
 //! Left out on purpose: a word to the far side when the client is gone. The end of its bytes is what a
 //! kubelet gets from any proxy.
 //! Source: `protocol.md` 5.2, 5.4 and 6.4; moby/spdystream `connection.go`.
@@ -36,7 +40,7 @@ use std::mem;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Fate, Fault, Link, Out};
+use super::{Fate, Fault, HangUp, Link, Out, Queue, Runs};
 use crate::wire::remotecommand::Protocol;
 use crate::wire::spdy::{
     Encoder, Frame, GOAWAY_OK, GOAWAY_PROTOCOL_ERROR, Headers, MAX_STREAM_ID, Passing, Relay, RstStatus,
@@ -63,6 +67,8 @@ pub struct SpdyLink {
     far_left: bool,
     /// The client reads nothing any more: it has said GOAWAY, or one is queued for it.
     deaf: bool,
+    /// The client has left what it had started.
+    abandoned: bool,
 }
 
 /// How a peer is done with a stream.
@@ -72,6 +78,17 @@ enum Done {
     Fin,
     /// It takes nothing more either.
     Reset,
+}
+
+/// What becomes of a frame of the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It goes on.
+    On,
+    /// It stays here.
+    Here,
+    /// It stays here, and is the client's last.
+    Last,
 }
 
 /// Why a session ends although its frames are well made.
@@ -102,6 +119,21 @@ trait Streams: Send {
     /// The client is done with a stream.
     fn client_done(&mut self, id: u32, done: Done, tap: &mut Tap);
 
+    /// Whether what the client writes on this stream shows that somebody is there: terminal sizes do not.
+    fn is_activity(&self, _id: u32) -> bool {
+        true
+    }
+
+    /// What becomes of a reset of the client.
+    fn reset_goes(&self, _id: u32) -> Way {
+        Way::On
+    }
+
+    /// What becomes of the client's GOAWAY.
+    fn goaway_goes(&self) -> Way {
+        Way::On
+    }
+
     /// The client said GOAWAY: whatever it still waited for, it does not any more.
     fn client_left(&mut self, tap: &mut Tap);
 
@@ -126,14 +158,29 @@ trait Streams: Send {
 
     /// How it looks to the client.
     fn fate(&self) -> Fate;
+
+    /// As [`Link::is_done`].
+    fn is_done(&self) -> bool {
+        true
+    }
+
+    /// The stream that podgate may write stdin on; it is ended with the bytes if `fin`.
+    fn stdin(&mut self, _fin: bool) -> Option<u32> {
+        None
+    }
+
+    /// The stream that podgate may write to the client's terminal on.
+    fn terminal(&self) -> Option<u32> {
+        None
+    }
 }
 
 // === impl SpdyLink ===
 
 impl SpdyLink {
     /// An exec or attach of this protocol, which the far side has named in its 101.
-    pub fn command(protocol: Protocol) -> Self {
-        Self::new(Box::new(Command::new(protocol)))
+    pub fn command(protocol: Protocol, runs: Runs) -> Self {
+        Self::new(Box::new(Command::new(protocol, runs)))
     }
 
     /// A port-forward.
@@ -152,11 +199,12 @@ impl SpdyLink {
             client_left: false,
             far_left: false,
             deaf: false,
+            abandoned: false,
         }
     }
 
     /// Notes a control frame of the client.
-    fn client_frame(&mut self, frame: &Frame, tap: &mut Tap) -> Result<(), Refused> {
+    fn client_frame(&mut self, frame: &Frame, tap: &mut Tap) -> Result<Way, Refused> {
         match *frame {
             Frame::SynStream { id, ref headers, fin, .. } => {
                 if tap.is_recording() {
@@ -179,15 +227,25 @@ impl SpdyLink {
             Frame::SynReply { id, fin: true, .. } | Frame::Headers { id, fin: true, .. } => {
                 self.streams.client_done(id, Done::Fin, tap);
             }
-            Frame::RstStream { id, .. } => self.streams.client_done(id, Done::Reset, tap),
+            Frame::RstStream { id, .. } => {
+                let way = self.streams.reset_goes(id);
+                if way == Way::On {
+                    self.streams.client_done(id, Done::Reset, tap);
+                }
+                return Ok(way);
+            }
             Frame::GoAway { .. } => {
-                self.streams.client_left(tap);
-                self.client_left = true;
                 self.deaf = true;
+                let way = self.streams.goaway_goes();
+                if way == Way::On {
+                    self.streams.client_left(tap);
+                    self.client_left = true;
+                }
+                return Ok(way);
             }
             _ => {}
         }
-        Ok(())
+        Ok(Way::On)
     }
 
     /// Notes a control frame of the far side, which is still in `input`, behind all that was passed.
@@ -236,14 +294,16 @@ impl SpdyLink {
                 if !self.streams.client_data(stream, payload, fin, &mut out.tap)? {
                     return Ok(false);
                 }
-                out.active = true;
+                out.active |= self.streams.is_activity(stream) && (len > 0 || fin);
                 if fin {
                     self.streams.client_done(stream, Done::Fin, &mut out.tap);
                 }
             }
             Passing::Control(frame) => {
                 out.active |= matches!(frame, Frame::SynStream { .. });
-                self.client_frame(&frame, &mut out.tap)?;
+                let way = self.client_frame(&frame, &mut out.tap)?;
+                self.abandoned = way == Way::Last;
+                return Ok(way == Way::On);
             }
         }
         Ok(true)
@@ -265,7 +325,7 @@ impl SpdyLink {
                 if !self.streams.far_data(stream, payload, &mut out.tap)? {
                     return Ok(false);
                 }
-                out.active = true;
+                out.active |= len > 0 || fin;
                 if fin {
                     self.far_done(stream, Done::Fin, input, out);
                 }
@@ -298,6 +358,10 @@ impl Link for SpdyLink {
 
     fn client(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault> {
         loop {
+            if self.abandoned {
+                input.clear();
+                return Ok(());
+            }
             match self.client.next(input, &mut out.far) {
                 Ok(None) => return Ok(()),
                 Ok(Some(passing)) => match self.client_passing(passing, input, out) {
@@ -328,13 +392,63 @@ impl Link for SpdyLink {
         Ok(())
     }
 
-    fn client_ended(&mut self, _out: &mut Out) {}
+    fn announce(&mut self, text: &str, out: &mut Out) {
+        if let Some(id) = self.streams.terminal().filter(|_| !self.deaf) {
+            put_data(out.client.put(), id, text.as_bytes(), false);
+            out.tap.told(text.as_bytes());
+        }
+    }
 
     fn end(&mut self, why: &str, out: &mut Out) -> Fate {
         if !self.streams.has_result() {
             self.close(why, GOAWAY_OK, out);
         }
         self.streams.fate()
+    }
+
+    fn is_done(&self) -> bool {
+        self.streams.is_done()
+    }
+
+    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> bool {
+        let fin = step == HangUp::EndOfStdin;
+        let Some(id) = self.streams.stdin(fin) else { return false };
+        put_data(out.far.put(), id, step.key(), fin);
+        true
+    }
+
+    fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
+        // As while there was a client, and what is to be for it goes nowhere. Nothing is told either: nobody gets it.
+        let (mut nobody, mut tap) = (Queue::default(), Tap::default());
+        loop {
+            let passing = self.far.next(input, &mut nobody);
+            nobody.clear();
+            match passing.map_err(|error| Fault::Far(error.to_string()))? {
+                None => return Ok(()),
+                Some(Passing::Data { stream, len, fin }) => {
+                    let payload = self.far.payload(input, len);
+                    // Only what is recorded is ever refused.
+                    let _ = self.streams.far_data(stream, payload, &mut tap);
+                    if fin {
+                        self.streams.far_done(stream, Done::Fin, &mut tap);
+                    }
+                }
+                Some(Passing::Control(frame)) => match frame {
+                    Frame::SynReply { id, fin: true, .. } | Frame::Headers { id, fin: true, .. } => {
+                        self.streams.far_done(id, Done::Fin, &mut tap);
+                    }
+                    Frame::RstStream { id, .. } => drop(self.streams.far_done(id, Done::Reset, &mut tap)),
+                    Frame::GoAway { status, .. } => self.streams.far_left(status == GOAWAY_OK),
+                    _ => {}
+                },
+            }
+        }
+    }
+
+    fn leave(&mut self, _out: &mut Out) {}
+
+    fn is_over(&self) -> bool {
+        self.abandoned
     }
 }
 

@@ -25,7 +25,7 @@ mod tests;
 use bytes::{Bytes, BytesMut};
 
 use super::ws::{ANSWER_ROOM, Error, Peer, Said, put_frame};
-use super::{Fate, Fault, Link, Out, Queue};
+use super::{Fate, Fault, HangUp, Link, Out, Queue};
 use crate::wire::channel::{self, MAX_PAYLOAD, Subprotocol};
 use crate::wire::remotecommand::{Asked, MAX_RESULT, Outcome, Protocol, StreamType};
 use crate::wire::spdy::{self, Encoder, Frame, Headers, Pings, Pong, RstStatus};
@@ -59,6 +59,8 @@ pub struct Translator {
     cut: bool,
     /// The far side was told that this is the end.
     left: bool,
+    /// The far side has said something on the error stream, or GOAWAY: it does so when the program has ended.
+    ended: bool,
     over: Option<Fate>,
 }
 
@@ -101,6 +103,7 @@ impl Translator {
             result: BytesMut::new(),
             cut: false,
             left: false,
+            ended: false,
             over: None,
         }
     }
@@ -111,7 +114,8 @@ impl Translator {
                 Said::Data(data) => self.take_message(data, out)?,
                 Said::Close(close) => {
                     self.client.close(&mut out.client, close.as_ref());
-                    self.client_ended(out);
+                    self.over.get_or_insert(Fate::Whole);
+                    return Ok(());
                 }
             }
         }
@@ -124,7 +128,8 @@ impl Translator {
                 if let Some(stream) = self.writable(stream) {
                     out.tap.pass(stream.kind, &bytes);
                     stream.write(&mut out.far, bytes);
-                    out.active = true;
+                    // Terminal sizes come without anybody being there.
+                    out.active |= stream.kind == StreamType::Stdin;
                 }
             }
             Some(channel::Event::Closed(stream)) => {
@@ -143,7 +148,6 @@ impl Translator {
 
     fn refuse_client(&mut self, error: Error, out: &mut Out) -> Fault {
         self.client.close(&mut out.client, Some(&error.close_code().into()));
-        self.leave(out);
         self.over = Some(Fate::Cut);
         Fault::Client(error.to_string())
     }
@@ -174,7 +178,11 @@ impl Translator {
                 }
             }
             // It is the end of every stream, and of what they said so far.
-            Frame::GoAway { .. } => self.settle(out),
+            Frame::GoAway { .. } => {
+                self.ended = true;
+                self.settle(out);
+                self.leave(out);
+            }
             // No server opens streams, and to refuse one would be an answer without a bound.
             Frame::SynStream { .. }
             | Frame::Settings
@@ -196,6 +204,7 @@ impl Translator {
                 self.client.put_message(&mut out.client, self.subprotocol.encoding(), channel, bytes);
             }
             StreamType::Error => {
+                self.ended = true;
                 bytes.truncate(MAX_RESULT + 1 - self.result.len());
                 self.result.extend_from_slice(&bytes);
             }
@@ -222,6 +231,7 @@ impl Translator {
         }
         if end == End::Reset && !was_open {
             self.finish(&Outcome::Internal { text: STREAM_RESET.to_owned() }, Fate::Cut, out);
+            self.leave(out);
         }
     }
 
@@ -229,6 +239,7 @@ impl Translator {
     fn settle_if_ended(&mut self, out: &mut Out) {
         if self.is_open() && self.results().all(|stream| stream.end.is_some()) {
             self.settle(out);
+            self.leave(out);
         }
     }
 
@@ -265,20 +276,7 @@ impl Translator {
         }
         // To a Go client any other code would hide the Status.
         self.client.close(&mut out.client, Some(&Close::normal()));
-        self.leave(out);
         self.over = Some(fate);
-    }
-
-    /// Tells the far side that nobody is here any more, once.
-    fn leave(&mut self, out: &mut Out) {
-        if self.left {
-            return;
-        }
-        self.left = true;
-        for stream in self.streams.iter().filter(|stream| stream.writable) {
-            Encoder::rst_stream(out.far.put(), stream.id, RstStatus::CANCEL);
-        }
-        Encoder::goaway(out.far.put(), 0);
     }
 
     /// Sends the ping of the far side back, unless it has to take other bytes first. Of several that wait
@@ -347,9 +345,13 @@ impl Link for Translator {
         Ok(())
     }
 
-    fn client_ended(&mut self, out: &mut Out) {
-        self.leave(out);
-        self.over.get_or_insert(Fate::Whole);
+    fn announce(&mut self, text: &str, out: &mut Out) {
+        if self.asked.tty && self.over.is_none() && self.result.is_empty() {
+            let (channel, text) =
+                (channel::number(StreamType::Stdout), Bytes::copy_from_slice(text.as_bytes()));
+            out.tap.told(&text);
+            self.client.put_message(&mut out.client, self.subprotocol.encoding(), channel, text);
+        }
     }
 
     /// Once the session is over it queues nothing and only says how that looked. A Status that has come is the result,
@@ -364,6 +366,66 @@ impl Link for Translator {
             _ => self.finish(&Outcome::Internal { text: why.to_owned() }, Fate::Cut, out),
         }
         self.over.unwrap_or(Fate::Cut)
+    }
+
+    /// A server begins once all streams are there, and ends all of them when the program has ended, if it does not say
+    /// so before.
+    fn is_done(&self) -> bool {
+        !self.is_open() || self.ended || self.results().all(|stream| stream.end.is_some())
+    }
+
+    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> bool {
+        let Some(stdin) = self.writable(StreamType::Stdin).filter(|stream| stream.replied) else {
+            return false;
+        };
+        match step {
+            HangUp::Interrupt | HangUp::EndOfFile => {
+                stdin.write(&mut out.far, Bytes::from_static(step.key()));
+            }
+            HangUp::EndOfStdin => stdin.close(&mut out.far),
+        }
+        true
+    }
+
+    fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
+        while let Some(frame) = self.decoder.decode(input).map_err(|error| Fault::Far(error.to_string()))? {
+            let (id, end) = match frame {
+                Frame::SynReply { id, fin: true, .. } | Frame::Headers { id, fin: true, .. } => {
+                    (id, End::Fin)
+                }
+                Frame::Data { stream: id, bytes, fin } => {
+                    let said =
+                        !bytes.is_empty() && self.stream(id).is_some_and(|it| it.kind == StreamType::Error);
+                    self.ended |= said;
+                    if !fin {
+                        continue;
+                    }
+                    (id, End::Fin)
+                }
+                Frame::RstStream { id, .. } => (id, End::Reset),
+                Frame::GoAway { .. } => {
+                    self.ended = true;
+                    continue;
+                }
+                _ => continue,
+            };
+            if let Some(stream) = self.stream(id) {
+                stream.end.get_or_insert(end);
+                stream.writable &= end == End::Fin;
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, out: &mut Out) {
+        if self.left {
+            return;
+        }
+        self.left = true;
+        for stream in self.streams.iter().filter(|stream| stream.writable) {
+            Encoder::rst_stream(out.far.put(), stream.id, RstStatus::CANCEL);
+        }
+        Encoder::goaway(out.far.put(), 0);
     }
 
     fn tick(&mut self, out: &mut Out) {

@@ -140,8 +140,8 @@ impl Link for Tunnel {
         self.act(out, |link, _, inner| link.far(input, inner))
     }
 
-    fn client_ended(&mut self, out: &mut Out) {
-        self.act(out, |link, _, inner| link.client_ended(inner));
+    fn leave(&mut self, out: &mut Out) {
+        self.act(out, |link, _, inner| link.leave(inner));
     }
 
     fn end(&mut self, why: &str, out: &mut Out) -> Fate {

@@ -19,7 +19,7 @@ pub(super) mod tests;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Fate, Fault, Link, Out, Queue};
+use super::{Fate, Fault, HangUp, Link, Out, Queue};
 use crate::wire::channel::{self, CLOSE, Encoding, MAX_PAYLOAD, Part, Parts, Subprotocol};
 use crate::wire::portforward::{Half, Legacy};
 use crate::wire::remotecommand::{Asked, Outcome, StreamSet, StreamType};
@@ -46,6 +46,10 @@ pub struct WsLink {
     from_client: Messages,
     from_far: Messages,
     over: Option<Fate>,
+    /// What the client has said last; the far side hears it when nobody is here any more.
+    last: Option<Option<Close>>,
+    /// The far side has left in its protocol.
+    far_left: bool,
 }
 
 /// What the channels mean.
@@ -58,6 +62,7 @@ enum Session {
         writable: StreamSet,
         /// The far side wrote to the error channel.
         result: bool,
+        tty: bool,
     },
     /// Port-forward of an old client.
     Ports {
@@ -128,7 +133,12 @@ impl WsLink {
         // Runtimes take sizes without a terminal as well, and ignore them.
         let may = [(asked.stdin, StreamType::Stdin), (true, StreamType::Resize)];
         let writable = may.into_iter().filter(|(may, _)| *may).map(|(_, stream)| stream).collect();
-        Self::new(Session::Command { subprotocol, writable, result: false }, subprotocol.encoding(), mask)
+        let tty = asked.tty;
+        Self::new(
+            Session::Command { subprotocol, writable, result: false, tty },
+            subprotocol.encoding(),
+            mask,
+        )
     }
 
     /// A port-forward to these ports, in the order of the query; `None` for more than a client can name.
@@ -147,6 +157,8 @@ impl WsLink {
             from_client: Messages::new(encoding),
             from_far: Messages::new(encoding),
             over: None,
+            last: None,
+            far_left: false,
         }
     }
 
@@ -161,13 +173,13 @@ impl WsLink {
                         check_close(&part)?;
                     }
                     if !part.bytes.is_empty() && self.session.take_up(&part, &mut out.tap) {
-                        out.active = true;
+                        out.active |= self.session.is_activity(part.channel);
                         self.far.put_message(&mut out.far, self.encoding, part.channel, part.bytes);
                     }
                 }
                 Said::Close(close) => {
                     self.client.close(&mut out.client, close.as_ref());
-                    self.far.close(&mut out.far, close.as_ref());
+                    self.last = Some(close);
                     self.over = Some(Fate::Whole);
                 }
             }
@@ -190,6 +202,7 @@ impl WsLink {
                 }
                 Said::Close(close) => {
                     self.far.close(&mut out.far, close.as_ref());
+                    self.far_left = true;
                     if self.session.may_close() {
                         self.client.close(&mut out.client, close.as_ref());
                         self.over = Some(Fate::Whole);
@@ -225,7 +238,6 @@ impl WsLink {
         }
         let close = Close { code: CloseCode::INTERNAL_ERROR, reason: why.to_owned() };
         self.client.close(&mut out.client, Some(&close));
-        self.far.close(&mut out.far, Some(&CloseCode::GOING_AWAY.into()));
         self.over = Some(Fate::Cut);
     }
 }
@@ -249,7 +261,6 @@ impl Link for WsLink {
         self.client.answer(&mut out.client);
         heard.map_err(|error| {
             self.client.close(&mut out.client, Some(&error.close_code().into()));
-            self.client_ended(out);
             self.over = Some(Fate::Cut);
             Fault::Client(error.to_string())
         })
@@ -268,10 +279,14 @@ impl Link for WsLink {
         })
     }
 
-    /// No subprotocol lets a client end its bytes alone: it is gone.
-    fn client_ended(&mut self, out: &mut Out) {
-        self.far.close(&mut out.far, Some(&CloseCode::GOING_AWAY.into()));
-        self.over.get_or_insert(Fate::Whole);
+    fn announce(&mut self, text: &str, out: &mut Out) {
+        let terminal = matches!(self.session, Session::Command { tty: true, result: false, .. });
+        if terminal && self.over.is_none() {
+            let (channel, text) =
+                (channel::number(StreamType::Stdout), Bytes::copy_from_slice(text.as_bytes()));
+            out.tap.told(&text);
+            self.client.put_message(&mut out.client, self.encoding, channel, text);
+        }
     }
 
     /// Once the session is over it queues nothing and only says how that looked.
@@ -280,7 +295,7 @@ impl Link for WsLink {
             Some(fate) => fate,
             None if self.session.has_result() => {
                 self.client.close(&mut out.client, Some(&Close::normal()));
-                self.client_ended(out);
+                self.over = Some(Fate::Whole);
                 Fate::Whole
             }
             None => {
@@ -288,6 +303,49 @@ impl Link for WsLink {
                 Fate::Cut
             }
         }
+    }
+
+    /// A far side that has not said how it went is done when it has left, where that is how it says so.
+    fn is_done(&self) -> bool {
+        self.session.has_result() || self.far_left && self.session.may_close() || self.session.is_ports()
+    }
+
+    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> bool {
+        let Session::Command { subprotocol, writable, .. } = &mut self.session else { return false };
+        if !writable.contains(StreamType::Stdin) {
+            return false;
+        }
+        let stdin = channel::number(StreamType::Stdin);
+        let (channel, bytes) = match step {
+            HangUp::Interrupt | HangUp::EndOfFile => (stdin, Bytes::from_static(step.key())),
+            HangUp::EndOfStdin if subprotocol.version().supports_close() => {
+                writable.remove(StreamType::Stdin);
+                (CLOSE, Bytes::copy_from_slice(&[stdin]))
+            }
+            HangUp::EndOfStdin => return false,
+        };
+        self.far.put_message(&mut out.far, self.encoding, channel, bytes);
+        true
+    }
+
+    fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
+        while let Some(said) = self.far.hear(input).map_err(|error| Fault::Far(error.to_string()))? {
+            match said {
+                Said::Data(data) => {
+                    if let Some(part) = self.from_far.take(data, |_| 0) {
+                        self.session.take_down(&part, &mut Tap::default());
+                    }
+                }
+                Said::Close(_) => self.far_left = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// No subprotocol lets a client end its bytes alone: it is gone.
+    fn leave(&mut self, out: &mut Out) {
+        let close = self.last.take().unwrap_or_else(|| Some(CloseCode::GOING_AWAY.into()));
+        self.far.close(&mut out.far, close.as_ref());
     }
 
     fn tick(&mut self, out: &mut Out) {
@@ -393,6 +451,15 @@ impl Session {
                 true
             }
         }
+    }
+
+    /// Whether what the client writes on this channel shows that somebody is there: terminal sizes do not.
+    fn is_activity(&self, channel: u8) -> bool {
+        self.is_ports() || channel != channel::number(StreamType::Resize)
+    }
+
+    fn is_ports(&self) -> bool {
+        matches!(self, Session::Ports { .. })
     }
 
     /// Whether the far side said how it went.

@@ -15,8 +15,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Done, LEFT, Refused, Streams, put_last};
-use crate::wire::link::Fate;
+use super::{Done, LEFT, Refused, Streams, Way, put_last};
+use crate::wire::link::{Fate, Runs};
 use crate::wire::remotecommand::{Outcome, Protocol, StreamType};
 use crate::wire::spdy::Headers;
 use crate::wire::tap::Tap;
@@ -35,6 +35,9 @@ pub(super) struct Command {
     outputs: [Option<u32>; OUTPUTS],
     /// What the streams are: one of each type, the last.
     channels: Vec<Channel>,
+    runs: Runs,
+    /// The far side has written to the error stream, or said GOAWAY: it does so when the program has ended.
+    ended: bool,
 }
 
 /// A stream of a known type. It stays known when it has ended: what still comes on it is not that of another.
@@ -68,9 +71,18 @@ enum Progress {
 // === impl Command ===
 
 impl Command {
-    pub(super) fn new(protocol: Protocol) -> Self {
+    pub(super) fn new(protocol: Protocol, runs: Runs) -> Self {
         let (result, channels) = (Progress::Awaited, Vec::new());
-        Self { protocol, error: None, result, outputs: [None; OUTPUTS], channels }
+        Self { protocol, error: None, result, outputs: [None; OUTPUTS], channels, runs, ended: false }
+    }
+
+    fn of_type(&self, kind: StreamType) -> Option<&Channel> {
+        self.channels.iter().find(|channel| channel.kind == kind)
+    }
+
+    /// Whether a program runs that the client must not take podgate's last word from.
+    fn is_left_behind(&self) -> bool {
+        self.runs.own() && !self.is_done()
     }
 
     fn channel(&mut self, id: u32) -> Option<&mut Channel> {
@@ -182,6 +194,23 @@ impl Streams for Command {
         }
     }
 
+    fn is_activity(&self, id: u32) -> bool {
+        self.of_type(StreamType::Resize).is_none_or(|sizes| sizes.id != id)
+    }
+
+    fn reset_goes(&self, id: u32) -> Way {
+        let is = |kind| self.of_type(kind).is_some_and(|channel| channel.id == id);
+        match self.is_left_behind() {
+            true if is(StreamType::Error) => Way::Last,
+            true if is(StreamType::Stdin) && self.runs.tty() => Way::Here,
+            _ => Way::On,
+        }
+    }
+
+    fn goaway_goes(&self) -> Way {
+        if self.is_left_behind() { Way::Last } else { Way::On }
+    }
+
     fn client_left(&mut self, _tap: &mut Tap) {
         if matches!(self.result, Progress::Awaited | Progress::Begun) {
             self.result = Progress::Given;
@@ -212,6 +241,7 @@ impl Streams for Command {
                 if !is_input {
                     tap.pass(kind, payload);
                 }
+                self.ended |= kind == StreamType::Error && !payload.is_empty();
             }
             None if recording && !payload.is_empty() => {
                 return Err(Refused::Unclear("the far side writes on a stream that is not there"));
@@ -247,6 +277,7 @@ impl Streams for Command {
     }
 
     fn far_left(&mut self, _orderly: bool) {
+        self.ended = true;
         match self.result {
             Progress::Begun => self.result = Progress::Given,
             Progress::Awaited if self.protocol == Protocol::V1 => self.result = Progress::Given,
@@ -276,5 +307,35 @@ impl Streams for Command {
 
     fn fate(&self) -> Fate {
         if self.has_result() { Fate::Whole } else { Fate::Cut }
+    }
+
+    /// A server begins once all streams are there, and ends all of them when the program has ended, if it does not say
+    /// so before.
+    fn is_done(&self) -> bool {
+        let output = |channel: &&Channel| !matches!(channel.kind, StreamType::Stdin | StreamType::Resize);
+        let begun = self.channels.iter().any(|channel| channel.accepted);
+        !begun || self.ended || self.channels.iter().filter(output).all(|channel| channel.far.is_some())
+    }
+
+    fn stdin(&mut self, fin: bool) -> Option<u32> {
+        let open = |channel: &&mut Channel| {
+            channel.kind == StreamType::Stdin && channel.accepted && channel.client.is_none()
+        };
+        let v1 = self.protocol == Protocol::V1;
+        let stdin = self.channels.iter_mut().find(open)?;
+        // A server of v1 ends its own side of stdin at once, and reads on.
+        if stdin.far.is_some_and(|done| done == Done::Reset || !v1) {
+            return None;
+        }
+        if fin {
+            stdin.client = Some(Done::Fin);
+        }
+        Some(stdin.id)
+    }
+
+    fn terminal(&self) -> Option<u32> {
+        let stdout = self.of_type(StreamType::Stdout).filter(|_| self.runs.tty() && !self.has_result())?;
+        let open = stdout.accepted && stdout.far.is_none() && stdout.client != Some(Done::Reset);
+        open.then_some(stdout.id)
     }
 }

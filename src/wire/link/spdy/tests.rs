@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod left;
 mod taped;
 
 use std::collections::BTreeMap;
@@ -67,7 +68,7 @@ impl Rig {
 
     /// A command whose client has opened all streams but resize.
     fn command(protocol: Protocol) -> Self {
-        let mut rig = Self::new(SpdyLink::command(protocol));
+        let mut rig = Self::new(SpdyLink::command(protocol, Runs::Attach { tty: false }));
         rig.client_says(&opening());
         rig
     }
@@ -399,7 +400,7 @@ fn a_status_in_several_frames_is_a_result_when_its_stream_has_ended() {
 fn who_does_not_listen_is_told_nothing() {
     let goaway_only = |rig: &Rig| assert_eq!(rig.to_client[..], hex("80030007 00000008 00000000 00000000"));
     // No error stream at all.
-    let mut rig = Rig::new(SpdyLink::command(Protocol::V4));
+    let mut rig = Rig::new(SpdyLink::command(Protocol::V4, Runs::Attach { tty: false }));
     assert_eq!(rig.end(), Fate::Cut);
     goaway_only(&rig);
     // Given up by the client.
@@ -408,7 +409,7 @@ fn who_does_not_listen_is_told_nothing() {
     assert_eq!(rig.end(), Fate::Cut);
     goaway_only(&rig);
     // The client has left.
-    for link in [SpdyLink::port_forward(), SpdyLink::command(Protocol::V4)] {
+    for link in [SpdyLink::port_forward(), SpdyLink::command(Protocol::V4, Runs::Attach { tty: false })] {
         let mut rig = Rig::new(link);
         rig.client_says(&[opening(), vec![goaway()]].concat());
         assert_eq!(rig.end(), Fate::Whole);
@@ -462,7 +463,7 @@ fn item_054_055_header_blocks_of_go_pass_byte_for_byte_and_name_the_error_stream
     }
     far.extend(hex("00000003 01000000 80030006 00000004 00000001 80030003 00000008 00000003 00000005"));
     for cut in 0..far.len() {
-        let mut rig = Rig::new(SpdyLink::command(Protocol::V4));
+        let mut rig = Rig::new(SpdyLink::command(Protocol::V4, Runs::Attach { tty: false }));
         rig.client(&client[..cut]).unwrap();
         rig.client(&client[cut..]).unwrap();
         assert_eq!(rig.to_far, client);
@@ -644,7 +645,7 @@ proptest! {
         far_cuts in proptest::collection::vec(1..300usize, 1..10),
     ) {
         // Before v4 nothing is put between frames but before a GOAWAY.
-        for link in [SpdyLink::port_forward(), SpdyLink::command(Protocol::V3)] {
+        for link in [SpdyLink::port_forward(), SpdyLink::command(Protocol::V3, Runs::Attach { tty: false })] {
             let mut rig = Rig::new(link);
             let mut clients = cut(&client, &client_cuts).into_iter();
             let mut fars = cut(&far, &far_cuts).into_iter();

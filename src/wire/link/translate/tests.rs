@@ -331,7 +331,7 @@ fn item_080_a_malformed_close_ends_the_session() {
     for message in [&[CLOSE][..], &[CLOSE, 0, 0], &[CLOSE, 9]] {
         let (mut bench, server) = opened(ALL, Protocol::V4);
         assert!(matches!(bench.client_stuck(&from_client(message)), Err(Fault::Client(_))));
-        bench.drain();
+        bench.leave();
         assert_eq!(bench.heard_by_client().close_code(), Some(1002));
         assert!(server.told(&bench.to_far).goaway);
     }
@@ -361,14 +361,11 @@ fn item_063_a_client_that_is_gone_resets_what_is_open_and_says_goaway() {
             bench.client(&close_from_client(1001)).unwrap();
             assert_eq!(bench.heard_by_client().close_code(), Some(1001), "it is answered");
         }
-        bench.link.client_ended(&mut bench.out);
-        bench.drain();
+        bench.leave();
         let told = server.told(&bench.to_far);
         assert_eq!(told.resets, [Error, Stdout], "stdin was finished, resize reset");
-        assert!(told.goaway && bench.link.is_over());
-
-        bench.far(&server.data(Stdout, b"late")).unwrap();
-        assert_eq!(bench.end("over"), Fate::Whole);
+        assert!(told.goaway && bench.link.is_over() == close);
+        assert!(!bench.hears_last(&server.data(Stdout, b"late")));
         assert_eq!(bench.heard_by_client().channel(1), b"");
     }
 }
@@ -570,6 +567,7 @@ fn a_session_that_does_not_open_is_ended_with_the_reason() {
     let (mut bench, server) = begun(ALL, Protocol::V4);
     assert_eq!(bench.end("Timeout occurred"), Fate::Cut);
     assert_eq!(result(&bench), internal("Timeout occurred"));
+    bench.leave();
     assert!(server.told(&bench.to_far).goaway);
 }
 
@@ -781,7 +779,7 @@ fn a_client_that_breaks_the_protocol_is_told_so() {
     let (mut bench, server) = opened(ALL, Protocol::V4);
     let unmasked = frames(|out| crate::wire::ws::Encoder::message(out, Kind::Binary, b"\0x", None));
     assert!(matches!(bench.client_stuck(&unmasked), Err(Fault::Client(_))));
-    bench.drain();
+    bench.leave();
     let heard = bench.heard_by_client();
     assert_eq!((heard.close_code(), heard.channel(3)), (Some(1002), Vec::new()));
     assert!(server.told(&bench.to_far).goaway);
@@ -913,4 +911,55 @@ proptest! {
         server.told(&bench.to_far);
         prop_assert!(bench.heard_by_client().channel(3) != SUCCESS.as_bytes());
     }
+}
+
+#[test]
+fn a_terminal_is_hung_up_on_stdin_and_its_end_is_heard() {
+    for protocol in PROTOCOLS {
+        for manner in [Manner::Fins, Manner::Closes] {
+            let (mut bench, server) = opened(TERMINAL, protocol);
+            bench.client(&close_from_client(1001)).unwrap();
+            assert!(bench.link.is_over() && !bench.link.is_done());
+            assert!(bench.hangs_up(HangUp::Interrupt) && bench.hangs_up(HangUp::EndOfFile));
+            assert!(bench.hangs_up(HangUp::EndOfStdin) && !bench.hangs_up(HangUp::EndOfFile));
+            let told = server.told(&bench.to_far);
+            assert_eq!(
+                (told.stdin(), &told.fins[..], told.goaway),
+                (&b"\x03\x04"[..], &[StreamType::Stdin][..], false)
+            );
+            let to_client = bench.to_client.len();
+            assert!(!bench.hears_last(&server.data(StreamType::Stdout, b"^C$ exit")));
+            let last = server.ends(&Outcome::exit(130).to_bytes(protocol), manner);
+            assert!(bench.hears_last(&last) && bench.to_client.len() == to_client);
+            bench.leave();
+            assert!(server.told(&bench.to_far).goaway);
+        }
+    }
+    let (mut bench, _) = begun(TERMINAL, Protocol::V4);
+    assert!(bench.link.is_done() && !bench.hangs_up(HangUp::Interrupt), "nothing was started");
+}
+
+#[test]
+fn why_podgate_ends_a_session_stands_in_its_terminal_in_front_of_the_error() {
+    let (mut bench, _) = opened(TERMINAL, Protocol::V4);
+    bench.link.announce("\r\nidle\r\n", &mut bench.out);
+    assert_eq!(bench.end("idle"), Fate::Cut);
+    assert_eq!(
+        (bench.heard_by_client().channel(1), result(&bench)),
+        (b"\r\nidle\r\n".to_vec(), internal("idle"))
+    );
+    let (mut bench, _) = opened(ALL, Protocol::V4);
+    bench.link.announce("idle", &mut bench.out);
+    bench.drain();
+    assert_eq!(bench.heard_by_client().channel(1), b"");
+}
+
+#[test]
+fn terminal_sizes_are_no_activity() {
+    let (mut bench, _) = opened(TERMINAL, Protocol::V4);
+    bench.out.active = false;
+    bench.client(&from_client(b"\x04{\"Width\":80,\"Height\":24}")).unwrap();
+    assert!(!bench.out.active);
+    bench.client(&from_client(b"\0x")).unwrap();
+    assert!(bench.out.active);
 }

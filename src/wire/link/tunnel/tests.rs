@@ -192,7 +192,7 @@ fn a_close_is_answered_with_its_code_and_nothing_counts_after_it() {
         rig.client(&message(&spdy_ping(5))).unwrap();
         rig.far(&spdy_ping(2)).unwrap();
         assert_eq!(rig.link.end(WHY, &mut rig.out), Fate::Whole);
-        rig.link.client_ended(&mut rig.out);
+        rig.link.leave(&mut rig.out);
         let (bytes, others) = rig.seen();
         assert_eq!(others, [Event::Close(answer.map(Close::from))]);
         assert!(!frames(&bytes).contains(&Frame::Ping { id: 2 }));

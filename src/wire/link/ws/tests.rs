@@ -111,6 +111,26 @@ impl<L: Link> Bench<L> {
         fate
     }
 
+    /// Nobody is here any more.
+    pub(in crate::wire::link) fn leave(&mut self) {
+        self.link.leave(&mut self.out);
+        self.drain();
+    }
+
+    /// Says this to what was left behind; whether that can be.
+    pub(in crate::wire::link) fn hangs_up(&mut self, step: HangUp) -> bool {
+        let said = self.link.hang_up(step, &mut self.out);
+        self.drain();
+        said
+    }
+
+    /// The far side writes to nobody; whether it is done then.
+    pub(in crate::wire::link) fn hears_last(&mut self, bytes: &[u8]) -> bool {
+        self.far.extend_from_slice(bytes);
+        self.link.hear_last(&mut self.far).unwrap();
+        self.link.is_done()
+    }
+
     /// Both peers take all there is.
     pub(in crate::wire::link) fn drain(&mut self) {
         for _ in 0..2 {
@@ -375,7 +395,7 @@ fn item_080_a_close_of_v5_is_one_message_and_a_malformed_one_ends_the_session() 
             let faults =
                 cut(&frames, &[lengths]).into_iter().map(|run| bench.client(run)).find(Result::is_err);
             assert!(matches!(faults, Some(Err(Fault::Client(_)))), "{message:?}");
-            bench.drain();
+            bench.leave();
             assert_eq!(bench.heard_by_client().close_code(), Some(1002), "{message:?}");
             let heard = bench.heard_by_far();
             assert_eq!((heard.channel(0), heard.close_code()), (b"in".to_vec(), Some(1001)));
@@ -484,28 +504,26 @@ fn a_close_of_the_client_is_answered_and_passed_and_ends_the_session() {
         bench.client(&bytes).unwrap();
         assert!(bench.link.is_over());
         assert_eq!(bench.heard_by_client().close_code(), Some(1001));
+        bench.far(&session(subprotocol, b"late", b"", &Outcome::Success)).unwrap();
+        bench.leave();
         let heard = bench.heard_by_far();
         assert_eq!(heard.decoded(subprotocol.encoding(), 0), [b"last"]);
         assert_eq!(heard.close_code(), Some(1001));
-
-        bench.far(&session(subprotocol, b"late", b"", &Outcome::Success)).unwrap();
-        bench.link.client_ended(&mut bench.out);
         assert_eq!(bench.end("over"), Fate::Whole);
         assert_eq!(bench.heard_by_client().messages, [b""; 0], "nothing comes behind it");
     }
     let mut bench = command(Subprotocol::V4);
     bench.client(&written(|out| ws::Encoder::close(out, None, KEY))).unwrap();
     assert_eq!(bench.heard_by_client().close, Some((0, String::new())), "without a code as well");
+    bench.leave();
     assert_eq!(bench.heard_by_far().close, Some((0, String::new())));
 }
 
 #[test]
 fn a_client_that_is_gone_is_reported_to_the_far_side() {
     let mut bench = command(Subprotocol::V4);
-    bench.link.client_ended(&mut bench.out);
-    bench.drain();
+    bench.leave();
     assert_eq!(bench.heard_by_far().close_code(), Some(1001));
-    assert!(bench.link.is_over());
 }
 
 #[test]
@@ -602,7 +620,7 @@ fn a_peer_that_breaks_the_protocol_is_told_so() {
     let mut bench = command(Subprotocol::V4);
     let fault = bench.client_stuck(&from_far(b"\0not masked"));
     assert!(matches!(fault, Err(Fault::Client(_))));
-    bench.drain();
+    bench.leave();
     assert_eq!(bench.heard_by_client().close_code(), Some(1002));
     assert_eq!(bench.heard_by_far().close_code(), Some(1001));
 
@@ -913,4 +931,62 @@ proptest! {
         bench.heard_by_client();
         bench.heard_by_far();
     }
+}
+
+#[test]
+fn a_terminal_is_hung_up_on_stdin_and_its_end_is_heard() {
+    for subprotocol in ALL {
+        let encoding = subprotocol.encoding();
+        let mut bench = Bench::recorded(WsLink::command(subprotocol, ASKED, key));
+        bench.client(&close_from_client(1001)).unwrap();
+        assert!(bench.link.is_over() && !bench.link.is_done());
+        assert!(bench.hangs_up(HangUp::Interrupt) && bench.hangs_up(HangUp::EndOfFile));
+        let closes = subprotocol == Subprotocol::V5;
+        assert_eq!(
+            (bench.hangs_up(HangUp::EndOfStdin), bench.hangs_up(HangUp::EndOfFile)),
+            (closes, !closes)
+        );
+        let to_client = bench.to_client.len();
+        assert!(!bench.hears_last(&coded(encoding, 1, b"^C$ exit", None)));
+        let status = Outcome::exit(130).to_bytes(Protocol::V4);
+        let last = match subprotocol.version().writes_status() {
+            true => coded(encoding, 3, &status, None),
+            false => close_from_far(1000, ""),
+        };
+        assert!(bench.hears_last(&last) && bench.to_client.len() == to_client);
+        bench.leave();
+        let heard = bench.heard_by_far();
+        assert_eq!(heard.decoded(encoding, 0)[..2], [b"\x03", b"\x04"]);
+        assert_eq!(heard.decoded(encoding, CLOSE).len(), usize::from(closes));
+        assert_eq!(heard.close_code(), Some(1001), "the client's own last word, in the end");
+        let taped = bench.taped();
+        assert!(taped.stdin.is_empty() && taped.stdout.is_empty() && taped.stdin_ends == 0, "{taped:?}");
+    }
+}
+
+#[test]
+fn why_podgate_ends_a_session_stands_in_its_terminal_in_front_of_the_error() {
+    for subprotocol in ALL {
+        let mut bench = Bench::recorded(WsLink::command(subprotocol, ASKED, key));
+        bench.link.announce("\r\nidle\r\n", &mut bench.out);
+        assert_eq!(bench.end("idle"), Fate::Cut);
+        let heard = bench.heard_by_client();
+        assert_eq!(heard.decoded(subprotocol.encoding(), 1), [b"\r\nidle\r\n"]);
+        assert_eq!(heard.close, Some((1011, "idle".to_owned())));
+        let taped = bench.taped();
+        assert!(taped.stdout.is_empty() && taped.told == b"\r\nidle\r\n", "{taped:?}");
+    }
+    let mut bench = ports(Encoding::Binary);
+    bench.link.announce("idle", &mut bench.out);
+    bench.drain();
+    assert!(bench.to_client.is_empty() && bench.link.is_done());
+}
+
+#[test]
+fn terminal_sizes_are_no_activity() {
+    let mut bench = command(Subprotocol::V4);
+    bench.client(&from_client(b"\x04{\"Width\":80,\"Height\":24}")).unwrap();
+    assert!(!bench.out.active);
+    bench.client(&from_client(b"\0x")).unwrap();
+    assert!(bench.out.active);
 }

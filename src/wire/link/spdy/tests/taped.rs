@@ -188,7 +188,7 @@ proptest! {
         protocol in prop::sample::select(&Protocol::SPDY[..]),
         cuts in proptest::collection::vec(1..200usize, 1..8),
     ) {
-        let mut rig = Rig::recorded(SpdyLink::command(protocol));
+        let mut rig = Rig::recorded(SpdyLink::command(protocol, Runs::Attach { tty: false }));
         rig.run(&along(steps, keep, kind_of), &cuts);
         let taped = rig.taped();
         let ids = ids(&rig.to_far);
@@ -261,7 +261,7 @@ fn what_servers_may_take_for_different_things_is_a_fault_in_front_of_it() {
     let far = [open(2, "stdout"), headers(STDOUT), data(99, "x"), data(STDIN, "x")];
     for recorded in [true, false] {
         let rig = || {
-            let mut rig = Rig::new(SpdyLink::command(Protocol::V4));
+            let mut rig = Rig::new(SpdyLink::command(Protocol::V4, Runs::Attach { tty: false }));
             if recorded {
                 rig.out.tap.record();
             }
@@ -299,13 +299,13 @@ fn what_servers_may_take_for_different_things_is_a_fault_in_front_of_it() {
 #[test]
 fn data_before_a_reply_is_a_fault_and_behind_an_end_it_is_dropped() {
     for (early, faults) in [(data(STDIN, "x"), true), (fin(STDIN), true), (fin(ERROR), false)] {
-        let mut rig = Rig::recorded(SpdyLink::command(Protocol::V4));
+        let mut rig = Rig::recorded(SpdyLink::command(Protocol::V4, Runs::Attach { tty: false }));
         rig.client_says(&opening());
         let bytes = encode_with(&mut rig.client_encoder, &[early]);
         assert_eq!(rig.client(&bytes).is_err(), faults);
     }
     for end in [fin(STDIN), reset(STDIN), goaway()] {
-        let mut rig = Rig::recorded(SpdyLink::command(Protocol::V4));
+        let mut rig = Rig::recorded(SpdyLink::command(Protocol::V4, Runs::Attach { tty: false }));
         rig.client_says(&opening());
         rig.far_says(&replies());
         rig.client_says(&[data(STDIN, "in"), end]);
@@ -322,7 +322,7 @@ fn data_before_a_reply_is_a_fault_and_behind_an_end_it_is_dropped() {
         assert_eq!(rig.taped().stdin, b"in");
     }
     // The far side reads no more: what was on its way is dropped as there.
-    let mut rig = Rig::recorded(SpdyLink::command(Protocol::V4));
+    let mut rig = Rig::recorded(SpdyLink::command(Protocol::V4, Runs::Attach { tty: false }));
     rig.client_says(&opening());
     rig.far_says(&[replies(), vec![reset(STDIN)]].concat());
     rig.client_says(&[data(STDIN, "late")]);

@@ -1,7 +1,6 @@
 //! Label and field selectors of lists and watches.
 //!
-//! Source: apimachinery `pkg/labels/selector.go`, `pkg/fields/selector.go`; field labels by
-//! `pkg/apis/core/v1/conversion.go` and apimachinery `pkg/runtime/conversion.go`.
+//! Source: apimachinery `pkg/labels/selector.go`, `pkg/fields/selector.go`.
 
 mod valid;
 
@@ -9,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kube::core::{Expression, Selector, SelectorExt};
 
-use crate::dev::store::{Kind, Object};
+use super::Object;
 use crate::request::Query;
 use crate::status::{Refusal, go_quote};
 
 /// Which objects a request is about.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Select {
+pub(crate) struct Select {
     labels: Labels,
     fields: Vec<Field>,
 }
@@ -51,19 +50,24 @@ struct Field {
 // === impl Select ===
 
 impl Select {
-    pub(super) fn of(kind: Kind, query: &Query) -> Result<Self, Refusal> {
+    /// What the query asks for; `unknown` says what is wrong with a field that objects of this kind cannot be selected by.
+    ///
+    /// # Errors
+    /// 400 when a selector is none.
+    pub(crate) fn of(query: &Query, unknown: impl Fn(&str) -> Option<String>) -> Result<Self, Refusal> {
         let text = |name| query.first(name).unwrap_or_default();
-        Ok(Self { labels: labels(&text("labelSelector"))?, fields: fields(kind, &text("fieldSelector"))? })
+        Ok(Self { labels: labels(&text("labelSelector"))?, fields: fields(&text("fieldSelector"), unknown)? })
     }
 
     /// Narrows to one name; the empty name is none.
-    pub(super) fn only(&mut self, name: &str) {
+    pub(crate) fn only(&mut self, name: &str) {
         if !name.is_empty() {
             self.fields.push(Field { label: "metadata.name".into(), value: name.into(), equal: true });
         }
     }
 
-    pub(super) fn matches(&self, object: &Object) -> bool {
+    /// Whether it is about this object.
+    pub(crate) fn matches(&self, object: &impl Object) -> bool {
         let labels = match &object.meta().labels {
             Some(labels) => self.labels.matches(labels),
             None => self.labels.matches(&BTreeMap::new()),
@@ -74,7 +78,7 @@ impl Select {
 
 // --- fields
 
-fn fields(kind: Kind, text: &str) -> Result<Vec<Field>, Refusal> {
+fn fields(text: &str, unknown: impl Fn(&str) -> Option<String>) -> Result<Vec<Field>, Refusal> {
     let mut fields = Vec::new();
     for part in text.split(',').filter(|part| !part.is_empty()) {
         let (label, value, equal) = if let Some((label, value)) = part.split_once("!=") {
@@ -88,80 +92,29 @@ fn fields(kind: Kind, text: &str) -> Result<Vec<Field>, Refusal> {
                 "invalid selector: '{text}'; can't understand '{part}'"
             )));
         };
-        if !known(kind, label) {
-            return Err(Refusal::BadRequest(match kind.group() {
-                "" => format!("field label not supported: {label}"),
-                _ => format!(
-                    "{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
-                    go_quote(label.as_bytes())
-                ),
-            }));
+        if let Some(what) = unknown(label) {
+            return Err(Refusal::BadRequest(what));
         }
         fields.push(Field { label: label.to_owned(), value: value.to_owned(), equal });
     }
     Ok(fields)
 }
 
-fn known(kind: Kind, label: &str) -> bool {
-    match kind {
-        _ if label == "metadata.name" => true,
-        Kind::Namespace => label == "status.phase",
-        Kind::Node => label == "spec.unschedulable",
-        Kind::Pod => matches!(
-            label,
-            "metadata.namespace"
-                | "spec.nodeName"
-                | "spec.restartPolicy"
-                | "spec.schedulerName"
-                | "spec.serviceAccountName"
-                | "spec.hostNetwork"
-                | "status.phase"
-                | "status.podIP"
-                | "status.nominatedNodeName"
-        ),
-        Kind::ClusterRole | Kind::ClusterRoleBinding | Kind::Role | Kind::RoleBinding => {
-            label == "metadata.namespace"
-        }
-    }
-}
-
-fn value(object: &Object, label: &str) -> String {
-    let common = match label {
-        "metadata.name" => object.name(),
-        "metadata.namespace" => object.namespace(),
-        _ => "",
-    };
-    let text = |value: Option<&String>| value.cloned().unwrap_or_default();
-    match object {
-        Object::Namespace(namespace) if label == "status.phase" => {
-            text(namespace.status.as_ref().and_then(|status| status.phase.as_ref()))
-        }
-        Object::Node(node) if label == "spec.unschedulable" => {
-            let spec = node.spec.as_ref();
-            spec.and_then(|spec| spec.unschedulable).unwrap_or(false).to_string()
-        }
-        Object::Pod(pod) => {
-            let spec = pod.spec.as_ref();
-            let status = pod.status.as_ref();
-            match label {
-                "spec.nodeName" => text(spec.and_then(|spec| spec.node_name.as_ref())),
-                "spec.restartPolicy" => text(spec.and_then(|spec| spec.restart_policy.as_ref())),
-                "spec.schedulerName" => text(spec.and_then(|spec| spec.scheduler_name.as_ref())),
-                "spec.serviceAccountName" => text(spec.and_then(|spec| spec.service_account_name.as_ref())),
-                "spec.hostNetwork" => spec.and_then(|spec| spec.host_network).unwrap_or(false).to_string(),
-                "status.phase" => text(status.and_then(|status| status.phase.as_ref())),
-                "status.podIP" => text(status.and_then(|status| status.pod_ip.as_ref())),
-                "status.nominatedNodeName" => {
-                    text(status.and_then(|status| status.nominated_node_name.as_ref()))
-                }
-                _ => common.to_owned(),
-            }
-        }
-        _ => common.to_owned(),
+fn value(object: &impl Object, label: &str) -> String {
+    let meta = object.meta();
+    match label {
+        "metadata.name" => meta.name.clone().unwrap_or_default(),
+        "metadata.namespace" => meta.namespace.clone().unwrap_or_default(),
+        _ => object.field(label),
     }
 }
 
 // --- labels
+
+/// Whether this could be the value of a label.
+pub(crate) fn is_label_value(text: &str) -> bool {
+    valid::value(text).is_ok()
+}
 
 impl Labels {
     fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
@@ -416,21 +369,5 @@ mod tests {
         }
         assert!(valid::value("").is_ok() && valid::value(&long[1..]).is_ok());
         assert_eq!(valid::value(&long).unwrap_err(), "must be no more than 63 bytes");
-    }
-
-    #[test]
-    fn an_unknown_field_label_is_refused_in_the_api_servers_words() {
-        for (kind, text, message) in [
-            (Kind::Pod, "spec.foo=x", "field label not supported: spec.foo"),
-            (Kind::Node, "status.phase=x", "field label not supported: status.phase"),
-            (
-                Kind::Role,
-                "rules=x",
-                "\"rules\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
-            ),
-            (Kind::Pod, "nonsense", "invalid selector: 'nonsense'; can't understand 'nonsense'"),
-        ] {
-            assert_eq!(fields(kind, text).unwrap_err().message(), message);
-        }
     }
 }

@@ -1,13 +1,12 @@
 //! Watches: a stream of lines, one event each, that never ends by itself before its time.
 //!
-//! There is no task behind a watch: the body asks the store for the next change when the connection wants the
+//! There is no task behind a watch: the body asks the [`Feed`] for the next change when the connection wants the
 //! next line, so a client that goes away ends it, and one that does not read costs a position in the history.
 //! Source: apiserver `pkg/endpoints/handlers/{watch,get}.go`, `pkg/storage/cacher`; KEP-3157 for
 //! `sendInitialEvents`.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,12 +18,10 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::{self, Instant};
 
-use super::select::Select;
-use super::table::{self, Form};
-use super::{Accept, JSON, uncached};
+use super::table::{self, Column, Form};
+use super::{JSON, Object, Select, uncached};
 use crate::cluster::Body;
-use crate::dev::store::{Change, Changes, Kind, Object, Store};
-use crate::request::{Ask, Query};
+use crate::request::Query;
 use crate::status::{Encoding, Refusal, go_quote};
 
 /// How long a watch lasts that does not say: as the API server's minimum, which it draws more from at random.
@@ -39,19 +36,62 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// The bookmark after the initial events carries this.
 const INITIAL_END: (&str, &str) = ("k8s.io/initial-events-end", "true");
 
-struct Watch {
-    kind: Kind,
-    namespace: Option<String>,
-    select: Select,
-    form: Option<Form>,
+/// What becomes of objects, in order. Dropping a future of [`Feed::next`] loses nothing.
+pub(crate) trait Feed: Send + 'static {
+    /// Of this type.
+    type Object: Object;
+
+    /// The next change: as the object was, and as it is.
+    ///
+    /// # Errors
+    /// When there is no way on; the watcher is told so, and the watch ends.
+    fn next(&mut self) -> impl Future<Output = Result<Changed<Self::Object>, Refusal>> + Send;
+
+    /// The version up to which all has been told.
+    fn seen(&self) -> u64;
+}
+
+/// An object that has come, changed or gone.
+pub(crate) struct Changed<O> {
+    /// As it was; of another kind than the watch's it is none.
+    pub(crate) before: Option<O>,
+    /// As it is.
+    pub(crate) after: Option<O>,
+    /// What a watcher is told to whom it is gone.
+    pub(crate) last: O,
+}
+
+/// What a watch is about.
+pub(crate) struct About {
+    pub(crate) kind: &'static str,
+    pub(crate) api_version: &'static str,
+    pub(crate) columns: &'static [Column],
+    pub(crate) select: Select,
+    pub(crate) form: Option<Form>,
+}
+
+/// From where a watch goes, and how long.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start {
+    since: u64,
+    /// Whether what is there is told first.
+    initial: bool,
+    /// And the end of that.
+    initial_end: bool,
+    bookmarks: bool,
+    time: Duration,
+}
+
+struct Watch<F: Feed> {
+    about: About,
     /// What was there when it began, still to be told.
-    initial: VecDeque<Object>,
+    initial: VecDeque<F::Object>,
     /// Whether the end of that is to be told.
     initial_end: bool,
     bookmarks: bool,
     next_bookmark: Instant,
     deadline: Instant,
-    changes: Changes,
+    feed: F,
     /// Whether a table's columns were sent.
     headed: bool,
     over: bool,
@@ -80,14 +120,14 @@ struct BookmarkMeta {
     annotations: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-pub(super) fn watch(
-    store: &Arc<Store>,
-    kind: Kind,
-    namespace: Option<&str>,
-    ask: &Ask,
-    accept: &Accept,
-) -> Result<Response<Body>, Refusal> {
-    let watch = Watch::new(store, kind, namespace, ask, accept)?;
+/// A watch of what there is now, of which `select` is not asked yet, and what `feed` tells after it.
+pub(crate) fn watch<F: Feed>(
+    about: About,
+    start: Start,
+    now: impl IntoIterator<Item = F::Object>,
+    feed: F,
+) -> Response<Body> {
+    let watch = Watch::new(about, start, now, feed);
     let lines = stream::unfold(watch, |mut watch| async move {
         let line = watch.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(line)), watch))
@@ -96,7 +136,34 @@ pub(super) fn watch(
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     uncached(response.headers_mut());
-    Ok(response)
+    response
+}
+
+// === impl Start ===
+
+impl Start {
+    /// What the query says.
+    ///
+    /// # Errors
+    /// 400 where a number is none.
+    pub(crate) fn of(query: &Query) -> Result<Self, Refusal> {
+        let since = number(query, "resourceVersion")?.unwrap_or(0);
+        let bookmarks = query.flag("allowWatchBookmarks");
+        let asked = query.first("sendInitialEvents").filter(|value| !value.is_empty());
+        let initial = match asked {
+            Some(_) => query.flag("sendInitialEvents"),
+            None => since == 0,
+        };
+        let time = number(query, "timeoutSeconds")?.filter(|&seconds| seconds != 0);
+        let time = time.map_or(DEFAULT_TIME, Duration::from_secs).min(MAX_TIME);
+        let initial_end = initial && asked.is_some() && bookmarks;
+        Ok(Self { since, initial, initial_end, bookmarks, time })
+    }
+
+    /// The version from which the feed goes, where that of what there is now is this.
+    pub(crate) fn from(&self, now: u64) -> u64 {
+        if self.initial || self.since == 0 { now } else { self.since }
+    }
 }
 
 /// A decimal number, in the words of Go's parser where it is none.
@@ -119,52 +186,24 @@ fn line<T: Serialize>(kind: &'static str, object: T) -> Bytes {
 
 // === impl Watch ===
 
-impl Watch {
-    fn new(
-        store: &Arc<Store>,
-        kind: Kind,
-        namespace: Option<&str>,
-        ask: &Ask,
-        accept: &Accept,
-    ) -> Result<Self, Refusal> {
-        let query = &ask.query;
-        let mut select = Select::of(kind, query)?;
-        if let Some(resource) = &ask.attributes.resource {
-            // The old path `/watch/pods/NAME`; a name read from the field selector is the same again.
-            select.only(&resource.name);
-        }
-        let form = Form::of(ask, accept)?;
-        let since = number(query, "resourceVersion")?.unwrap_or(0);
-        let bookmarks = query.flag("allowWatchBookmarks");
-        let asked = query.first("sendInitialEvents").filter(|value| !value.is_empty());
-        let initial_wanted = match asked {
-            Some(_) => query.flag("sendInitialEvents"),
-            None => since == 0,
-        };
-        let objects = store.snapshot();
+impl<F: Feed> Watch<F> {
+    fn new(about: About, start: Start, now: impl IntoIterator<Item = F::Object>, feed: F) -> Self {
         let mut initial = VecDeque::new();
-        if initial_wanted {
-            let now = objects.list(kind, namespace);
-            initial.extend(now.filter(|object| select.matches(object)).cloned());
+        if start.initial {
+            initial.extend(now.into_iter().filter(|object| about.select.matches(object)));
         }
-        let from = if initial_wanted || since == 0 { objects.version() } else { since };
-        let time = number(query, "timeoutSeconds")?.filter(|&seconds| seconds != 0);
-        let time = time.map_or(DEFAULT_TIME, Duration::from_secs).min(MAX_TIME);
         let now = Instant::now();
-        Ok(Self {
-            kind,
-            namespace: namespace.map(str::to_owned),
-            select,
-            form,
+        Self {
+            about,
             initial,
-            initial_end: initial_wanted && asked.is_some() && bookmarks,
-            bookmarks,
+            initial_end: start.initial_end,
+            bookmarks: start.bookmarks,
             next_bookmark: now + BOOKMARK_EVERY,
-            deadline: now + time,
-            changes: store.changes(from),
+            deadline: now + start.time,
+            feed,
             headed: false,
             over: false,
-        })
+        }
     }
 
     /// The next line, `None` at the end.
@@ -189,17 +228,17 @@ impl Watch {
                     self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
                     return Some(self.bookmark(false));
                 }
-                change = self.changes.next() => change,
+                change = self.feed.next() => change,
             };
             match change {
                 Ok(change) => {
-                    if let Some(line) = self.change(&change) {
+                    if let Some(line) = self.change(change) {
                         return Some(line);
                     }
                 }
-                Err(gone) => {
+                Err(refusal) => {
                     self.over = true;
-                    let status = Refusal::Expired(gone.to_string()).response(Encoding::default());
+                    let status = refusal.response(Encoding::default());
                     let text = String::from_utf8_lossy(status.body()).trim_end().to_owned();
                     let status = RawValue::from_string(text).expect("a Status is JSON");
                     return Some(line("ERROR", status));
@@ -209,27 +248,26 @@ impl Watch {
     }
 
     /// The event a change is to this watcher: an object that begins to match is new to it.
-    fn change(&mut self, change: &Change) -> Option<Bytes> {
-        let matches = |object: &Object| {
-            object.kind() == self.kind
-                && self.namespace.as_ref().is_none_or(|namespace| namespace == object.namespace())
-                && self.select.matches(object)
-        };
-        match (matches(&change.before), matches(&change.after)) {
-            (true, true) => Some(self.event("MODIFIED", &change.after)),
-            (false, true) => Some(self.event("ADDED", &change.after)),
-            (true, false) => Some(self.event("DELETED", &change.after)),
-            (false, false) => None,
+    fn change(&mut self, change: Changed<F::Object>) -> Option<Bytes> {
+        let Changed { before, after, last } = change;
+        let select = &self.about.select;
+        let matches = |object: &F::Object| select.matches(object);
+        match (before.is_some_and(|before| matches(&before)), after.filter(matches)) {
+            (true, Some(after)) => Some(self.event("MODIFIED", &after)),
+            (false, Some(after)) => Some(self.event("ADDED", &after)),
+            (true, None) => Some(self.event("DELETED", &last)),
+            (false, None) => None,
         }
     }
 
-    fn event(&mut self, kind: &'static str, object: &Object) -> Bytes {
-        match self.form {
+    fn event(&mut self, kind: &'static str, object: &F::Object) -> Bytes {
+        match self.about.form {
             None => line(kind, object),
             Some(form) => {
                 let version = object.meta().resource_version.clone().unwrap_or_default();
-                let columns = !std::mem::replace(&mut self.headed, true);
-                line(kind, table::of(form, self.kind, version, [object], columns))
+                let headed = std::mem::replace(&mut self.headed, true);
+                let columns = (!headed).then_some(self.about.columns);
+                line(kind, table::of(form, columns, version, [object]))
             }
         }
     }
@@ -243,9 +281,9 @@ impl Watch {
         line(
             "BOOKMARK",
             Bookmark {
-                kind: self.kind.as_str(),
-                api_version: self.kind.api_version(),
-                metadata: BookmarkMeta { resource_version: self.changes.seen().to_string(), annotations },
+                kind: self.about.kind,
+                api_version: self.about.api_version,
+                metadata: BookmarkMeta { resource_version: self.feed.seen().to_string(), annotations },
             },
         )
     }

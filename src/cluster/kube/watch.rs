@@ -1,4 +1,4 @@
-//! Watch: keeps a store up to date, for as long as the process runs.
+//! Watch: tells a [`Sink`] what objects of a kind there are, for as long as the process runs.
 //!
 //! A list in pages, then a watch from its version on, which the API server ends every few minutes and which goes on from
 //! the last version seen; when that is too old (410) or anything else is odd, a list again, and so when the way to the API
@@ -8,7 +8,6 @@
 //! one it cannot read to the log, secrets in it included.
 //! Source: Kubernetes API concepts, "Efficient detection of changes"; client-go `tools/cache/reflector.go`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -16,15 +15,14 @@ use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use percent_encoding::utf8_percent_encode;
 use prometheus::{IntCounter, IntGauge};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
-use super::store::{Store, Version};
-use super::{Kind, Metadata, Object, SEGMENT};
-use crate::cluster::kube::ask::{JSON, Refused, Status, read, request, unanswered, whole};
-use crate::cluster::kube::connect::Connection;
+use super::SEGMENT;
+use super::ask::{JSON, Refused, Status, read, request, unanswered, whole};
+use super::connect::Connection;
 use crate::cluster::{self, Body};
 use crate::drain::Drain;
 use crate::reload::Live;
@@ -52,10 +50,46 @@ const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS + 15);
 const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// Where a watch puts what it sees.
+pub(crate) trait Sink: Send + Sync + 'static {
+    /// A list begins: until it ends, what is seen is part of it.
+    fn begin(&mut self);
+
+    /// The object is this now. One that makes no sense is the sink's to leave out.
+    fn saw(&mut self, object: &RawValue);
+
+    /// The object, which was this, is gone.
+    fn gone(&mut self, object: &RawValue);
+
+    /// A list ends, which was true at this version: there are no others.
+    fn end(&mut self, version: &str);
+
+    /// What is known is known up to this version.
+    fn reached(&mut self, _version: &str) {}
+
+    /// What is seen is late, for this reason, until a list ends or something is seen.
+    fn broken(&mut self, _why: &cluster::Error) {}
+
+    /// How many objects there are.
+    fn len(&self) -> usize;
+}
+
+/// What is watched.
+#[derive(Debug, Clone)]
+pub(crate) struct Watched {
+    /// In the log and as a metric label.
+    pub(crate) name: &'static str,
+    /// Such as `/api/v1/pods`.
+    pub(crate) path: String,
+    /// More of a query, such as `&labelSelector=a%3Db`.
+    pub(crate) query: String,
+}
+
 /// A watch of one kind.
-struct Watch<K> {
+struct Watch<S> {
     connection: Live<Connection>,
-    store: Arc<Store<K>>,
+    watched: Watched,
+    sink: S,
     objects: IntGauge,
     synced: IntGauge,
     /// The version to go on from; a list is due when there is none.
@@ -63,11 +97,12 @@ struct Watch<K> {
 }
 
 #[derive(Deserialize)]
-struct Page {
+struct Page<'a> {
     #[serde(default)]
     metadata: PageMetadata,
-    #[serde(default, deserialize_with = "readable")]
-    items: Option<Vec<Object>>,
+    // Go writes an empty list as null here and there.
+    #[serde(default, borrow)]
+    items: Option<Vec<&'a RawValue>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -77,11 +112,17 @@ struct PageMetadata {
     r#continue: String,
 }
 
-/// What is read of an object that cannot be read as what it is.
+/// What a watch reads of an object.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Unreadable {
-    metadata: Metadata,
+struct Seen {
+    metadata: SeenMetadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SeenMetadata {
+    resource_version: String,
 }
 
 #[derive(Deserialize)]
@@ -102,19 +143,20 @@ enum Type {
 }
 
 /// Starts a watch, as a task of `background`.
-pub(super) fn start<K: Kind>(
+pub(super) fn start<S: Sink>(
     connection: Live<Connection>,
-    store: Arc<Store<K>>,
+    watched: Watched,
+    sink: S,
     background: &Drain,
     metrics: &Metrics,
 ) {
-    let kind = [K::PLURAL];
+    let kind = [watched.name];
     let (objects, synced) =
         (metrics.watch_objects.with_label_values(&kind), metrics.watch_synced.with_label_values(&kind));
     let restarts = metrics.watch_restarts.with_label_values(&kind);
     let drain = background.clone();
     background.spawn(async move {
-        let mut watch = Watch { connection, store, objects, synced, since: None };
+        let mut watch = Watch { connection, watched, sink, objects, synced, since: None };
         tokio::select! {
             biased;
             () = drain.stopping() => {}
@@ -125,9 +167,10 @@ pub(super) fn start<K: Kind>(
 
 // === impl Watch ===
 
-impl<K: Kind> Watch<K> {
+impl<S: Sink> Watch<S> {
     async fn run(&mut self, restarts: &IntCounter) {
         let (mut pause, mut connection) = (PAUSE, self.connection.clone());
+        let resource = self.watched.name;
         loop {
             let started = Instant::now();
             let ended = tokio::select! {
@@ -139,10 +182,11 @@ impl<K: Kind> Watch<K> {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
                     self.synced.set(0);
+                    self.sink.broken(&error);
                     warn!(
-                        resource = K::PLURAL,
+                        resource,
                         error = chain(&error),
-                        "watch broken, reads go on without it"
+                        "watch broken, podgate goes on with what it knows"
                     );
                 }
                 None => {
@@ -150,7 +194,7 @@ impl<K: Kind> Watch<K> {
                     // It may lead to another API server, whose versions are others.
                     self.since = None;
                     pause = PAUSE;
-                    debug!(resource = K::PLURAL, "the way to the API server is a new one, watching anew");
+                    debug!(resource, "the way to the API server is a new one, watching anew");
                 }
             }
             if started.elapsed() > LONGEST_PAUSE {
@@ -168,11 +212,10 @@ impl<K: Kind> Watch<K> {
             Some(since) => since,
             None => self.list().await?,
         };
-        let act = format!("watch {}", K::PLURAL);
+        let Watched { name, path, query } = &self.watched;
+        let act = format!("watch {name}");
         let path = format!(
-            "/api/v1/{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={}&resourceVersion={}",
-            K::PLURAL,
-            WATCH_SECONDS,
+            "{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={}{query}",
             utf8_percent_encode(&since, SEGMENT)
         );
         let (code, mut body) = match self.ask(path).await {
@@ -194,7 +237,7 @@ impl<K: Kind> Watch<K> {
             return Err(refused(&act, code, body).await);
         }
         self.synced.set(1);
-        debug!(resource = K::PLURAL, since, "watching");
+        debug!(resource = self.watched.name, since, "watching");
         self.since = Some(since);
         let mut lines = BytesMut::new();
         let mut looked = 0;
@@ -224,7 +267,7 @@ impl<K: Kind> Watch<K> {
     }
 
     /// Takes an event in; the version to go on from.
-    fn see(&self, act: &str, line: &[u8]) -> Result<Option<String>, cluster::Error> {
+    fn see(&mut self, act: &str, line: &[u8]) -> Result<Option<String>, cluster::Error> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);
         }
@@ -235,42 +278,43 @@ impl<K: Kind> Watch<K> {
             let code = StatusCode::from_u16(Status::of(object).code).unwrap_or_default();
             return Err(unanswered(act, Refused::of(code, object)));
         }
-        let Some(object) = object_of(event.object) else {
-            let Unreadable { metadata } = read(act, object)?;
-            return Ok(Some(metadata.resource_version).filter(|since| !since.is_empty()));
-        };
-        let since = object.metadata.resource_version.clone();
+        let Seen { metadata: SeenMetadata { resource_version: since } } = read(act, object)?;
         match event.r#type {
-            Type::Added | Type::Modified => keep(&self.store, object),
-            Type::Deleted => self.store.forget(&object.metadata.key(), &object.metadata.uid),
+            Type::Added | Type::Modified => self.sink.saw(event.object),
+            Type::Deleted => self.sink.gone(event.object),
             Type::Bookmark | Type::Error => {}
         }
         self.count();
-        Ok((!since.is_empty()).then_some(since))
+        if since.is_empty() {
+            return Ok(None);
+        }
+        self.sink.reached(&since);
+        Ok(Some(since))
     }
 
     /// Everything there is; the version at which that was so.
     async fn list(&mut self) -> Result<String, cluster::Error> {
-        let act = format!("list {}", K::PLURAL);
-        self.store.begin_list();
+        let act = format!("list {}", self.watched.name);
+        self.sink.begin();
         let mut next = String::new();
         loop {
             let token = utf8_percent_encode(&next, SEGMENT);
-            let path = format!("/api/v1/{}?limit={PAGE}&continue={token}", K::PLURAL);
+            let Watched { path, query, .. } = &self.watched;
+            let path = format!("{path}?limit={PAGE}&continue={token}{query}");
             let page = async {
                 let (code, body) = self.ask(path).await?;
                 if code != StatusCode::OK {
                     return Err(refused(&act, code, body).await);
                 }
-                let body = whole(body, MAX_PAGE).await?;
-                read::<Page>(&act, &body)
+                whole(body, MAX_PAGE).await
             };
-            let page = timeout(ANSWER, page).await.map_err(|late| unanswered(&act, late))??;
+            let body = timeout(ANSWER, page).await.map_err(|late| unanswered(&act, late))??;
+            let page: Page<'_> = read(&act, &body)?;
             for object in page.items.into_iter().flatten() {
-                keep(&self.store, object);
+                self.sink.saw(object);
             }
             if page.metadata.r#continue.is_empty() {
-                self.store.end_list();
+                self.sink.end(&page.metadata.resource_version);
                 self.count();
                 return Ok(page.metadata.resource_version);
             }
@@ -279,118 +323,21 @@ impl<K: Kind> Watch<K> {
     }
 
     fn count(&self) {
-        self.objects.set(i64::try_from(self.store.len()).unwrap_or(i64::MAX));
+        self.objects.set(i64::try_from(self.sink.len()).unwrap_or(i64::MAX));
     }
 
     async fn ask(&self, path: String) -> Result<(StatusCode, Body), cluster::Error> {
         let request = request(Method::GET, path, JSON, Bytes::new());
         let connection = self.connection.get();
-        let act = K::PLURAL;
+        let act = self.watched.name;
         let response =
             timeout(ANSWER, connection.send(request)).await.map_err(|late| unanswered(act, late))??;
         Ok((response.status(), response.into_body()))
     }
 }
 
-fn keep<K: Kind>(store: &Store<K>, object: Object) {
-    let Some(version) = Version::of(&object.metadata) else { return };
-    let key = object.metadata.key();
-    store.saw(&key, version, Arc::new(K::from(object).kept()));
-}
-
-/// An object, unless it cannot be read. One alone is no reason to do without all others: it is read in full when it is
-/// asked for, and whoever asks is told.
-fn object_of(text: &RawValue) -> Option<Object> {
-    let object = serde_json::from_str(text.get());
-    if object.is_err() {
-        let Unreadable { metadata } = serde_json::from_str(text.get()).unwrap_or_default();
-        warn!(object = metadata.key(), "an object cannot be read, the watch leaves it out");
-    }
-    object.ok()
-}
-
-fn readable<'de, D: Deserializer<'de>>(items: D) -> Result<Option<Vec<Object>>, D::Error> {
-    let items = Option::<Vec<&RawValue>>::deserialize(items)?;
-    Ok(items.map(|items| items.into_iter().filter_map(object_of).collect()))
-}
-
 async fn refused(act: &str, code: StatusCode, body: Body) -> cluster::Error {
     let body = timeout(ANSWER, whole(body, MAX_EVENT)).await;
     let body = body.unwrap_or(Ok(Bytes::new())).unwrap_or_default();
     unanswered(act, Refused::of(code, &body))
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::cluster::Pod;
-
-    const PODS: usize = 100_000;
-
-    /// What a pod may take, in bytes.
-    const AIM: usize = 2048;
-
-    /// A pod as an API server writes it, with all that podgate does not keep.
-    fn template() -> String {
-        let container = |name: &str| {
-            let variable = |number| json!({"name": format!("VARIABLE_{number}"), "value": "value"});
-            let env: Vec<_> = (0..20).map(variable).collect();
-            let limits = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "100m"}});
-            let image = "registry.example.com/shop/cart:v1";
-            json!({"name": name, "image": image, "env": env, "resources": limits})
-        };
-        let managed = json!({"f:spec": {"f:containers": {"f:env": {}, "f:image": {}, "f:name": {}}}});
-        let pod = json!({
-            "metadata": {
-                "namespace": "team-of-NUMBER",
-                "name": "cart-deployment-7d9f8c6b5-NUMBER",
-                "uid": "0e5b1f0a-6c1d-4f5e-9a3b-000000NUMBER",
-                "resourceVersion": "NUMBER",
-                "labels": {"app": "cart", "pod-template-hash": "7d9f8c6b5"},
-                "annotations": {"checksum/config": "0123456789abcdef0123456789abcdef"},
-                "managedFields": [{"manager": "kubelet", "fieldsV1": managed}],
-            },
-            "spec": {
-                "nodeName": "ip-10-0-NUMBER.eu-central-1.compute.internal",
-                "initContainers": [container("init-config")],
-                "containers": [container("cart"), container("istio-proxy")],
-            },
-            "status": {"phase": "Running", "podIP": "10.1.2.3", "conditions": [{"type": "Ready"}]},
-        });
-        pod.to_string()
-    }
-
-    /// Bytes of this process that are in memory.
-    fn resident() -> usize {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        resident.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
-    }
-
-    /// `cargo test --release --lib memory_of_a_pod -- --ignored --nocapture`, alone in its process.
-    #[test]
-    #[ignore = "measures the memory of its process"]
-    fn memory_of_a_pod() {
-        let (store, template) = (Store::<Pod>::default(), template());
-        // What the allocator keeps of the pages counts too: it stays for the next list.
-        let before = resident();
-        store.begin_list();
-        for first in (0..PODS).step_by(PAGE as usize) {
-            let pods = first..first + PAGE as usize;
-            let pods: Vec<_> =
-                pods.map(|number| template.replace("NUMBER", &format!("{number:06}"))).collect();
-            let body = format!(r#"{{"metadata": {{}}, "items": [{}]}}"#, pods.join(","));
-            let page: Page = read("list pods", body.as_bytes()).unwrap();
-            for object in page.items.into_iter().flatten() {
-                keep(&store, object);
-            }
-        }
-        store.end_list();
-        let each = (resident() - before) / PODS;
-        println!("{each} bytes for each of {PODS} pods of {} bytes of JSON", template.len());
-        assert_eq!(store.len(), PODS);
-        assert!(each < AIM, "{each} bytes for each pod");
-    }
 }

@@ -1,0 +1,246 @@
+//! Grants, as objects: what the room `grant` keeps, for clients of the API.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use futures_util::future::{self, BoxFuture, FutureExt};
+use futures_util::stream::{self, BoxStream, StreamExt};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::resource::{Change, Item, Kind, Listed, Options, Resource};
+use super::{API_VERSION, GROUP, VERSION};
+use crate::authn::Caller;
+use crate::authz::Authz;
+use crate::grant::verbs::{Changed, MayApprove, Patch, Preconditions};
+use crate::grant::{Grants, Who, table};
+use crate::request::{Attributes, Resource as Named};
+use crate::serving::table::{Column, age};
+use crate::status::Refusal;
+
+/// What the API says of it.
+pub static KIND: Kind = Kind {
+    kind: "Grant",
+    plural: "grants",
+    singular: "grant",
+    short: &[],
+    verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+    subresources: &[],
+    columns: &COLUMNS,
+    fields: &["spec.subject.user", "spec.subject.group", "status.phase", "status.requestedBy"],
+    description: "Leave to go into pods for a time: asked for by one person, and in force once another approved it by \
+                  the annotation podgate.dev/approve=yes.",
+    schema,
+};
+
+static COLUMNS: [Column; 8] = [
+    Column::NAME,
+    column(1),
+    column(2),
+    column(3),
+    column(4),
+    column(5),
+    column(6),
+    Column::text("Age", 0, "Time since it was asked for."),
+];
+
+/// The verb of those who may approve.
+const APPROVE: &str = "approve";
+
+/// The grants of the room.
+pub struct GrantObjects {
+    grants: Grants,
+    authz: Authz,
+}
+
+/// A watcher's place among the changes.
+struct Feed {
+    grants: Grants,
+    changed: watch::Receiver<u64>,
+    seen: u64,
+    ahead: VecDeque<Changed>,
+}
+
+const fn column(index: usize) -> Column {
+    let (name, description) = table::COLUMNS[index];
+    Column::text(name, 0, description)
+}
+
+// === impl GrantObjects ===
+
+impl GrantObjects {
+    /// Those of this room; who may approve is asked of `authz`.
+    pub fn new(grants: Grants, authz: Authz) -> Self {
+        Self { grants, authz }
+    }
+
+    fn may_approve<'a>(&'a self, caller: &'a Caller, namespace: &str, name: &str) -> MayApprove<'a> {
+        let path = format!("/apis/{API_VERSION}/namespaces/{namespace}/{}/{name}", KIND.plural);
+        let resource = Named {
+            group: GROUP.to_owned(),
+            version: VERSION.to_owned(),
+            resource: KIND.plural.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            ..Named::default()
+        };
+        async move {
+            let attributes = Attributes { verb: APPROVE.to_owned(), path, resource: Some(resource) };
+            let reviewed = self.authz.review(caller.clone(), &attributes, &attributes.path).await;
+            reviewed.map(drop).map_err(|error| error.refusal())
+        }
+        .boxed()
+    }
+}
+
+impl Resource for GrantObjects {
+    fn kind(&self) -> &'static Kind {
+        &KIND
+    }
+
+    fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Result<Listed, Refusal>> {
+        let list = self.grants.list(namespace);
+        let items: Result<_, _> = list.items.into_iter().map(item).collect();
+        future::ready(items.map(|items| Listed { items, version: list.version })).boxed()
+    }
+
+    fn changes(&self, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
+        let grants = self.grants.clone();
+        let changed = grants.changed();
+        let feed = Feed { grants, changed, seen: since, ahead: VecDeque::new() };
+        stream::unfold(feed, |mut feed| async move { Some((feed.next().await, feed)) }).boxed()
+    }
+
+    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Item, Refusal>> {
+        future::ready(self.grants.get(namespace, name).and_then(item)).boxed()
+    }
+
+    fn create<'a>(
+        &'a self,
+        caller: &'a Caller,
+        namespace: &'a str,
+        object: Value,
+        options: &'a Options,
+    ) -> BoxFuture<'a, Result<Item, Refusal>> {
+        let created = self.grants.create(Who::from(caller), namespace, object, options.dry_run);
+        created.map(|created| created.and_then(item)).boxed()
+    }
+
+    fn update<'a>(
+        &'a self,
+        caller: &'a Caller,
+        namespace: &'a str,
+        name: &'a str,
+        object: Value,
+        options: &'a Options,
+    ) -> BoxFuture<'a, Result<Item, Refusal>> {
+        let may = self.may_approve(caller, namespace, name);
+        let updated = self.grants.update(Who::from(caller), namespace, name, object, may, options.dry_run);
+        updated.map(|updated| updated.and_then(item)).boxed()
+    }
+
+    fn patch<'a>(
+        &'a self,
+        caller: &'a Caller,
+        namespace: &'a str,
+        name: &'a str,
+        (media, body): (&'a str, Bytes),
+        options: &'a Options,
+    ) -> BoxFuture<'a, Result<Item, Refusal>> {
+        let patch = match Patch::read(media, &body) {
+            Ok(patch) => patch,
+            Err(refusal) => return future::ready(Err(refusal)).boxed(),
+        };
+        let may = self.may_approve(caller, namespace, name);
+        let patched = self.grants.patch(Who::from(caller), namespace, name, patch, may, options.dry_run);
+        patched.map(|patched| patched.and_then(item)).boxed()
+    }
+
+    fn delete<'a>(
+        &'a self,
+        _caller: &'a Caller,
+        namespace: &'a str,
+        name: &'a str,
+        options: &'a Options,
+    ) -> BoxFuture<'a, Result<Item, Refusal>> {
+        async move {
+            let Options { uid, resource_version, dry_run } = options.clone();
+            let wanted = Preconditions { uid, resource_version };
+            self.grants.delete(namespace, name, &wanted, dry_run).await.and_then(item)
+        }
+        .boxed()
+    }
+}
+
+// === impl Feed ===
+
+impl Feed {
+    async fn next(&mut self) -> Result<Change, Refusal> {
+        loop {
+            if let Some(Changed { version, before, after }) = self.ahead.pop_front() {
+                self.seen = version;
+                let (before, after) = (before.map(item).transpose()?, after.map(item).transpose()?);
+                return Ok(Change { version, before, after, last: None });
+            }
+            self.changed.mark_unchanged();
+            self.ahead = self.grants.since(self.seen)?.into();
+            if self.ahead.is_empty() && self.changed.changed().await.is_err() {
+                return Err(Refusal::Unavailable("grants are no longer kept here".to_owned()));
+            }
+        }
+    }
+}
+
+fn item(object: Value) -> Result<Item, Refusal> {
+    let mut cells: Vec<Value> = table::cells(&object).into_iter().map(Value::from).collect();
+    let mut item = Item::of_value(&KIND, object, Vec::new())?;
+    cells.push(age(item.metadata.creation_timestamp.as_ref(), Timestamp::now()).into());
+    item.cells = cells;
+    Ok(item)
+}
+
+fn schema() -> Value {
+    let text = |what: &str| json!({"type": "string", "description": what});
+    let texts = |what: &str| json!({"type": "array", "items": {"type": "string"}, "description": what});
+    let fields = |what: &str, properties: Value| json!({"type": "object", "description": what, "properties": properties});
+    let command = json!({"argv": texts("All of its words."), "prefix": texts("The first of its words.")});
+    let labels = json!({
+        "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Labels and their values."},
+        "matchExpressions": {
+            "type": "array",
+            "description": "What else holds of labels.",
+            "items": fields("One label.", json!({
+                "key": text("The label."),
+                "operator": text("In, NotIn, Exists or DoesNotExist."),
+                "values": texts("The values that this is about."),
+            })),
+        },
+    });
+    let selector = json!({
+        "podLabels": fields("Labels of the pods.", labels),
+        "containers": texts("Containers; a * stands for any characters."),
+        "subresources": texts("Of exec, attach and portforward."),
+        "command": fields("The command of an exec.", command),
+        "everything": {"type": "boolean", "description": "That every pod is meant, which has to be said."},
+    });
+    let verdict = json!({"by": text("Who."), "at": text("When.")});
+    json!({
+        "spec": fields("What is asked for.", json!({
+            "subject": fields("For whom.", json!({"user": text("A user."), "group": text("Or a group.")})),
+            "selector": fields("Into what, in the grant's own namespace.", selector),
+            "reason": text("Why."),
+            "until": text("When it ends."),
+            "duration": text("Or how long it holds once it is approved, such as 2h."),
+        })),
+        "status": fields("What became of it.", json!({
+            "phase": text("Pending, Active, Expired or Denied."),
+            "requestedBy": text("Who asked for it."),
+            "requestedAs": text("Whom they acted as."),
+            "requestedAt": text("When."),
+            "approvals": {"type": "array", "items": fields("Somebody who said yes.", verdict.clone()), "description": "Who said yes."},
+            "denied": fields("Who said no.", verdict),
+            "until": text("When it ends."),
+        })),
+    })
+}

@@ -1,0 +1,257 @@
+//! What is left in containers when clients vanish: nothing, or what podgate says may be left. The nodes here do as real
+//! ones, and leave running whatever their clients have left behind.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use podgate::app::dev::Dev;
+use podgate::testing::until;
+use serde_json::Value;
+
+use crate::dev::{Running, config};
+use crate::kubectl::{self, Kubectl};
+
+/// What nodes speak; there is a pod of that name on each.
+const NODES: [&str; 3] = ["spdy", "v4", "v5"];
+
+/// How long it may take until nothing is left.
+const GONE: Duration = Duration::from_secs(10);
+
+/// Stands for a program in the environment of all that it starts, so that they can be found.
+const MARK: &str = "PODGATE_TEST_MARK";
+
+/// A program in a container, and whether it heeds a hang-up.
+struct Program {
+    name: &'static str,
+    /// With a terminal, or with stdin alone, or with neither.
+    flags: &'static str,
+    command: &'static [&'static str],
+    /// What is typed, and shown once it runs.
+    types: &'static [(&'static str, &'static str)],
+    /// What it says when it runs.
+    says: &'static str,
+    heeds: bool,
+}
+
+const SHELL: &[&str] = &["bash", "--norc", "-i"];
+
+const PROGRAMS: &[Program] = &[
+    Program { name: "shell", flags: "-it", command: SHELL, types: &[], says: "bash-", heeds: true },
+    Program {
+        name: "half-typed",
+        flags: "-it",
+        command: SHELL,
+        types: &[("rm -rf 'half of a li", "half of a li")],
+        says: "bash-",
+        heeds: true,
+    },
+    Program {
+        name: "sleep",
+        flags: "-it",
+        command: SHELL,
+        types: &[("echo be''gun; sleep 1000\r", "begun")],
+        says: "bash-",
+        heeds: true,
+    },
+    Program {
+        name: "nested",
+        flags: "-it",
+        command: SHELL,
+        types: &[
+            ("bash --norc -i\r", "bash-"),
+            ("bash --norc -i\r", "bash-"),
+            ("echo be''gun; cat\r", "begun"),
+        ],
+        says: "bash-",
+        heeds: true,
+    },
+    Program {
+        name: "careful",
+        flags: "-it",
+        command: SHELL,
+        types: &[("IGNOREEOF=10; echo be''gun\r", "begun")],
+        says: "bash-",
+        heeds: true,
+    },
+    Program { name: "cat", flags: "-it", command: &["cat"], types: &[("ab\r", "ab")], says: "", heeds: true },
+    Program {
+        name: "deaf",
+        flags: "-it",
+        command: SHELL,
+        types: &[("sh -c \"trap '' INT; echo be''gun; sleep 1000\"\r", "begun")],
+        says: "bash-",
+        heeds: false,
+    },
+    Program {
+        name: "deaf-reader",
+        flags: "-it",
+        command: &["sh", "-c", "trap '' INT; echo begun; while read -r line; do :; done"],
+        types: &[],
+        says: "begun",
+        heeds: true,
+    },
+    Program {
+        name: "raw",
+        flags: "-it",
+        command: SHELL,
+        types: &[("stty raw -echo; echo be''gun; cat\r", "begun")],
+        says: "bash-",
+        heeds: false,
+    },
+    Program {
+        name: "vi",
+        flags: "-it",
+        command: SHELL,
+        types: &[("vi\r", "~")],
+        says: "bash-",
+        heeds: false,
+    },
+    Program {
+        name: "python3",
+        flags: "-it",
+        command: &["python3"],
+        types: &[("import time; print('be' 'gun'); time.sleep(1000)\r", "begun")],
+        says: ">>>",
+        heeds: true,
+    },
+    Program { name: "pipe", flags: "-i", command: &["cat"], types: &[], says: "", heeds: true },
+    Program {
+        name: "pipe-deaf",
+        flags: "-i",
+        command: &["sh", "-c", "cat; sleep 1000"],
+        types: &[],
+        says: "",
+        heeds: false,
+    },
+    Program { name: "alone", flags: "", command: &["sleep", "1000"], types: &[], says: "", heeds: false },
+];
+
+/// A cluster whose main processes are marked so.
+async fn running(main: &str) -> (Running, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = folder.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let mut text = String::from(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: alice}\nsubjects:\n\
+         - {kind: User, name: alice, apiGroup: rbac.authorization.k8s.io}\n\
+         roleRef: {kind: ClusterRole, name: edit, apiGroup: rbac.authorization.k8s.io}\n",
+    );
+    for node in NODES {
+        text += &format!(
+            "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: {node}\n  annotations: {{podgate.dev/streaming: {node}, \
+             podgate.dev/orphans: leave}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {node}}}\nspec:\n  \
+             nodeName: {node}\n  containers:\n  - {{name: main, image: 'podgate.dev/main:1', stdin: true, tty: true, \
+             command: [sh, -c, 'while read -r line; do echo got $line; done'], \
+             env: [{{name: {MARK}, value: {main}-{node}}}]}}\n"
+        );
+    }
+    std::fs::write(manifests.join("all.yaml"), text).unwrap();
+    let log = folder.path().join("audit.log");
+    let mut config = config(&folder);
+    config.dev.manifests = Some(manifests);
+    config.audit.file.path = Some(log.clone());
+    (Running { dev: Dev::start(&config).await.unwrap(), folder }, log)
+}
+
+/// Processes with this mark.
+fn marked(mark: &str) -> usize {
+    let wanted = format!("{MARK}={mark}\0").into_bytes();
+    let is_marked = |entry: std::fs::DirEntry| {
+        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        environ.windows(wanted.len()).any(|part| part == wanted)
+    };
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().join("stat").exists())
+        .map(is_marked)
+        .filter(|is| *is)
+        .count()
+}
+
+/// The annotations of the last event of the session with this mark.
+fn ended(log: &std::path::Path, mark: &str) -> Option<Value> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let events = text.lines().filter(|line| line.contains(&format!("{MARK}={mark}\\\"")));
+    let mut events = events.map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.find(|event| event["stage"] == "ResponseComplete").map(|event| event["annotations"].clone())
+}
+
+fn is_installed(program: &Program) -> bool {
+    let name = if program.name == "vi" { "vi" } else { program.command[0] };
+    std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|folder| folder.join(name).exists())
+}
+
+/// Runs a program, kills its kubectl a moment after it was seen to run, and says what became of it.
+async fn vanish(kubectl: &Kubectl, pod: &str, program: &Program, mark: &str, moment: Duration) {
+    let env = format!("{MARK}={mark}");
+    let flags = (!program.flags.is_empty()).then_some(program.flags);
+    let before = ["exec"].into_iter().chain(flags).chain([pod, "--", "env", &env]);
+    let args: Vec<_> = before.chain(program.command.iter().copied()).collect();
+    let (mut screen, mut child) = kubectl.on_screen(&args);
+    if !program.says.is_empty() {
+        screen.shows(program.says).await;
+    }
+    until("it to run", || marked(mark) > 0).await;
+    for (keys, shown) in program.types {
+        screen.seen.clear();
+        screen.types(keys).await;
+        screen.shows(shown).await;
+    }
+    tokio::time::sleep(moment).await;
+    child.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_programs_whose_kubectl_was_killed_none_is_left_but_those_that_podgate_tells_of() {
+    let (running, log) = running("other").await;
+    for (k, kubectl) in kubectl::all(&running.kubeconfig()).iter().enumerate() {
+        let mut all = Vec::new();
+        for (p, pod) in NODES.iter().enumerate() {
+            for (n, program) in PROGRAMS.iter().enumerate().filter(|(_, program)| is_installed(program)) {
+                let mark = format!("{}-{pod}-{k}", program.name);
+                let moment = Duration::from_millis(((n * 3 + p) * 53 % 211) as u64);
+                vanish(kubectl, pod, program, &mark, moment).await;
+                all.push((mark, program));
+            }
+        }
+        let start = Instant::now();
+        for (mark, program) in all {
+            while ended(&log, &mark).is_none() || (program.heeds && marked(&mark) > 0) {
+                assert!(start.elapsed() < GONE, "{mark}: {} left, {:?}", marked(&mark), ended(&log, &mark));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let annotations = ended(&log, &mark).unwrap();
+            let may_remain = annotations.get("podgate.dev/process-may-remain").is_some();
+            assert_eq!(may_remain, marked(&mark) > 0, "{mark}: {annotations}");
+            assert_eq!(may_remain, !program.heeds, "{mark}: {annotations}");
+        }
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_main_process_of_a_container_outlives_whoever_is_attached_to_it() {
+    let (running, _) = running("main").await;
+    for kubectl in kubectl::all(&running.kubeconfig()) {
+        for pod in NODES {
+            let main = format!("main-{pod}");
+            until("the main process", || marked(&main) == 1).await;
+            let (mut screen, mut child) = kubectl.on_screen(&["attach", "-it", pod]);
+            screen.shows("command prompt").await;
+            let answered = async {
+                while !screen.seen.contains("got hello") {
+                    screen.types("hello\r").await;
+                    let _ = tokio::time::timeout(Duration::from_millis(300), screen.shows("got hello")).await;
+                }
+            };
+            podgate::testing::soon("an answer", answered).await;
+            child.kill().await.unwrap();
+            until("the session to be over", || running.dev.metrics().sessions.get() == 0).await;
+            assert_eq!(marked(&main), 1, "{pod}: it is as it was");
+            let said = kubectl.run(&["logs", pod]).await.out;
+            assert!(!said.contains("^C") && !said.contains("^D"), "{pod}: {said}");
+        }
+    }
+    running.stop().await;
+}
