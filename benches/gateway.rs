@@ -115,6 +115,7 @@ async fn gateway(records: bool) {
     cluster.store().set_node_endpoint("node-a", node).expect("node-a is built in");
     let mut ground = Ground {
         policy: Policy::open(Demand::default()),
+        grants: None,
         cluster,
         server_tls: Live::fixed(tls::server(state.api_server(), &[tls::HTTP1], Clients::Ask).expect("TLS")),
         authn: Methods {

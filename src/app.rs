@@ -1,6 +1,7 @@
 //! App: the only wiring. Builds rooms from their own part of the config, binds, and runs until told to stop.
 
 pub mod dev;
+mod grants;
 pub mod keys;
 pub mod play;
 pub mod recording;
@@ -27,8 +28,10 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::drain::{Drain, Drained};
 use crate::front::api::{self, Api};
-use crate::group::Group;
+use crate::grant::Grants;
+use crate::group::grants::GrantObjects;
 use crate::group::sessions::LiveSessions;
+use crate::group::{self, Group};
 use crate::listen::{self, Caps, Listener};
 use crate::locate::Locate;
 use crate::pipeline::Pipeline;
@@ -49,6 +52,8 @@ pub struct Ground {
     pub authn: Methods,
     /// The house rules.
     pub policy: Policy,
+    /// Grants, if there can be any: those that the house rules look at.
+    pub grants: Option<Grants>,
     /// The way to far sides.
     pub route: Route,
     /// Where sessions are recorded, if they are.
@@ -185,7 +190,7 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
 }
 
 fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
-    let Ground { cluster, server_tls, authn, policy, route, audit, recordings, .. } = ground;
+    let Ground { cluster, server_tls, authn, policy, grants, route, audit, recordings, .. } = ground;
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
@@ -223,6 +228,11 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
         request_timeout: config.api.request_timeout,
         allowed_origins: config.api.allowed_origins.clone(),
     };
-    let group = Arc::new(Group::new(cluster, vec![Arc::new(LiveSessions::new(sessions.clone()))]));
+    let mut resources: Vec<Arc<dyn group::Resource>> = vec![Arc::new(LiveSessions::new(sessions.clone()))];
+    if let Some(grants) = grants {
+        let authz = Arc::new(Authz::new(cluster.clone(), config.cluster.review_timeout));
+        resources.push(Arc::new(GrantObjects::new(grants, authz)));
+    }
+    let group = Arc::new(Group::new(cluster, resources));
     Api::new(server_tls, settings, pipeline, group, sessions, drain, metrics, audit)
 }

@@ -7,7 +7,9 @@
 mod audit;
 mod authentication;
 mod duration;
+mod grants;
 mod lines;
+mod policy;
 pub mod recording;
 mod validate;
 
@@ -23,6 +25,8 @@ use crate::telemetry::LogFormat;
 
 pub use audit::{Audit, AuditFile, Mode, Webhook, WhenDown};
 pub use authentication::{Authentication, RequestHeader, TokenReview};
+pub use grants::Grants;
+pub use policy::Policy;
 pub use recording::Recording;
 pub use validate::Problem;
 
@@ -40,6 +44,8 @@ pub struct Config {
     pub audit: Audit,
     /// Health and metrics.
     pub admin: Admin,
+    /// The house rules.
+    pub policy: Policy,
     /// What is asked of the cluster.
     pub cluster: Cluster,
     /// The way to kubelets.

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use tracing::{debug, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, recording};
+use super::{Gateway, Ground, grants, recording};
 use crate::audit::{self, Audit};
 use crate::authn::{Methods, Tokens, tokens};
 use crate::config::{self, Config};
@@ -24,8 +24,9 @@ use crate::dev::node::{self, Endpoint, Streaming};
 use crate::dev::state::{self, State};
 use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
+use crate::grant;
 use crate::listen;
-use crate::policy::Policy;
+use crate::policy::{Policy, Settings};
 use crate::recording::keys::SigningKey;
 use crate::reload::{Live, Reloader};
 use crate::tap::Recordings;
@@ -50,6 +51,9 @@ pub enum Error {
     /// The state folder is of no use.
     #[error(transparent)]
     State(#[from] state::Error),
+    /// Grants cannot be kept in it.
+    #[error("keep grants in the state folder")]
+    Grants(#[source] grant::store::Error),
     /// A manifest is wrong.
     #[error(transparent)]
     Manifests(#[from] manifests::Error),
@@ -186,6 +190,8 @@ impl Dev {
             true => Some(recordings(&config.recording, state.path(), background, &metrics)?),
             false => None,
         };
+        let grants = grants::in_folder(config, &state.path().join("grants"), background);
+        let grants = grants.map_err(Error::Grants)?;
         let ground = Ground {
             audit: Audit::start(&config.audit, &reloader, background, &metrics).await?,
             recordings,
@@ -200,7 +206,12 @@ impl Dev {
                 anonymous: config.authentication.anonymous,
                 ..Methods::default()
             },
-            policy: Policy::open(config.recording.default),
+            policy: Policy::new(
+                Settings { allow: true, record: config.recording.default },
+                Vec::new(),
+                Arc::new(grants.clone()),
+            ),
+            grants: Some(grants),
             route,
             ready: Vec::new(),
             metrics,

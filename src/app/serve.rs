@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tracing::{info, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, recording};
+use super::{Gateway, Ground, grants, recording};
 use crate::admin::Ready;
 use crate::audit::{self, Audit};
 use crate::authn::{FrontProxy, Methods, TokenReview, Tokens, oidc, tokens};
@@ -30,7 +30,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{Config, KeyPair, UpstreamMode};
 use crate::drain::Drain;
 use crate::listen;
-use crate::policy::Policy;
+use crate::policy::{self, NoGrants, Policy};
 use crate::reload::{Live, Reloader};
 use crate::secret::{self, Secret};
 use crate::telemetry::Metrics;
@@ -155,6 +155,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
     };
     let server_tls = files.server_tls().await?;
     let connection = files.connection().await?;
+    let kept = connection.clone();
     let settings = kube::Settings {
         review_timeout: config.cluster.review_timeout,
         read_timeout: config.cluster.read_timeout,
@@ -176,14 +177,23 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         UpstreamMode::ApiServer => Route::ApiServer(Arc::new(Through(connection))),
     };
     let synced = cluster.clone();
+    let mut ready = vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }];
+    let (grants, read) = grants::in_cluster(config, kept, background, metrics).unzip();
+    ready.extend(read);
+    let held: Arc<dyn policy::Grants> = match &grants {
+        Some(grants) => Arc::new(grants.clone()),
+        None => Arc::new(NoGrants::default()),
+    };
+    let rules = policy::Settings { allow: true, record: config.recording.default };
     let ground = Ground {
         recordings: recording::open(&config.recording, background, metrics)?,
         cluster,
         server_tls,
         authn,
-        policy: Policy::open(config.recording.default),
+        policy: Policy::new(rules, Vec::new(), held),
+        grants,
         route,
-        ready: vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }],
+        ready,
         metrics: metrics.clone(),
         audit: files.audit(metrics).await?,
         background: background.clone(),

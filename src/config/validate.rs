@@ -68,6 +68,7 @@ impl Config {
             ("upstream.upgradeTimeout", self.upstream.upgrade_timeout),
             ("session.refusalTimeout", self.session.refusal_timeout),
             ("session.openTimeout", self.session.open_timeout),
+            ("policy.grants.longest", self.policy.grants.longest),
             ("reload.period", self.reload.period),
         ];
         for (key, value) in deadlines {
@@ -86,6 +87,7 @@ impl Config {
             ("session.recheckPeriod", self.session.recheck_period),
             ("session.maxDuration", self.session.max_duration),
             ("session.idleTimeout", self.session.idle_timeout),
+            ("policy.grants.keep", self.policy.grants.keep),
             ("drain.deadline", self.drain.deadline),
         ];
         problems.extend(
@@ -106,6 +108,7 @@ impl Config {
             let what = "names at least one type, such as InternalIP";
             problems.push(problem("upstream.preferredAddressTypes", what));
         }
+        problems.extend(self.policy.problems().into_iter().map(|(key, what)| problem(&key, what)));
         problems.extend(self.recording.problems().into_iter().map(|(key, what)| problem(&key, what)));
         problems
     }

@@ -199,6 +199,11 @@ pub fn lets_in(grant: &Grant, who: Who<'_>) -> bool {
     grant.spec.subject.covers(who) && grant.status.approvals.iter().any(|approval| !approval.is_of(who))
 }
 
+/// Whether a namespace may have this name: a DNS label.
+pub fn is_namespace(name: &str) -> bool {
+    is_subdomain(name) && !name.contains('.') && name.len() <= MAX_NAMESPACE
+}
+
 /// 403 about a grant, in the API server's form.
 pub(super) fn forbidden(name: &str, why: &str) -> Refusal {
     let subject = if name.is_empty() { String::new() } else { format!(" {}", quote(name)) };
@@ -401,9 +406,8 @@ fn wrong_metadata(grant: &Grant) -> Vec<Cause> {
         let text = format!("Invalid value: {name}: {text}; it must be no more than {MAX_NAME} bytes");
         causes.push(cause("metadata.name", INVALID, text));
     }
-    let namespace = &metadata.namespace;
-    if !is_subdomain(namespace) || namespace.contains('.') || namespace.len() > MAX_NAMESPACE {
-        let text = format!("Invalid value: {}: is no namespace", quote(shown(namespace)));
+    if !is_namespace(&metadata.namespace) {
+        let text = format!("Invalid value: {}: is no namespace", quote(shown(&metadata.namespace)));
         causes.push(cause("metadata.namespace", INVALID, text));
     }
     causes.extend(wrong_pairs("metadata.labels", &metadata.labels));

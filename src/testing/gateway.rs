@@ -94,6 +94,7 @@ impl TestGateway {
             ),
             authn: Self::methods(pki),
             policy: Policy::open(Demand::default()),
+            grants: None,
             route: Self::route(pki),
             recordings: None,
             ready: Vec::new(),
