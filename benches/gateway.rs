@@ -114,7 +114,7 @@ async fn gateway(records: bool) {
     let cluster = Arc::new(DevCluster::new(manifests::builtin().expect("the built-in manifests")));
     cluster.store().set_node_endpoint("node-a", node).expect("node-a is built in");
     let mut ground = Ground {
-        policy: Policy::open(Demand::default()),
+        policy: Arc::new(Policy::open(Demand::default())),
         grants: None,
         cluster,
         server_tls: Live::fixed(tls::server(state.api_server(), &[tls::HTTP1], Clients::Ask).expect("TLS")),
@@ -141,7 +141,7 @@ async fn gateway(records: bool) {
         config.recording.signing_key_file = Some(key);
         config.recording.spool.dir = Some(own.join("spool"));
         config.recording.default.stdin = Stdin::All;
-        ground.policy = Policy::open(config.recording.default);
+        ground.policy = Arc::new(Policy::open(config.recording.default));
         ground.recordings =
             recording::open(&config.recording, &ground.background, &ground.metrics).expect("open a spool");
     }

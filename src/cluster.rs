@@ -100,6 +100,15 @@ pub enum Error {
     },
 }
 
+// === impl Pod ===
+
+impl Pod {
+    /// The image of this container; empty when it has none.
+    pub fn image(&self, container: &str) -> &str {
+        self.images.iter().find(|(name, _)| name == container).map_or("", |(_, image)| image)
+    }
+}
+
 // === impl Error ===
 
 impl Error {

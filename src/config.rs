@@ -6,10 +6,10 @@
 
 mod audit;
 mod authentication;
-mod duration;
+pub(crate) mod duration;
 mod grants;
 mod lines;
-mod policy;
+pub mod policy;
 pub mod recording;
 mod validate;
 
@@ -40,12 +40,12 @@ pub struct Config {
     pub authentication: Authentication,
     /// May they.
     pub authorization: Authorization,
+    /// May they, say the house rules.
+    pub policy: Policy,
     /// What is written about requests.
     pub audit: Audit,
     /// Health and metrics.
     pub admin: Admin,
-    /// The house rules.
-    pub policy: Policy,
     /// What is asked of the cluster.
     pub cluster: Cluster,
     /// The way to kubelets.
@@ -440,6 +440,7 @@ impl Config {
             *path = base.join(&*path);
         }
         self.recording.resolve(base);
+        self.policy.resolve(base);
     }
 
     /// As YAML. Nothing in it is secret.

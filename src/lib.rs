@@ -6,11 +6,13 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod drain;
+mod expression;
 mod flight;
 pub mod reload;
 pub mod status;
 pub mod telemetry;
 pub mod throttle;
+mod tree;
 
 pub mod admin;
 pub mod audit;

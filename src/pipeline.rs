@@ -4,6 +4,8 @@
 //! `Permit`, that a `SessionPermit`, that a `Place`, that an `Admitted`, that a `Tapped`, whose recording has begun if one is
 //! demanded, and only that can be dialled.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use tracing::{error, info, warn};
 
@@ -28,7 +30,7 @@ pub struct Pipeline {
     /// Where.
     pub locate: Locate,
     /// May they, say the house rules.
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     /// What is written about it.
     pub tap: tap::Stage,
     /// The far side.

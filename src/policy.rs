@@ -7,8 +7,13 @@
 //! rules are replaced as a whole, by rules that are whole.
 
 mod ask;
+pub mod cel;
+pub mod document;
 pub mod pattern;
 pub mod set;
+pub mod source;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -201,11 +206,17 @@ impl Policy {
         Ok(Admitted { place, client, said: reason, terms })
     }
 
-    /// Whether a session that was admitted may still be, by its caller as they are known now.
+    /// Whether a session that was admitted may still be, by its caller as they are known now; and when that has to be asked
+    /// again for the clock's sake alone.
     ///
     /// # Errors
     /// The rule that says no, and why.
-    pub fn still(&self, admitted: &Admitted, caller: &Caller, now: Timestamp) -> Result<(), Error> {
+    pub fn still(
+        &self,
+        admitted: &Admitted,
+        caller: &Caller,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, Error> {
         let Admitted { place, client, said, terms: held } = admitted;
         let reason = said.as_deref().or(held.reason.as_deref());
         let terms = self.terms(&asked(place, caller, *client, reason, now)).map_err(|mut error| {
@@ -218,7 +229,9 @@ impl Policy {
         if wanted.record > has.record || wanted.record > Record::Off && wanted.stdin > has.stdin {
             return Err(Error { pod: place.exec().pod.clone(), rule, why: Why::Unrecorded });
         }
-        Ok(())
+        let minute = now.as_second() - now.as_second().rem_euclid(MINUTE) + MINUTE;
+        let minute = self.has_hours().then(|| Timestamp::from_second(minute).ok()).flatten();
+        Ok(terms.until.into_iter().chain(minute).filter(|due| *due > now).min())
     }
 
     /// Changes whenever an answer may have become another, but for the clock.
@@ -226,16 +239,14 @@ impl Policy {
         Watch { sets: self.sets.clone(), grants: self.grants.changed() }
     }
 
+    /// Whether a session may be refused because it cannot be recorded, by the rules as they are.
+    pub fn has_strict(&self) -> bool {
+        self.settings.record.record == Record::Strict || self.sets.iter().any(|set| set.get().has_strict())
+    }
+
     /// Whether the clock alone can make an answer another.
     fn has_hours(&self) -> bool {
         self.sets.iter().any(|set| set.get().has_hours())
-    }
-
-    /// When a session that was admitted is to be asked about again for the clock's sake alone.
-    pub fn due(&self, admitted: &Admitted, now: Timestamp) -> Option<Timestamp> {
-        let minute = now.as_second() - now.as_second().rem_euclid(MINUTE) + MINUTE;
-        let minute = self.has_hours().then(|| Timestamp::from_second(minute).ok()).flatten();
-        admitted.terms.until.into_iter().chain(minute).min()
     }
 
     fn terms(&self, asked: &Asked<'_>) -> Result<Terms, Error> {
@@ -255,6 +266,9 @@ impl Policy {
                 return Err(refused(DEFAULT, Why::NoRule));
             }
             joined.take(verdict, self.settings.record);
+        }
+        if joined.rules.is_empty() {
+            joined.rules.push(DEFAULT.to_owned());
         }
         let Joined { rules, record, limits, sessions_per_user, reason: wants_reason, grant: wants_grant } =
             joined;

@@ -32,6 +32,11 @@ pub struct Reloader {
 // === impl Live ===
 
 impl<T> Live<T> {
+    /// A value that somebody else replaces.
+    pub fn of(receiver: watch::Receiver<Arc<T>>) -> Self {
+        Self(receiver)
+    }
+
     /// A value that stays.
     pub fn fixed(value: impl Into<Arc<T>>) -> Self {
         Self(watch::channel(value.into()).1)
@@ -62,6 +67,11 @@ impl Reloader {
     /// Looks at files each `period`, in tasks of this drain.
     pub fn new(period: Duration, drain: Drain, metrics: Metrics) -> Self {
         Self { period, drain, metrics }
+    }
+
+    /// The same, which looks no less often than this.
+    pub fn at_least_each(&self, period: Duration) -> Self {
+        Self { period: self.period.min(period), ..self.clone() }
     }
 
     /// The value that `build` makes of these files, and makes anew whenever the content of one has changed. `what` names

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, Method, header};
+use serde::{Deserialize, Serialize};
 
 use crate::status::{Encoding, Refusal, go_quote};
 use crate::wire::remotecommand::Asked;
@@ -68,7 +69,8 @@ pub struct Resource {
 }
 
 /// The three doors into a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Subresource {
     /// `pods/exec`
     Exec,

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use tracing::{debug, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, grants, recording};
+use super::{Gateway, Ground, grants, policy, recording};
 use crate::audit::{self, Audit};
 use crate::authn::{Methods, Tokens, tokens};
 use crate::config::{self, Config};
@@ -26,7 +26,7 @@ use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
 use crate::grant;
 use crate::listen;
-use crate::policy::{Policy, Settings};
+use crate::policy::source;
 use crate::recording::keys::SigningKey;
 use crate::reload::{Live, Reloader};
 use crate::tap::Recordings;
@@ -54,6 +54,9 @@ pub enum Error {
     /// Grants cannot be kept in it.
     #[error("keep grants in the state folder")]
     Grants(#[source] grant::store::Error),
+    /// The house rules are.
+    #[error("setting policy.files")]
+    Policy(#[from] source::Error),
     /// A manifest is wrong.
     #[error(transparent)]
     Manifests(#[from] manifests::Error),
@@ -206,11 +209,7 @@ impl Dev {
                 anonymous: config.authentication.anonymous,
                 ..Methods::default()
             },
-            policy: Policy::new(
-                Settings { allow: true, record: config.recording.default },
-                Vec::new(),
-                Arc::new(grants.clone()),
-            ),
+            policy: Arc::new(policy::open(config, &reloader, Arc::new(grants.clone()), None).await?),
             grants: Some(grants),
             route,
             ready: Vec::new(),

@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tracing::{info, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, grants, recording};
+use super::{Gateway, Ground, grants, policy, recording};
 use crate::admin::Ready;
 use crate::audit::{self, Audit};
 use crate::authn::{FrontProxy, Methods, TokenReview, Tokens, oidc, tokens};
@@ -29,8 +29,10 @@ use crate::cluster::kube::{self, KubeCluster, forward};
 use crate::cluster::{self, Cluster};
 use crate::config::{Config, KeyPair, UpstreamMode};
 use crate::drain::Drain;
+use crate::grant;
 use crate::listen;
-use crate::policy::{self, NoGrants, Policy};
+use crate::policy::set::Set;
+use crate::policy::{Grants, NoGrants, Policy, source};
 use crate::reload::{Live, Reloader};
 use crate::secret::{self, Secret};
 use crate::telemetry::Metrics;
@@ -73,6 +75,9 @@ pub enum Unusable {
     /// The audit policy, or where events go.
     #[error(transparent)]
     Audit(#[from] audit::Error),
+    /// House rules.
+    #[error(transparent)]
+    Policy(#[from] source::Error),
     /// A file of static tokens.
     #[error(transparent)]
     Tokens(#[from] tokens::Error),
@@ -178,19 +183,18 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
     };
     let synced = cluster.clone();
     let mut ready = vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }];
-    let (grants, read) = grants::in_cluster(config, kept, background, metrics).unzip();
+    let (grants, read) = grants::in_cluster(config, kept.clone(), background, metrics).unzip();
     ready.extend(read);
-    let held: Arc<dyn policy::Grants> = match &grants {
-        Some(grants) => Arc::new(grants.clone()),
-        None => Arc::new(NoGrants::default()),
-    };
-    let rules = policy::Settings { allow: true, record: config.recording.default };
+    let followed = policy::of_cluster(config, kept, background, metrics).map_err(Error::from_policy)?;
+    let (followed, read) = followed.unzip();
+    ready.extend(read);
+    let rules = files.policy(grants.as_ref(), followed).await?;
     let ground = Ground {
         recordings: recording::open(&config.recording, background, metrics)?,
         cluster,
         server_tls,
         authn,
-        policy: Policy::new(rules, Vec::new(), held),
+        policy: Arc::new(rules),
         grants,
         route,
         ready,
@@ -224,6 +228,7 @@ pub async fn check(config: &Config) -> Vec<Error> {
     wrong.extend(files.tokens().await.err());
     wrong.extend(files.oidc().await.err());
     wrong.extend(audit::check(&config.audit).into_iter().map(Error::from_audit));
+    wrong.extend(policy::check(config).map(Error::from_policy));
     wrong.extend(recording::check(&config.recording).into_iter().map(Error::from));
     background.finish(Duration::ZERO).await;
     wrong
@@ -247,6 +252,10 @@ fn warn_of_dangers(config: &Config) {
 // === impl Error ===
 
 impl Error {
+    fn from_policy(error: source::Error) -> Self {
+        Self::Setting { key: "policy.files", source: error.into() }
+    }
+
     fn from_audit(error: audit::Error) -> Self {
         Self::Setting { key: error.key(), source: error.into() }
     }
@@ -285,6 +294,19 @@ impl Files<'_> {
     ) -> Result<Live<T>, Error> {
         let live = self.reloader.load_named(key, paths, build).await;
         live.map_err(|source| Error::Setting { key, source })
+    }
+
+    async fn policy(
+        &self,
+        grants: Option<&grant::Grants>,
+        followed: Option<Live<Set>>,
+    ) -> Result<Policy, Error> {
+        let grants: Arc<dyn Grants> = match grants {
+            Some(grants) => Arc::new(grants.clone()),
+            None => Arc::new(NoGrants::default()),
+        };
+        let opened = policy::open(self.config, &self.reloader, grants, followed).await;
+        opened.map_err(Error::from_policy)
     }
 
     async fn audit(&self, metrics: &Metrics) -> Result<Audit, Error> {

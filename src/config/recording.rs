@@ -85,11 +85,6 @@ impl Recording {
         Config::from_optional_file(Some(path)).map(|(config, _)| config.recording)
     }
 
-    /// Whether there are sessions that must not be without a recording.
-    pub fn has_strict(&self) -> bool {
-        self.default.record == Record::Strict
-    }
-
     pub(super) fn resolve(&mut self, base: &Path) {
         let optional = [&mut self.signing_key_file, &mut self.spool.dir, &mut self.store.options_file];
         for path in optional.into_iter().flatten().chain(&mut self.recipient_files) {

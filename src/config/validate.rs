@@ -108,14 +108,19 @@ impl Config {
             let what = "names at least one type, such as InternalIP";
             problems.push(problem("upstream.preferredAddressTypes", what));
         }
-        problems.extend(self.policy.problems().into_iter().map(|(key, what)| problem(&key, what)));
-        problems.extend(self.recording.problems().into_iter().map(|(key, what)| problem(&key, what)));
+        let further = self.recording.problems().into_iter().chain(self.policy.problems());
+        problems.extend(further.map(|(key, what)| problem(&key, what)));
         problems
     }
 
     /// What is wrong for `podgate dev`.
     pub(super) fn dev_problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        if self.policy.from_api {
+            let what =
+                "is for podgate serve: the embedded cluster keeps no policies; name them in policy.files";
+            problems.push(problem("policy.fromApi", what));
+        }
         for (key, addr) in [("api.listen", self.api.listen), ("admin.listen", self.admin.listen)] {
             if !self.dev.danger_listen_beyond_loopback && !addr.ip().is_loopback() {
                 let what = format!(

@@ -8,8 +8,6 @@
 //! Source: Kubernetes API reference, core/v1 and rbac.authorization.k8s.io/v1; names by apimachinery
 //! `pkg/util/validation`; RBAC rules by `pkg/apis/rbac/validation/validation.go`.
 
-mod tree;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -20,8 +18,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef, Subject};
 use serde::de::DeserializeOwned;
 
-use self::tree::Tree;
 use super::store::{Kind, Object, RBAC_GROUP};
+use crate::tree::{self, Tree};
 
 /// Largest manifest file, in bytes. A pod is a few KiB, so this holds a thousand; more is the wrong file.
 /// A larger one is an error.
@@ -204,22 +202,13 @@ impl Load {
     }
 
     fn file(&mut self, source: &Source) {
-        let options = serde_saphyr::options! {
-            strict_booleans: true,
-            with_snippet: false,
-        };
-        match serde_saphyr::from_multiple_with_options::<Tree>(&source.text, options) {
+        match Tree::documents(&source.text) {
             Ok(documents) => {
                 for document in documents {
                     self.document(&source.file, document);
                 }
             }
-            Err(error) => {
-                let line = error.location().map_or(1, |location| location.line());
-                // The user's words: the others speak of options in code.
-                let what = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-                self.fault(&source.file, line, what);
-            }
+            Err((line, what)) => self.fault(&source.file, line, what),
         }
     }
 

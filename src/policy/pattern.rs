@@ -1,8 +1,43 @@
 //! Pattern: `*` stands for any characters. The one implementation there is.
 
-/// Whether `*` in the pattern can stand for something so that it is the text. No backtracking: the leftmost place of
-/// each part is as good as any.
-pub fn like(pattern: &str, text: &str) -> bool {
+use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::{Serialize, Serializer};
+
+/// Bytes of a pattern: Kubernetes's longest names twice over.
+pub const MAX_PATTERN: usize = 512;
+
+/// Stars of a pattern. Each costs a look through the whole text.
+pub const MAX_STARS: usize = 16;
+
+/// A text in which `*` stands for any characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+// === impl Pattern ===
+
+impl Pattern {
+    /// A pattern, if it is within bounds.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn new(text: String) -> Result<Self, String> {
+        match text.len() {
+            0 => Err("is empty".to_owned()),
+            1..=MAX_PATTERN if text.matches('*').count() <= MAX_STARS => Ok(Self(text)),
+            1..=MAX_PATTERN => Err(format!("has at most {MAX_STARS} stars")),
+            _ => Err(format!("has at most {MAX_PATTERN} bytes")),
+        }
+    }
+
+    /// Whether the stars can stand for something so that it is this text.
+    pub fn fits(&self, text: &str) -> bool {
+        like(&self.0, text)
+    }
+}
+
+/// The same of a pattern whose bounds were looked at before. No backtracking: the leftmost place of each part is as good as
+/// any.
+pub(crate) fn like(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut text) = text.strip_prefix(first) else { return false };
     let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
@@ -11,6 +46,18 @@ pub fn like(pattern: &str, text: &str) -> bool {
         text = &text[at + part.len()..];
     }
     text.ends_with(last)
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
 }
 
 #[cfg(test)]
@@ -22,7 +69,6 @@ mod tests {
         let cases = [
             ("a", "a", true),
             ("a", "ab", false),
-            ("", "", true),
             ("*", "", true),
             ("*", "any", true),
             ("a*", "b", false),
@@ -35,7 +81,15 @@ mod tests {
             ("*b*b", "bab", true),
         ];
         for (pattern, text, is) in cases {
-            assert_eq!(like(pattern, text), is, "{pattern} {text}");
+            assert_eq!(Pattern::new(pattern.to_owned()).unwrap().fits(text), is, "{pattern} {text}");
         }
+    }
+
+    #[test]
+    fn a_pattern_has_bounds() {
+        assert!(Pattern::new(String::new()).is_err());
+        assert!(Pattern::new("a".repeat(MAX_PATTERN)).is_ok());
+        assert!(Pattern::new("a".repeat(MAX_PATTERN + 1)).is_err());
+        assert!(Pattern::new("*".repeat(MAX_STARS + 1)).is_err());
     }
 }

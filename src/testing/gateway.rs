@@ -13,13 +13,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Answer, FakeCluster, Far, Pki, soon};
-use crate::app::{Gateway, Ground, recording};
+use crate::app::{Gateway, Ground, policy, recording};
 use crate::audit::Audit;
 use crate::authn::{Methods, Tokens};
 use crate::config::Config;
 use crate::config::recording::Demand;
 use crate::drain::{Drain, Drained};
-use crate::policy::Policy;
+use crate::policy::{NoGrants, Policy};
 use crate::reload::{Live, Reloader};
 use crate::telemetry::Metrics;
 use crate::tls::{self, ClientVerifier, Clients, Identity};
@@ -93,7 +93,7 @@ impl TestGateway {
                 tls::server(&pki.server(), &[tls::HTTP2, tls::HTTP1], Clients::Ask).expect("TLS"),
             ),
             authn: Self::methods(pki),
-            policy: Policy::open(Demand::default()),
+            policy: Arc::new(Policy::open(Demand::default())),
             grants: None,
             route: Self::route(pki),
             recordings: None,
@@ -128,6 +128,9 @@ impl TestGateway {
 
     async fn launch(config: &Config, ground: Ground) -> Gateway {
         let mut ground = audited(config, ground).await;
+        let reloader = Reloader::new(config.reload.period, ground.background.clone(), ground.metrics.clone());
+        let rules = policy::open(config, &reloader, Arc::new(NoGrants::default()), None).await;
+        ground.policy = Arc::new(rules.expect("read the house rules"));
         let opened = recording::open(&config.recording, &ground.background, &ground.metrics);
         ground.recordings = ground.recordings.or(opened.expect("open the spool"));
         Gateway::start(config, ground, Drain::new()).await.expect("start the gateway")

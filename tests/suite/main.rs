@@ -26,6 +26,7 @@ mod limits;
 mod operations;
 mod passthrough;
 mod pipeline;
+mod policy;
 mod recheck;
 mod recording;
 mod recording_matrix;

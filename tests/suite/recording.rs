@@ -11,7 +11,8 @@ use podgate::recording::container::{Reader, Trust};
 use podgate::recording::facts::{Ending, Facts};
 use podgate::recording::keys::SigningKey;
 use podgate::telemetry::{Metrics, chain};
-use podgate::testing::gateway::{config, exec_request, send};
+use podgate::testing::far::SWITCHING;
+use podgate::testing::gateway::{config, exec_request, read_exactly, send};
 use podgate::testing::{Answer, Far, Pki, TestGateway, soon, until};
 use podgate::wire::remotecommand::StreamType;
 use podgate::wire::tape::{self, Kind};
@@ -91,7 +92,7 @@ impl Running {
 }
 
 /// Settings under which everything is recorded, strictly, into this folder.
-fn recording_into(folder: &Path) -> Config {
+pub(crate) fn recording_into(folder: &Path) -> Config {
     let key = folder.join("key.pem");
     std::fs::write(&key, SigningKey::generate().unwrap().to_private_pem().unwrap()).unwrap();
     let mut config = config();
@@ -174,7 +175,11 @@ async fn a_password_that_is_typed_unseen_is_not_in_the_recording_and_what_is_see
 #[tokio::test]
 async fn without_room_strict_sessions_are_503_before_the_node_hears_of_them_and_tolerant_ones_go_on() {
     let folder = tempfile::tempdir().unwrap();
-    let config = recording_into(folder.path());
+    let mut config = recording_into(folder.path());
+    let tolerant = "apiVersion: podgate.dev/v1alpha1\nkind: ExecPolicy\nmetadata: {name: p}\nspec: {rules: [{name: ben, \
+                    match: {users: [ben]}, effect: allow, demands: {recording: tolerant}}]}\n";
+    config.policy.files = vec![folder.path().join("policy.yaml")];
+    std::fs::write(&config.policy.files[0], tolerant).unwrap();
     std::fs::create_dir(folder.path().join("spool")).unwrap();
     std::fs::write(folder.path().join("spool/old.tape.zst"), vec![0; 1024 * 1024]).unwrap();
     let rig = rig_with(config).await;
@@ -191,6 +196,10 @@ async fn without_room_strict_sessions_are_503_before_the_node_hears_of_them_and_
     assert_eq!(rig.far.accepted(), 0);
     let ready = rig.gateway.admin("GET /readyz").await;
     assert!(ready.body.contains("[-]recording failed"), "{}", ready.body);
+    let mut io = ask("ben").await;
+    assert_eq!(read_exactly(&mut io, SWITCHING.len()).await, SWITCHING);
+    drop(io);
+    until("its end", || rig.gateway.metric("podgate_sessions") == 0.0).await;
     rig.gateway.stop().await;
 }
 

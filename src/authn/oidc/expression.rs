@@ -5,59 +5,11 @@
 //! Source: apiserver `pkg/authentication/cel`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
 
-use cel::common::ast::{EntryExpr, Expr, IdedEntryExpr, IdedExpr, LiteralValue};
-use cel::{Context, Env, ExecutionError, Value, extensions};
+use cel::common::ast::{Expr, IdedExpr, LiteralValue};
+use cel::{Context, Value};
 
-/// Bytes of an expression: more is a program, which belongs elsewhere.
-const MAX_LENGTH: usize = 10 * 1024;
-
-/// Brackets within each other, for the parser, whose recursion takes some 200 KiB of stack for each in a
-/// debug build.
-const MAX_BRACKETS: u16 = 32;
-
-/// Bytes of stack to parse with: [`MAX_BRACKETS`] need a third of it, and so does leaving the longest chain
-/// of the kind `a.b.c`, which nests without brackets. Threads of the runtime have less than either.
-const STACK: usize = 32 * 1024 * 1024;
-
-/// How deep an expression may nest. Evaluation recurses and takes some 50 KiB of stack a level in a debug
-/// build, of the 2 MiB that a worker of the runtime has. Chains of `&&` and `||` are balanced by the parser
-/// and count little.
-const MAX_DEPTH: usize = 24;
-
-/// Loops within each other. A token has at most some thousand items, and each further loop multiplies by
-/// that.
-const MAX_LOOPS: usize = 2;
-
-/// Names that are no variables: CEL's types, and the first part of functions.
-const NAMES: [&str; 16] = [
-    "base64",
-    "bool",
-    "bytes",
-    "double",
-    "duration",
-    "dyn",
-    "int",
-    "list",
-    "map",
-    "math",
-    "null_type",
-    "optional",
-    "optional_type",
-    "string",
-    "type",
-    "uint",
-];
-
-/// What CEL offers, with the extensions that kube-apiserver has too.
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
-    let mut env = Env::stdlib();
-    for extension in [extensions::strings, extensions::lists, extensions::encoders] {
-        env.add_extension(extension).expect("no extension declares what another does");
-    }
-    Arc::new(env)
-});
+use crate::expression::{self, ENV};
 
 /// A compiled expression.
 #[derive(Debug)]
@@ -93,25 +45,8 @@ impl Expression {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn compile(source: &str, variable: &'static str) -> Result<Self, String> {
-        if source.len() > MAX_LENGTH {
-            return Err(format!("an expression has at most {MAX_LENGTH} bytes"));
-        }
-        std::thread::scope(|scope| {
-            let parser = std::thread::Builder::new().stack_size(STACK);
-            let parser = parser.spawn_scoped(scope, || Self::parse(source, variable));
-            let parsed = parser.map_err(|error| format!("have a thread to parse it: {error}"))?.join();
-            parsed.unwrap_or_else(|_| Err("it makes the parser panic".to_owned()))
-        })
-    }
-
-    fn parse(source: &str, variable: &'static str) -> Result<Self, String> {
-        let parser = ENV.parser().max_recursion_depth(MAX_BRACKETS);
-        // The further lines show the source.
-        let first = |error: cel::ParseErrors| error.to_string().lines().next().unwrap_or_default().to_owned();
-        let parsed = parser.parse(source).map_err(first)?;
-        let mut check = Check { variable, bound: Vec::new(), loops: 0, uses: Uses::default() };
-        check.expression(&parsed, 0)?;
-        let uses = check.uses;
+        let mut uses = Uses::default();
+        let parsed = expression::parse(source, &[variable], &mut |part| uses.see(&part.expr, variable))?;
         Ok(Self { parsed, variable, uses })
     }
 
@@ -122,7 +57,7 @@ impl Expression {
     fn evaluate(&self, value: &Value) -> Result<Value, Error> {
         let mut context = Context::with_env(ENV.clone());
         context.add_variable_from_value(self.variable, value.clone());
-        Value::resolve(&self.parsed, &context).map_err(|error| Error::Fails(describe(&error)))
+        Value::resolve(&self.parsed, &context).map_err(|error| Error::Fails(expression::describe(&error)))
     }
 
     /// The result, which is a text.
@@ -160,6 +95,32 @@ impl Expression {
     }
 }
 
+// === impl Uses ===
+
+impl Uses {
+    fn see(&mut self, part: &Expr, variable: &str) {
+        match part {
+            Expr::Select(select) => self.field(&select.operand, &select.field, variable),
+            // `claims["email"]` and `claims.?email` are calls with the name as text.
+            Expr::Call(call) => {
+                if let [of, IdedExpr { expr: Expr::Literal(LiteralValue::String(field)), .. }] =
+                    call.args.as_slice()
+                {
+                    self.field(of, field.inner(), variable);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn field(&mut self, of: &IdedExpr, field: &str, variable: &str) {
+        if matches!(&of.expr, Expr::Ident(name) if name == variable) {
+            self.email |= field == "email";
+            self.email_verified |= field == "email_verified";
+        }
+    }
+}
+
 /// JSON as an expression sees it. Numbers are doubles, as they are for kube-apiserver.
 pub(super) fn value_of(json: &serde_json::Value) -> Value {
     match json {
@@ -178,110 +139,12 @@ pub(super) fn object(fields: &serde_json::Map<String, serde_json::Value>) -> Val
     Value::from(fields.collect::<HashMap<String, Value>>())
 }
 
-/// The errors that explain themselves by names; of the others not even the text is told, since it has values.
-fn describe(error: &ExecutionError) -> String {
-    match error {
-        ExecutionError::NoSuchKey(_)
-        | ExecutionError::NoSuchOverload(_)
-        | ExecutionError::UndeclaredReference(_)
-        | ExecutionError::InvalidArgumentCount { .. }
-        | ExecutionError::UnexpectedType { .. } => error.to_string(),
-        _ => "its parts do not go together".to_owned(),
-    }
-}
-
-/// Looks at every part of an expression once.
-struct Check<'a> {
-    variable: &'static str,
-    bound: Vec<&'a str>,
-    loops: usize,
-    uses: Uses,
-}
-
-// === impl Check ===
-
-impl<'a> Check<'a> {
-    fn expression(&mut self, expression: &'a IdedExpr, depth: usize) -> Result<(), String> {
-        if depth > MAX_DEPTH {
-            return Err(format!("an expression nests at most {MAX_DEPTH} deep"));
-        }
-        let depth = depth + 1;
-        match &expression.expr {
-            Expr::Unspecified | Expr::Literal(_) => {}
-            Expr::Ident(name) => self.name(name)?,
-            Expr::Select(select) => {
-                self.field(&select.operand, &select.field);
-                self.expression(&select.operand, depth)?;
-            }
-            Expr::Call(call) => {
-                // `claims["email"]` and `claims.?email` are calls with the name as text.
-                if let [of, IdedExpr { expr: Expr::Literal(LiteralValue::String(field)), .. }] =
-                    call.args.as_slice()
-                {
-                    self.field(of, field.inner());
-                }
-                for part in call.target.iter().map(Box::as_ref).chain(&call.args) {
-                    self.expression(part, depth)?;
-                }
-            }
-            Expr::List(list) => {
-                for item in &list.elements {
-                    self.expression(item, depth)?;
-                }
-            }
-            Expr::Map(map) => self.entries(&map.entries, depth)?,
-            Expr::Struct(structure) => self.entries(&structure.entries, depth)?,
-            Expr::Comprehension(loop_) => {
-                self.expression(&loop_.iter_range, depth)?;
-                self.expression(&loop_.accu_init, depth)?;
-                self.loops += 1;
-                if self.loops > MAX_LOOPS {
-                    return Err(format!("an expression has at most {MAX_LOOPS} loops within each other"));
-                }
-                let names = [Some(&loop_.iter_var), loop_.iter_var2.as_ref(), Some(&loop_.accu_var)];
-                let outside = self.bound.len();
-                self.bound.extend(names.into_iter().flatten().map(String::as_str));
-                for part in [&loop_.loop_cond, &loop_.loop_step, &loop_.result] {
-                    self.expression(part, depth)?;
-                }
-                self.bound.truncate(outside);
-                self.loops -= 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn entries(&mut self, entries: &'a [IdedEntryExpr], depth: usize) -> Result<(), String> {
-        for entry in entries {
-            match &entry.expr {
-                EntryExpr::StructField(field) => self.expression(&field.value, depth)?,
-                EntryExpr::MapEntry(entry) => {
-                    self.expression(&entry.key, depth)?;
-                    self.expression(&entry.value, depth)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn name(&self, name: &str) -> Result<(), String> {
-        let known = name == self.variable || NAMES.contains(&name) || self.bound.contains(&name);
-        if known { Ok(()) } else { Err(format!("undeclared reference to {name:?}")) }
-    }
-
-    fn field(&mut self, of: &IdedExpr, field: &str) {
-        if matches!(&of.expr, Expr::Ident(name) if name == self.variable) {
-            self.uses.email |= field == "email";
-            self.uses.email_verified |= field == "email_verified";
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::expression::{MAX_DEPTH, MAX_LENGTH};
 
     fn claims() -> Value {
         value_of(&json!({

@@ -254,16 +254,16 @@ fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'s
         let policy = &door.shared.pipeline.policy;
         loop {
             let now = Timestamp::now();
-            match &*known.borrow_and_update() {
+            let due = match &*known.borrow_and_update() {
                 Err(why) => return Order { reason: EndReason::Lapsed, why: why.clone() },
-                Ok(caller) => {
-                    if let Err(error) = policy.still(&admitted, caller, now) {
+                Ok(caller) => match policy.still(&admitted, caller, now) {
+                    Ok(due) => due,
+                    Err(error) => {
                         info!(%error, "a session has lapsed");
                         return Order { reason: error.end(), why: error.to_string() };
                     }
-                }
-            }
-            let due = policy.due(&admitted, now);
+                },
+            };
             let clock = async {
                 match due {
                     Some(due) => sleep(now.duration_until(due).unsigned_abs()).await,

@@ -1,5 +1,6 @@
 //! Tree: a YAML document that remembers its lines, and the way from it to typed objects.
 //!
+//! For manifests of the embedded cluster and for policies.
 //! Invariant: every key of the document is either taken by the typed object or refused. A generated type asks
 //! its deserializer to ignore what it does not know; this one answers with an error instead, so a misspelled
 //! key in a Role cannot silently grant less, or more, than it says.
@@ -11,9 +12,9 @@ use serde_saphyr::Spanned;
 
 /// A node of a document.
 #[derive(Debug, Clone)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     /// Line in the file, from 1.
-    pub(super) line: u64,
+    pub(crate) line: u64,
     value: Value,
 }
 
@@ -37,11 +38,13 @@ struct Key {
 
 /// Why a tree is not the object it should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Mismatch {
+pub(crate) struct Mismatch {
     /// Line in the file; 0 as long as nobody knows.
-    pub(super) line: u64,
-    path: String,
-    what: String,
+    pub(crate) line: u64,
+    /// What it is about, such as `.spec.containers[1].name`.
+    pub(crate) path: String,
+    /// What is wrong with it.
+    pub(crate) what: String,
 }
 
 /// Hands a tree to serde.
@@ -60,8 +63,24 @@ struct Entries<'a> {
 // === impl Tree ===
 
 impl Tree {
+    /// The documents of a YAML or JSON text.
+    ///
+    /// # Errors
+    /// When it is none; with the line.
+    pub(crate) fn documents(text: &str) -> Result<Vec<Self>, (u64, String)> {
+        let options = serde_saphyr::options! {
+            strict_booleans: true,
+            with_snippet: false,
+        };
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+            let line = error.location().map_or(1, |location| location.line());
+            // The user's words: the others speak of options in code.
+            (line, error.render_with_formatter(&serde_saphyr::UserMessageFormatter))
+        })
+    }
+
     /// The value of this key of a map.
-    pub(super) fn get(&self, name: &str) -> Option<&Tree> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Tree> {
         match &self.value {
             Value::Map(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, tree)| tree),
             _ => None,
@@ -69,15 +88,24 @@ impl Tree {
     }
 
     /// The text of this key of a map.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         match &self.get(name)?.value {
             Value::Text(text) => Some(text),
             _ => None,
         }
     }
 
+    /// The keys of a map, with their lines.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&str, u64)> {
+        let entries = match &self.value {
+            Value::Map(entries) => entries.as_slice(),
+            _ => &[],
+        };
+        entries.iter().map(|(key, _)| (key.name.as_str(), key.line))
+    }
+
     /// The items of a list.
-    pub(super) fn items(&self) -> Option<&[Tree]> {
+    pub(crate) fn items(&self) -> Option<&[Tree]> {
         match &self.value {
             Value::List(items) => Some(items),
             _ => None,
@@ -86,7 +114,7 @@ impl Tree {
 
     /// The line of what stands at a path such as `spec.containers[1].name`, or of the nearest thing around
     /// it.
-    pub(super) fn line_of(&self, path: &str) -> u64 {
+    pub(crate) fn line_of(&self, path: &str) -> u64 {
         let mut here = self;
         let mut line = self.line;
         for part in path.split(['.', '[']) {
@@ -110,7 +138,7 @@ impl Tree {
     }
 
     /// Reads the typed object; every key must be known to it.
-    pub(super) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Mismatch> {
+    pub(crate) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Mismatch> {
         T::deserialize(Reader(self))
     }
 }
@@ -267,13 +295,31 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         }
     }
 
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Mismatch> {
+        match &self.0.value {
+            Value::Text(text) => visitor.visit_enum(text.as_str().into_deserializer()),
+            Value::Map(entries) if entries.len() == 1 => {
+                let entries = Entries { rest: entries.iter(), value: None };
+                visitor.visit_enum(de::value::MapAccessDeserializer::new(entries))
+            }
+            Value::Map(_) => Err(de::Error::custom("has exactly one key")),
+            _ => Err(de::Error::custom("is a word")),
+        }
+        .map_err(|error: Mismatch| error.at(self.0.line))
+    }
+
     fn deserialize_ignored_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Mismatch> {
         Err(de::Error::custom("unknown field"))
     }
 
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
-        seq tuple tuple_struct map struct enum identifier
+        seq tuple tuple_struct map struct identifier
     }
 }
 
