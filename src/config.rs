@@ -756,6 +756,7 @@ mod tests {
         config.cluster.kubeconfig = Some("none".into());
         config.cluster.context = Some("none".into());
         config.audit.policy_file = Some("none".into());
+        config.policy.grants.namespace = Some("none".into());
         config.audit.file.path = Some("none".into());
         config.audit.webhook.kubeconfig = Some("none".into());
         config.upstream.kubelet = Kubelet {
