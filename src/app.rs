@@ -1,6 +1,7 @@
 //! App: the only wiring. Builds rooms from their own part of the config, binds, and runs until told to stop.
 
 pub mod dev;
+mod grants;
 pub mod keys;
 pub mod play;
 pub mod policy;
@@ -52,7 +53,7 @@ pub struct Ground {
     pub authn: Methods,
     /// The house rules.
     pub policy: Arc<Policy>,
-    /// Where grants are kept, if they are.
+    /// Grants, if there can be any: those that the house rules look at.
     pub grants: Option<Grants>,
     /// The way to far sides.
     pub route: Route,

@@ -7,6 +7,7 @@
 mod audit;
 mod authentication;
 pub(crate) mod duration;
+mod grants;
 mod lines;
 pub mod policy;
 pub mod recording;
@@ -25,6 +26,7 @@ use crate::telemetry::LogFormat;
 pub use audit::{Audit, AuditFile, Mode, Webhook, WhenDown};
 pub use authentication::{Authentication, RequestHeader, TokenReview};
 pub use duration::spelled;
+pub use grants::Grants;
 pub use policy::Policy;
 pub use recording::Recording;
 pub use validate::Problem;
@@ -770,6 +772,7 @@ mod tests {
         config.cluster.kubeconfig = Some("none".into());
         config.cluster.context = Some("none".into());
         config.audit.policy_file = Some("none".into());
+        config.policy.grants.namespace = Some("none".into());
         config.audit.file.path = Some("none".into());
         config.audit.webhook.kubeconfig = Some("none".into());
         config.upstream.kubelet = Kubelet {

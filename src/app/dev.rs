@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use tracing::{debug, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, policy, recording};
+use super::{Gateway, Ground, grants, policy, recording};
 use crate::audit::{self, Audit};
 use crate::authn::{Methods, Tokens, tokens};
 use crate::config::{self, Config};
@@ -24,8 +24,9 @@ use crate::dev::node::{self, Endpoint, Streaming};
 use crate::dev::state::{self, State};
 use crate::dev::{manifests, store};
 use crate::drain::{Drain, Drained};
+use crate::grant;
 use crate::listen;
-use crate::policy::{NoGrants, source};
+use crate::policy::source;
 use crate::recording::keys::SigningKey;
 use crate::reload::{Live, Reloader};
 use crate::tap::Recordings;
@@ -53,6 +54,9 @@ pub enum Error {
     /// The state folder is of no use.
     #[error(transparent)]
     State(#[from] state::Error),
+    /// Grants cannot be kept in it.
+    #[error("keep grants in the state folder")]
+    Grants(#[source] grant::store::Error),
     /// The house rules are.
     #[error("setting policy.files")]
     Policy(#[from] source::Error),
@@ -201,6 +205,8 @@ impl Dev {
             true => Some(recordings(&config.recording, state.path(), background, &metrics)?),
             false => None,
         };
+        let grants = grants::in_folder(config, &state.path().join("grants"), background);
+        let grants = grants.map_err(Error::Grants)?;
         let ground = Ground {
             audit: Audit::start(&config.audit, &reloader, background, &metrics).await?,
             recordings,
@@ -215,8 +221,8 @@ impl Dev {
                 anonymous: config.authentication.anonymous,
                 ..Methods::default()
             },
-            policy: Arc::new(policy::open(config, &reloader, Arc::new(NoGrants::default())).await?),
-            grants: None,
+            policy: Arc::new(policy::open(config, &reloader, Arc::new(grants.clone()), None).await?),
+            grants: Some(grants),
             route,
             ready: Vec::new(),
             metrics,

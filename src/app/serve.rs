@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tracing::{info, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, policy, recording};
+use super::{Gateway, Ground, grants, policy, recording};
 use crate::admin::Ready;
 use crate::audit::{self, Audit};
 use crate::authn::{FrontProxy, Methods, TokenReview, Tokens, oidc, tokens};
@@ -29,8 +29,10 @@ use crate::cluster::kube::{self, KubeCluster, forward};
 use crate::cluster::{self, Cluster};
 use crate::config::{Config, KeyPair, UpstreamMode};
 use crate::drain::Drain;
+use crate::grant;
 use crate::listen;
-use crate::policy::{NoGrants, Policy, source};
+use crate::policy::set::Set;
+use crate::policy::{Grants, NoGrants, Policy, source};
 use crate::reload::{Live, Reloader};
 use crate::secret::{self, Secret};
 use crate::telemetry::Metrics;
@@ -158,6 +160,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
     };
     let server_tls = files.server_tls().await?;
     let connection = files.connection().await?;
+    let kept = connection.clone();
     let settings = kube::Settings {
         review_timeout: config.cluster.review_timeout,
         read_timeout: config.cluster.read_timeout,
@@ -179,15 +182,22 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         UpstreamMode::ApiServer => Route::ApiServer(Arc::new(Through(connection))),
     };
     let synced = cluster.clone();
+    let mut ready = vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }];
+    let (grants, read) = grants::in_cluster(config, kept.clone(), background, metrics).unzip();
+    ready.extend(read);
+    let followed = policy::of_cluster(config, kept, background, metrics).map_err(Error::from_policy)?;
+    let (followed, read) = followed.unzip();
+    ready.extend(read);
+    let rules = files.policy(grants.as_ref(), followed).await?;
     let ground = Ground {
         recordings: recording::open(&config.recording, background, metrics)?,
         cluster,
         server_tls,
         authn,
-        policy: Arc::new(files.policy().await?),
-        grants: None,
+        policy: Arc::new(rules),
+        grants,
         route,
-        ready: vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }],
+        ready,
         metrics: metrics.clone(),
         audit: files.audit(metrics).await?,
         background: background.clone(),
@@ -286,9 +296,16 @@ impl Files<'_> {
         live.map_err(|source| Error::Setting { key, source })
     }
 
-    async fn policy(&self) -> Result<Policy, Error> {
-        let grants = Arc::new(NoGrants::default());
-        let opened = policy::open(self.config, &self.reloader, grants).await;
+    async fn policy(
+        &self,
+        grants: Option<&grant::Grants>,
+        followed: Option<Live<Set>>,
+    ) -> Result<Policy, Error> {
+        let grants: Arc<dyn Grants> = match grants {
+            Some(grants) => Arc::new(grants.clone()),
+            None => Arc::new(NoGrants::default()),
+        };
+        let opened = policy::open(self.config, &self.reloader, grants, followed).await;
         opened.map_err(Error::from_policy)
     }
 

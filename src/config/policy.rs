@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Grants;
 use crate::policy::document::Effect;
 
 /// Where the house rules are.
@@ -14,13 +15,17 @@ pub struct Policy {
     pub default: Effect,
     /// Files of policies, and folders of such files.
     pub files: Vec<PathBuf>,
+    /// Whether the cluster's objects of the kind are policies, too.
+    pub from_api: bool,
+    /// What second persons agree to.
+    pub grants: Grants,
 }
 
 // === impl Policy ===
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { default: Effect::Allow, files: Vec::new() }
+        Self { default: Effect::Allow, files: Vec::new(), from_api: false, grants: Grants::default() }
     }
 }
 
@@ -33,10 +38,10 @@ impl Policy {
 
     /// What is wrong with it, by key.
     pub(super) fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if self.default == Effect::Deny && self.files.is_empty() {
-            let what =
-                "is deny, and there are no policies that could allow anything; name them in policy.files";
+        let mut problems = self.grants.problems();
+        if self.default == Effect::Deny && self.files.is_empty() && !self.from_api {
+            let what = "is deny, and there are no policies that could allow anything; name them in policy.files, or set \
+                        policy.fromApi";
             problems.push(("policy.default".to_owned(), what.to_owned()));
         }
         problems

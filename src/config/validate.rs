@@ -71,6 +71,7 @@ impl Config {
             ("upstream.upgradeTimeout", self.upstream.upgrade_timeout),
             ("session.refusalTimeout", self.session.refusal_timeout),
             ("session.openTimeout", self.session.open_timeout),
+            ("policy.grants.longest", self.policy.grants.longest),
             ("reload.period", self.reload.period),
         ];
         for (key, value) in deadlines {
@@ -90,6 +91,7 @@ impl Config {
             ("session.maxDuration", self.session.max_duration),
             ("session.idleTimeout", self.session.idle_timeout),
             ("drain.announce", self.drain.announce),
+            ("policy.grants.keep", self.policy.grants.keep),
             ("drain.deadline", self.drain.deadline),
         ];
         problems.extend(
@@ -130,6 +132,11 @@ impl Config {
     /// What is wrong for `podgate dev`.
     pub(super) fn dev_problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        if self.policy.from_api {
+            let what =
+                "is for podgate serve: the embedded cluster keeps no policies; name them in policy.files";
+            problems.push(problem("policy.fromApi", what));
+        }
         for (key, addr) in [("api.listen", self.api.listen), ("admin.listen", self.admin.listen)] {
             if !self.dev.danger_listen_beyond_loopback && !addr.ip().is_loopback() {
                 let what = format!(

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::document::{Command, Grant, Labels, MAX_BYTES, Operator, Phase, Selector, Status, Verdict, after};
 use super::{APPROVE, GROUP, KIND, RESOURCE, Who};
 use crate::authn::ANONYMOUS;
+use crate::policy::pattern::Pattern;
 use crate::status::{About, Cause, Refusal, go_quote};
 
 /// Bytes of a grant's name at most, so that with a namespace before it, it is the name of the ConfigMap that keeps it.
@@ -25,7 +26,7 @@ const MAX_REASON: usize = 1024;
 /// Labels, expressions, values of one, containers and words of a command at most, each: people write these.
 const MAX_LISTED: usize = 64;
 
-/// Bytes of one container pattern or word at most.
+/// Bytes of one word at most.
 const MAX_WORD: usize = 4096;
 
 /// Bytes of the name and the prefix of a label's key, and of its value. Source: apimachinery `pkg/util/validation`.
@@ -199,6 +200,11 @@ pub fn lets_in(grant: &Grant, who: Who<'_>) -> bool {
     grant.spec.subject.covers(who) && grant.status.approvals.iter().any(|approval| !approval.is_of(who))
 }
 
+/// Whether a namespace may have this name: a DNS label.
+pub fn is_namespace(name: &str) -> bool {
+    is_subdomain(name) && !name.contains('.') && name.len() <= MAX_NAMESPACE
+}
+
 /// 403 about a grant, in the API server's form.
 pub(super) fn forbidden(name: &str, why: &str) -> Refusal {
     let subject = if name.is_empty() { String::new() } else { format!(" {}", quote(name)) };
@@ -316,15 +322,13 @@ fn wrong_selector(selector: &Selector) -> Vec<Cause> {
     causes.extend(many(format!("{FIELD}.containers"), containers.len()));
     causes.extend(many(format!("{FIELD}.subresources"), subresources.len()));
     causes.extend(many(format!("{FIELD}.command"), words.len()));
-    for (field, long) in [("containers", containers.as_slice()), ("command", words)] {
-        if long.iter().any(|word| word.len() > MAX_WORD) {
-            let text = format!("Too long: may not be more than {MAX_WORD} bytes");
-            causes.push(cause(&format!("{FIELD}.{field}"), TOO_LONG, text));
-        }
+    if words.iter().any(|word| word.len() > MAX_WORD) {
+        let text = format!("Too long: may not be more than {MAX_WORD} bytes");
+        causes.push(cause(&format!("{FIELD}.command"), TOO_LONG, text));
     }
-    if containers.iter().any(String::is_empty) {
-        let text = "Required value: a container has a name".to_owned();
-        causes.push(cause(&format!("{FIELD}.containers"), REQUIRED, text));
+    if let Some(what) = containers.iter().find_map(|container| Pattern::new(container.clone()).err()) {
+        let text = format!("Invalid value: the pattern of a container {what}");
+        causes.push(cause(&format!("{FIELD}.containers"), INVALID, text));
     }
     if command.is_some() && words.is_empty() {
         let text = "Required value: a command has a word".to_owned();
@@ -401,9 +405,8 @@ fn wrong_metadata(grant: &Grant) -> Vec<Cause> {
         let text = format!("Invalid value: {name}: {text}; it must be no more than {MAX_NAME} bytes");
         causes.push(cause("metadata.name", INVALID, text));
     }
-    let namespace = &metadata.namespace;
-    if !is_subdomain(namespace) || namespace.contains('.') || namespace.len() > MAX_NAMESPACE {
-        let text = format!("Invalid value: {}: is no namespace", quote(shown(namespace)));
+    if !is_namespace(&metadata.namespace) {
+        let text = format!("Invalid value: {}: is no namespace", quote(shown(&metadata.namespace)));
         causes.push(cause("metadata.namespace", INVALID, text));
     }
     causes.extend(wrong_pairs("metadata.labels", &metadata.labels));

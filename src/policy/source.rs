@@ -3,6 +3,8 @@
 //! Invariant: all of it is good, or none of it is used: a set that is missing a file, or has one fault, never takes the
 //! place of the last good one, and at start podgate does not run without.
 
+pub mod api;
+
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

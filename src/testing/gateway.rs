@@ -129,7 +129,7 @@ impl TestGateway {
     async fn launch(config: &Config, ground: Ground) -> Gateway {
         let mut ground = audited(config, ground).await;
         let reloader = Reloader::new(config.reload.period, ground.background.clone(), ground.metrics.clone());
-        let rules = policy::open(config, &reloader, Arc::new(NoGrants::default())).await;
+        let rules = policy::open(config, &reloader, Arc::new(NoGrants::default()), None).await;
         ground.policy = Arc::new(rules.expect("read the house rules"));
         let opened = recording::open(&config.recording, &ground.background, &ground.metrics);
         ground.recordings = ground.recordings.or(opened.expect("open the spool"));
