@@ -5,16 +5,23 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::StreamExt;
 use podgate::testing::far::SWITCHING;
-use podgate::testing::frames::{STDIN, data, opening, replies};
+use podgate::testing::frames::{STDIN, data, opening, replies, result};
 use podgate::testing::gateway::{config, exec_request, read_exactly, request, send};
 use podgate::testing::{Far, Pki, TestGateway, soon, until};
+use podgate::wire::remotecommand::Outcome;
 use podgate::wire::spdy::{Encoder, Headers};
 use podgate::wire::ws::{self, MaskKey};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 type ClientIo = TlsStream<TcpStream>;
@@ -238,4 +245,105 @@ async fn a_hundred_thousand_websocket_pings_that_nobody_reads_the_answers_of_cos
     assert!(resident() < before + COST, "{} bytes more", resident() - before);
     drop(client);
     rig.stop().await;
+}
+
+/// A far side whose programs heed a hang-up, but for those that are called deaf.
+async fn hung_up() -> Rig {
+    let pki = Arc::new(Pki::new());
+    let far = Far::by_head(&pki, |mut io, head| async move {
+        send(&mut io, SWITCHING).await;
+        if !head.contains("command=cat") {
+            if io.read_exact(&mut vec![0; opening().len()]).await.is_err() {
+                return;
+            }
+            let _ = io.write_all(&replies()).await;
+        }
+        let (deaf, mut bytes) = (head.contains("command=deaf"), vec![0; 4096]);
+        while let Ok(count @ 1..) = io.read(&mut bytes).await {
+            if head.contains("command=cat") {
+                send(&mut io, &bytes[..count]).await;
+            } else if !deaf && bytes[..count].iter().any(|byte| matches!(byte, 0x03 | 0x04)) {
+                // Podgate may have given up by then.
+                let _ = io.write_all(&result(&Outcome::exit(130))).await;
+            }
+        }
+    })
+    .await;
+    let gateway = TestGateway::facing(&far, config(), pki).await;
+    let mut neighbour = gateway.connect_as("ben").await;
+    send(&mut neighbour, &exec_request("command=cat&stdin=1&stdout=1", "")).await;
+    read_exactly(&mut neighbour, SWITCHING.len()).await;
+    Rig { far, gateway, neighbour }
+}
+
+/// A client that goes away without a word, each at another moment.
+async fn disconnect(gateway: &TestGateway, tls: Arc<ClientConfig>, number: usize) {
+    let tcp = TcpStream::connect(gateway.gateway.api).await.unwrap();
+    SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+    if number.is_multiple_of(10) {
+        return;
+    }
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut io = soon("TLS", TlsConnector::from(tls).connect(name, tcp)).await.unwrap();
+    if number % 10 == 1 {
+        return;
+    }
+    let program = if number % 100 == 2 { "deaf" } else { "sh" };
+    let query = format!("command={program}&stdin=1&stdout=1&tty=1");
+    send(&mut io, &exec_request(&query, "X-Stream-Protocol-Version: v4.channel.k8s.io\r\n")).await;
+    if number % 10 == 3 {
+        return;
+    }
+    read_exactly(&mut io, SWITCHING.len()).await;
+    if number % 10 == 4 {
+        return;
+    }
+    send(&mut io, &opening()).await;
+    read_exactly(&mut io, replies().len()).await;
+    if number % 10 > 5 {
+        send(&mut io, &data(STDIN, b"sleep 1000\r")).await;
+    }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+async fn disconnects(count: usize) {
+    let mut rig = hung_up().await;
+    let tls = rig.gateway.client_tls("ana");
+    let some = async |gateway: &TestGateway, numbers: std::ops::Range<usize>| {
+        let all = numbers.map(|number| disconnect(gateway, tls.clone(), number));
+        futures_util::stream::iter(all).buffer_unordered(32).collect::<Vec<()>>().await;
+        until("sessions to be over", || gateway.metric("podgate_sessions") == 1.0).await;
+        until("connections to be over", || gateway.metric("podgate_connections") == 1.0).await;
+    };
+    // What grows once, such as pools and stacks, has grown by then.
+    some(&rig.gateway, 0..500).await;
+    until("the far side to be left", || rig.far.connections() == 1).await;
+    let (tasks, sockets, memory) = (rig.gateway.gateway.drain.tasks(), descriptors(), resident());
+    some(&rig.gateway, 0..count).await;
+    until("the far side to be left", || rig.far.connections() == 1).await;
+    until("no task and no socket more", || {
+        rig.gateway.gateway.drain.tasks() <= tasks && descriptors() <= sockets
+    })
+    .await;
+    let grown = resident().saturating_sub(memory);
+    let remain = rig.gateway.metric("podgate_processes_may_remain_total");
+    println!("{count} disconnects: {grown} bytes more, {remain} of which a process may remain");
+    assert!(grown < COST / 4, "{grown} bytes more");
+    assert!(remain >= (count / 100) as f64, "{remain}");
+    rig.neighbour_is_well().await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_abrupt_disconnects_leave_no_socket_task_or_memory() {
+    disconnects(1000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn ten_thousand_abrupt_disconnects_leave_no_socket_task_or_memory() {
+    disconnects(10_000).await;
 }

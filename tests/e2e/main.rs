@@ -17,6 +17,7 @@ mod answers;
 mod audit;
 mod checks;
 mod clients;
+mod endings;
 mod http;
 mod identity;
 mod kube_rs;

@@ -19,6 +19,7 @@ use crate::answers::{self, Tokens};
 use crate::audit;
 use crate::checks::{Echo, Target, feed, piped};
 use crate::clients::Client;
+use crate::endings;
 use crate::http::Server;
 use crate::identity;
 use crate::pki::Authority;
@@ -105,6 +106,9 @@ async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
         compare(cluster, mode, &podgate_too, run).await;
         evidence(cluster, mode, &podgate_too, run).await;
         identity(cluster, mode, &kubeconfig, &podgate_too, run).await;
+        let log = cluster.audit_log(mode);
+        let check = endings::no_plain_shell_is_left(cluster, &kubeconfig, clients, &log);
+        run.cell(Cell::line("endings", mode, "no plain shell is left"), None, check).await;
         podgate.stop(run.failed()).await;
     }
 }
@@ -370,6 +374,11 @@ impl Cluster {
         path
     }
 
+    /// A home for kubectls.
+    pub(crate) fn home(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// A folder for what a client writes.
     fn scratch(&self, name: &str) -> PathBuf {
         let scratch = self.folder.path().join("scratch").join(name);
@@ -406,7 +415,7 @@ impl Cluster {
     }
 
     /// Has the administrator do something; the output.
-    async fn kubectl(&self, args: &[&str], input: &[u8]) -> String {
+    pub(crate) async fn kubectl(&self, args: &[&str], input: &[u8]) -> String {
         self.kubectl_by(&self.kubeconfig, args, input).await
     }
 

@@ -1,12 +1,24 @@
 //! What is left in containers when clients vanish: nothing, or what podgate says may be left. The nodes here do as real
 //! ones, and leave running whatever their clients have left behind.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podgate::app::dev::Dev;
-use podgate::testing::until;
+use podgate::drain::Drained;
+use podgate::testing::far::SWITCHING;
+use podgate::testing::frames::{opening, replies, result};
+use podgate::testing::gateway::{self, exec_request, send};
+use podgate::testing::{Far, Pki, TestGateway, until};
+use podgate::wire::remotecommand::Outcome;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::dev::{Running, config};
 use crate::kubectl::{self, Kubectl};
@@ -254,4 +266,110 @@ async fn the_main_process_of_a_container_outlives_whoever_is_attached_to_it() {
         }
     }
     running.stop().await;
+}
+
+/// Says what a shell does: the short ones end by themselves after some seconds, the long ones when they are hung up.
+async fn shells(pki: &Pki) -> Far {
+    Far::by_head(pki, |mut io, head| async move {
+        send(&mut io, SWITCHING).await;
+        io.read_exact(&mut vec![0; opening().len()]).await.expect("a client that opens its streams");
+        send(&mut io, &replies()).await;
+        let lasts = head.split("command=lasts").nth(1).and_then(|rest| rest.split('&').next()?.parse().ok());
+        let ends = async {
+            match lasts {
+                Some(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut ends = std::pin::pin!(ends);
+        let mut bytes = [0; 4096];
+        loop {
+            tokio::select! {
+                () = &mut ends => break,
+                read = io.read(&mut bytes) => match read {
+                    Ok(count @ 1..) if bytes[..count].contains(&0x04) => break,
+                    Ok(1..) => {}
+                    _ => return,
+                }
+            }
+        }
+        let _ = io.write_all(&result(&Outcome::Success)).await;
+        // As a kubelet, which closes when the program has ended.
+        let _ = io.shutdown().await;
+    })
+    .await
+}
+
+/// A session in a terminal: what its client got, and when the last of it came.
+async fn session(gateway: SocketAddr, tls: Arc<ClientConfig>, command: &str) -> Option<(String, Instant)> {
+    let tcp = TcpStream::connect(gateway).await.ok()?;
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut io = TlsConnector::from(tls).connect(name, tcp).await.ok()?;
+    let query = format!("command={command}&stdin=1&stdout=1&tty=1");
+    send(&mut io, &exec_request(&query, "X-Stream-Protocol-Version: v4.channel.k8s.io\r\n")).await;
+    send(&mut io, &opening()).await;
+    let mut got = Vec::new();
+    // A session that is cut has no proper end.
+    let _ = io.read_to_end(&mut got).await;
+    Some((String::from_utf8_lossy(&got).into_owned(), Instant::now()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_under_two_hundred_sessions_in_figures() {
+    const ANNOUNCE: Duration = Duration::from_secs(1);
+    const DEADLINE: Duration = Duration::from_secs(4);
+    let pki = Arc::new(Pki::new());
+    let far = shells(&pki).await;
+    let old = TestGateway::facing(&far, gateway::config(), pki.clone()).await;
+    let new = TestGateway::facing(&far, gateway::config(), pki).await;
+    let (addr, tls) = (old.gateway.api, old.client_tls("ana"));
+    let live = futures_util::future::join_all((0..200).map(|number| {
+        // Three of four end by themselves, most of them before the deadline.
+        let command =
+            if number % 4 == 0 { "stays".to_owned() } else { format!("lasts{}", 3000 + 15 * number) };
+        let tls = tls.clone();
+        async move { session(addr, tls, &command).await.expect("a session") }
+    }));
+    let restart = async {
+        until("two hundred sessions", || far.accepted() == 200).await;
+        let signal = Instant::now();
+        old.gateway.drain.announce();
+        assert_eq!(old.admin("GET /readyz").await.code(), 500);
+        let unready = signal.elapsed();
+        // Whoever was sent here before that was known is still served.
+        let late = session(addr, tls.clone(), "lasts1").await.expect("the door is open");
+        assert!(late.0.contains("Success"), "{}", late.0);
+        tokio::time::sleep(ANNOUNCE.saturating_sub(signal.elapsed())).await;
+        let (metrics, stopping) = (old.gateway.metrics.clone(), Instant::now());
+        let elsewhere = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(session(addr, tls.clone(), "lasts1").await.is_none(), "the door is closed");
+            let other =
+                session(new.gateway.api, new.client_tls("ana"), "lasts1").await.expect("another replica");
+            assert!(other.0.contains("Success"), "{}", other.0);
+        };
+        let (drained, ()) = tokio::join!(old.gateway.stop(DEADLINE), elsewhere);
+        assert_eq!(drained, Drained::Cut);
+        assert_eq!(metrics.processes_may_remain.get(), 0, "what was left has ended");
+        (unready, stopping, stopping.elapsed())
+    };
+    let (live, (unready, stopping, took)) = tokio::join!(live, restart);
+    new.stop().await;
+    let told = "podgate: podgate was stopped before the session ended";
+    let (cut, whole): (Vec<_>, Vec<_>) = live.into_iter().partition(|(got, _)| got.contains(told));
+    assert!(whole.iter().all(|(got, _)| got.contains("Success")), "none ends without a word");
+    let deadline = stopping + DEADLINE;
+    assert!(cut.len() >= 50 && cut.iter().all(|(got, _)| got.contains("\"status\":\"Failure\"")));
+    assert!(
+        cut.iter().all(|(_, at)| *at >= deadline) && took < DEADLINE + Duration::from_secs(2),
+        "{took:?}"
+    );
+    let last = cut.iter().map(|(_, at)| at.duration_since(deadline)).max().unwrap_or_default();
+    println!(
+        "readiness was gone {unready:?} after the signal; of 200 sessions {} ended by themselves, {} were told and hung \
+         up, the last {last:?} after the deadline of {DEADLINE:?}; all was over {took:?} after the door had closed, and no \
+         process remains",
+        whole.len(),
+        cut.len(),
+    );
 }
