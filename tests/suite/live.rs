@@ -49,8 +49,13 @@ async fn sessions_are_shown_in_every_form_and_selected_by_every_kubectl() {
     let running = Running::start().await;
     for kubectl in all(&running.kubeconfig()) {
         let resources = kubectl.run(&["api-resources", "--api-group=podgate.dev"]).await;
-        let words: Vec<_> = resources.out.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(words, ["sessions", "sess", "podgate.dev/v1alpha1", "true", "Session"]);
+        let rows = resources.out.lines().skip(1).map(|row| row.split_whitespace().collect());
+        let rows: Vec<Vec<_>> = rows.collect();
+        let group = "podgate.dev/v1alpha1";
+        assert_eq!(
+            rows,
+            [vec!["grants", group, "true", "Grant"], vec!["sessions", "sess", group, "true", "Session"]]
+        );
         let (child, _out) = exec(&kubectl).await;
         let name = names(&kubectl).await.remove(0);
         let bare = name.strip_prefix("session.podgate.dev/web-").unwrap();

@@ -435,7 +435,9 @@ async fn streams_that_could_be_taken_for_others_end_a_session_that_is_recorded()
         String::from_utf8_lossy(&told)
     );
     let far = heard.recv().await.unwrap();
-    assert_eq!(far, [&frames::opening()[..], &frames::data(frames::STDIN, b"seen")].concat());
+    // Podgate ends the program's stdin, which is not on the tape.
+    let hung_up = Encoder::data_head(frames::STDIN, 0, true);
+    assert_eq!(far, [&frames::opening()[..], &frames::data(frames::STDIN, b"seen"), &hung_up].concat());
     let (_, taped) = kept.take().await;
     assert_eq!((&taped.stdin[..], &taped.result), (&b"seen"[..], &error));
     gateway.stop().await;
