@@ -240,7 +240,7 @@ async fn a_hundred_thousand_websocket_pings_that_nobody_reads_the_answers_of_cos
     let mut pings = BytesMut::new();
     (0..100_000).for_each(|_| ws::Encoder::ping(&mut pings, &[b'p'; 125], Some(MaskKey([1, 2, 3, 4]))));
     // Whether all of it is taken is the gateway's choice.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), client.write_all(&pings)).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), client.write_all(&pings)).await;
     rig.neighbour_is_well().await;
     assert!(resident() < before + COST, "{} bytes more", resident() - before);
     drop(client);

@@ -36,7 +36,7 @@ async fn what_one_replica_is_told_all_know() {
     let (one, two) = (replica(&server).await, replica(&server).await);
     let ana = person("ana");
     let made = one.create(&ana, wanted()).await.unwrap();
-    assert_eq!(one.grants.list(None).items, [made.clone()], "who made it finds it");
+    assert_eq!(one.grants.list(None).items, std::slice::from_ref(&made), "who made it finds it");
     until("the other knows it", || two.grants.list(None).items == [made.clone()]).await;
     assert_eq!(two.create(&ana, wanted()).await.unwrap_err().code(), 409);
 
