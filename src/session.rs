@@ -27,7 +27,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::BoxFuture;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Fuse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -159,14 +160,17 @@ enum Stop {
     FarDeaf(io::Error),
     /// The far side did not open its streams.
     NotOpen,
-    /// Nothing passed for so long, which is too long.
-    Idle(Duration),
-    /// It has lasted so long, which is as long as it may.
-    Overlong(Duration),
-    /// Somebody else wants it to.
+    /// Its bounds, or somebody else, want it to.
     Ordered(Order),
     /// The drain cuts.
     Cut,
+}
+
+/// What a session is held to until both its connections are closed.
+struct Bounds {
+    start: Instant,
+    limits: Limits,
+    orders: Fuse<BoxFuture<'static, Order>>,
 }
 
 /// How to part from both peers.
@@ -257,11 +261,12 @@ impl Sessions {
         let rate = limits.bytes_per_second;
         let client = Side::new(client, BytesMut::from(early), rate, head.len());
         let far = Side::new(far, BytesMut::from(first), rate, 0);
+        let mut bounds = Bounds { start: Instant::now(), limits, orders: orders.fuse() };
         let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
         splice.out.tap.tell(meters.audience.clone());
         let stop = match splice.begin() {
-            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, limits, orders).await,
+            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, &mut bounds).await,
             Err(event) => Stop::Event(event),
         };
         // Boxed: a session that lives needs no room for its end.
@@ -269,7 +274,7 @@ impl Sessions {
             splice.stamp();
             let farewell = self.farewell(&mut splice, stop, runs);
             record.passed(&splice.out.tap);
-            let Splice { client, mut far, mut link, mut out, recorder, .. } = splice;
+            let Splice { client, mut far, mut link, mut out, recorder, active, .. } = splice;
             let to_client = std::mem::take(&mut out.client);
             let far_side = async {
                 let may_remain =
@@ -283,15 +288,19 @@ impl Sessions {
                     tokio::join!(close::far(&mut far.io, self.settings.linger, &self.drain), recorded);
                 (may_remain, recorded)
             };
-            let ((), (may_remain, recorded)) =
-                tokio::join!(self.part(client, to_client, socket, &meters, &farewell), far_side);
+            let broken = bounds.broken(active);
+            let (broken, (may_remain, recorded)) =
+                tokio::join!(self.part(client, to_client, socket, &meters, &farewell, broken), far_side);
             if let Some(Done { ending, .. }) = recorded {
                 record.recorded(&ending);
             }
             if may_remain {
                 record.process_may_remain();
             }
-            record.end(farewell.reason, farewell.cause);
+            match broken {
+                Some(Order { reason, why }) => record.end(reason, why),
+                None => record.end(farewell.reason, farewell.cause),
+            }
         })
         .await;
     }
@@ -303,14 +312,14 @@ impl Sessions {
         socket: Option<&Socket>,
         meters: &Meters,
         timing: Timing,
-        limits: Limits,
-        mut orders: BoxFuture<'static, Order>,
+        bounds: &mut Bounds,
     ) -> Stop
     where
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let start = Instant::now();
+        let Bounds { start, limits, orders } = bounds;
+        let start = *start;
         let (mut tick, mut check, mut deaf) = (timing.keepalive.map(|period| start + period), None, None);
         let opens = start + self.settings.open_timeout;
         let longest = limits.longest.and_then(|longest| start.checked_add(longest));
@@ -338,7 +347,7 @@ impl Sessions {
                     event => return Stop::Event(event),
                 },
                 () = &mut cutting => return Stop::Cut,
-                order = &mut orders => return Stop::Ordered(order),
+                order = &mut *orders => return Stop::Ordered(order),
                 () = clock => {}
             }
             let now = Instant::now();
@@ -356,10 +365,10 @@ impl Sessions {
                 return Stop::FarDeaf(error);
             }
             if let Some(longest) = limits.longest.filter(|longest| start.elapsed() >= *longest) {
-                return Stop::Overlong(longest);
+                return Stop::Ordered(overlong(longest));
             }
             if let Some(idle) = limits.idle.filter(|idle| splice.idle() >= *idle) {
-                return Stop::Idle(idle);
+                return Stop::Ordered(idle_for(idle));
             }
             if due(check) {
                 check = None;
@@ -416,16 +425,6 @@ impl Sessions {
                 out.far.clear();
                 (EndReason::ClientLost, String::new(), Parting::Drop, Leaving::Gone)
             }
-            Stop::Idle(limit) => {
-                let why = format!("this session was idle for {}", spelled(limit));
-                tell(&mut **link, &why, out);
-                (EndReason::Idle, why, Parting::Cut, Leaving::HungUp)
-            }
-            Stop::Overlong(limit) => {
-                let why = format!("this session has lasted {}, as long as it may", spelled(limit));
-                tell(&mut **link, &why, out);
-                (EndReason::Overlong, why, Parting::Cut, Leaving::HungUp)
-            }
             Stop::Ordered(Order { reason, why }) => {
                 tell(&mut **link, &why, out);
                 (reason, why, Parting::Cut, Leaving::HungUp)
@@ -445,8 +444,8 @@ impl Sessions {
 
     /// Ends the client's connection as far and as long as it deserves.
     ///
-    /// What the far side had said is owed to a client for as long as that is there. When podgate itself ends the session
-    /// nobody has that long.
+    /// What the far side had said is owed to a client for as long as that is there, and the session's bounds are not
+    /// `broken`, which is then given back. When podgate itself ends the session nobody has that long.
     async fn part<C>(
         &self,
         mut client: Side<C>,
@@ -454,7 +453,9 @@ impl Sessions {
         socket: Option<Socket>,
         meters: &Meters,
         farewell: &Farewell,
-    ) where
+        broken: impl Future<Output = Order>,
+    ) -> Option<Order>
+    where
         C: AsyncRead + AsyncWrite + Unpin,
     {
         let (linger, drain) = (self.settings.linger, &self.drain);
@@ -473,19 +474,23 @@ impl Sessions {
             EndReason::Drained | EndReason::Aborted => Some(CUT_FLUSH),
         };
         if farewell.client == Parting::Drop {
-            return drop(client);
+            return None;
         }
-        tokio::select! {
+        let broken = tokio::select! {
             biased;
-            () = client.send(&mut queue, &meters.down, client_has) => {}
-            () = gone(socket.as_ref()), if client_has.is_none() => {}
-            () = cut(drain, CUT_FLUSH) => {}
-        }
-        match (farewell.client, &socket) {
+            () = client.send(&mut queue, &meters.down, client_has) => None,
+            () = gone(socket.as_ref()), if client_has.is_none() => None,
+            order = broken, if client_has.is_none() => Some(order),
+            () = cut(drain, CUT_FLUSH) => None,
+        };
+        // What it has not got must be seen to be missing.
+        let parting = if broken.is_some() { Parting::Cut } else { farewell.client };
+        match (parting, &socket) {
             (Parting::Cut, Some(socket)) => close::cut(&mut client.io, socket, linger, drain).await,
             (Parting::Cut, None) | (Parting::Drop, _) => {}
             (Parting::Proper, _) => close::client(&mut client.io, linger, drain).await,
         }
+        broken
     }
 
     /// Says the last there is to say to the far side, and hangs up what runs there for the session alone. Whether that
@@ -556,6 +561,38 @@ impl Limits {
             idle: stricter(self.idle, all.idle_timeout),
         }
     }
+}
+
+// === impl Bounds ===
+
+impl Bounds {
+    /// Resolves when the session is to end in which something has passed last at `active`.
+    async fn broken(&mut self, active: Instant) -> Order {
+        let Self { start, limits, orders } = self;
+        let after = |since: Instant, limit: Option<Duration>| {
+            let at = limit.and_then(|limit| Some((since.checked_add(limit)?, limit)));
+            async move {
+                match at {
+                    Some((at, limit)) => sleep_until(at).map(|()| limit).await,
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            order = orders => order,
+            limit = after(*start, limits.longest) => overlong(limit),
+            limit = after(active, limits.idle) => idle_for(limit),
+        }
+    }
+}
+
+fn idle_for(limit: Duration) -> Order {
+    Order { reason: EndReason::Idle, why: format!("this session was idle for {}", spelled(limit)) }
+}
+
+fn overlong(limit: Duration) -> Order {
+    let why = format!("this session has lasted {}, as long as it may", spelled(limit));
+    Order { reason: EndReason::Overlong, why }
 }
 
 /// Ends a session for a reason of podgate's own, which the client is told: by an error, and in a terminal on a line of

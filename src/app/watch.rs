@@ -170,7 +170,7 @@ async fn config(flags: &cli::Watch) -> Result<Config, Error> {
 /// The message of a Status, or what there is instead.
 fn refusal(status: StatusCode, body: &[u8]) -> String {
     let said: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    said["message"].as_str().map_or_else(|| format!("podgate answered {status}"), str::to_owned)
+    said["message"].as_str().map_or_else(|| format!("podgate answered {status}"), plain)
 }
 
 // === impl Screen ===
@@ -249,6 +249,8 @@ mod tests {
     #[test]
     fn a_refusal_is_told_in_its_own_words() {
         assert_eq!(refusal(StatusCode::FORBIDDEN, br#"{"message":"no"}"#), "no");
+        let drawn = refusal(StatusCode::FORBIDDEN, br#"{"message":"\u001b]0;x\u0007no"}"#);
+        assert_eq!(drawn, "\\u{1b}]0;x\\u{7}no");
         assert_eq!(refusal(StatusCode::BAD_GATEWAY, b"<html>"), "podgate answered 502 Bad Gateway");
     }
 }

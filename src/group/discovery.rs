@@ -97,9 +97,11 @@ impl Document {
             }
             Err(_) => text,
         };
-        head.headers.remove(header::CONTENT_LENGTH);
-        // It is another document now.
-        head.headers.remove(header::ETAG);
+        // It is another document now, and no longer the one that the cluster's hash in the URL stands for.
+        for name in [header::CONTENT_LENGTH, header::ETAG, header::EXPIRES] {
+            head.headers.remove(name);
+        }
+        serving::uncached(&mut head.headers);
         Ok(Response::from_parts(head, full(body)))
     }
 
@@ -276,8 +278,13 @@ fn aggregated(kind: &Kind) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::BoxFuture;
+    use futures_util::stream::BoxStream;
+    use http::Method;
+
     use super::*;
-    use crate::group::sessions;
+    use crate::authn::Caller;
+    use crate::group::{Change, Item, Listed, Options, sessions};
 
     fn added(document: Document, mut to: Value) -> Value {
         document.add(&[&sessions::KIND], &mut to);
@@ -316,6 +323,56 @@ mod tests {
         // What a broken cluster says makes nothing worse.
         assert!(added(Document::Version, json!([1]))["resources"].is_array());
         assert!(added(Document::OpenApi3, json!("x")).is_string());
+    }
+
+    struct Alone;
+
+    impl Resource for Alone {
+        fn kind(&self) -> &'static Kind {
+            &sessions::KIND
+        }
+
+        fn list<'a>(&'a self, _: Option<&'a str>) -> BoxFuture<'a, Result<Listed, Refusal>> {
+            unreachable!("only what it is matters")
+        }
+
+        fn changes(&self, _: u64) -> BoxStream<'static, Result<Change, Refusal>> {
+            unreachable!("only what it is matters")
+        }
+
+        fn get<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Item, Refusal>> {
+            unreachable!("only what it is matters")
+        }
+
+        fn delete<'a>(
+            &'a self,
+            _: &'a Caller,
+            _: &'a str,
+            _: &'a str,
+            _: &'a Options,
+        ) -> BoxFuture<'a, Result<Item, Refusal>> {
+            unreachable!("only what it is matters")
+        }
+    }
+
+    #[tokio::test]
+    async fn no_client_keeps_the_schemas_of_another_podgate_by_the_hash_of_the_clusters() {
+        let uri = "/openapi/v3/apis/podgate.dev/v1alpha1?hash=5EED".parse().unwrap();
+        let ask = Ask::parse(&Method::GET, &uri, &HeaderMap::new()).unwrap();
+        let theirs = Response::builder()
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CACHE_CONTROL, "public, immutable")
+            .header(header::EXPIRES, "Sat, 20 Nov 2027 10:00:00 GMT")
+            .header(header::ETAG, "5EED")
+            .body(full(Bytes::from_static(b"{\"paths\": {}}")))
+            .unwrap();
+        let document = Document::of(&ask).unwrap();
+        let answer = document.with(&[Arc::new(Alone)], &ask, &Accept::default(), Ok(theirs)).await.unwrap();
+        let (head, body) = answer.into_parts();
+        assert_eq!(head.headers[header::CACHE_CONTROL], "no-cache, private");
+        assert!(!head.headers.contains_key(header::EXPIRES) && !head.headers.contains_key(header::ETAG));
+        let text = body.collect().await.unwrap().to_bytes();
+        assert!(serde_json::from_slice::<Value>(&text).unwrap()["components"].is_object());
     }
 
     #[test]

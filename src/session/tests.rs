@@ -377,6 +377,37 @@ async fn an_idle_session_ends_although_its_client_takes_nothing() {
     assert!(start.elapsed() < Duration::from_secs(130), "{:?}", start.elapsed());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_far_side_has_ended_is_still_held_to_its_limits_and_orders() {
+    let longest = Limits { longest: Some(Duration::from_secs(90)), ..Limits::default() };
+    let idle = Limits { idle: Some(Duration::from_secs(90)), ..Limits::default() };
+    for (limits, ordered, word) in
+        [(longest, false, "overlong"), (idle, false, "idle"), (Limits::default(), true, "ended")]
+    {
+        let mut rig = Rig::new();
+        rig.limits = limits;
+        rig.settings.idle_timeout = Duration::ZERO;
+        if ordered {
+            *rig.orders.lock().unwrap() = Some(Box::pin(async {
+                tokio::time::sleep(Duration::from_secs(90)).await;
+                Order { reason: EndReason::Ended, why: "this session was ended by ana".into() }
+            }));
+        }
+        // What the far side has said has no room.
+        let (_client, ours) = duplex(1);
+        let (mut far, theirs) = duplex(1 << 16);
+        far.write_all(b"done!").await.unwrap();
+        let start = Instant::now();
+        let ended = timeout(Duration::from_secs(600), rig.run(ours, None, theirs)).await;
+        let took = start.elapsed();
+        assert!(
+            ended.is_ok() && took >= Duration::from_secs(90) && took < Duration::from_secs(92),
+            "{took:?}"
+        );
+        assert_eq!(rig.ended().0, word);
+    }
+}
+
 #[tokio::test]
 async fn of_a_client_that_had_sent_more_than_can_be_kept_nobody_says_that_it_ended_properly() {
     let rig = Rig::new();
