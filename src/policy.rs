@@ -17,6 +17,7 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::select_all;
@@ -133,6 +134,9 @@ pub trait Grants: Send + Sync + 'static {
     /// One that is about this, in force at `asked.now`: of several the one that lasts longest. It is the impersonator's,
     /// where there is one: nobody takes another's grant by impersonating.
     fn matching(&self, asked: &Asked<'_>) -> Option<Grant>;
+
+    /// How long one may last; nothing where nobody can ask for any.
+    fn longest(&self) -> Option<Duration>;
 
     /// Changes whenever an answer may have become another.
     fn changed(&self) -> watch::Receiver<u64>;
@@ -251,6 +255,10 @@ impl Policy {
 
     fn terms(&self, asked: &Asked<'_>) -> Result<Terms, Error> {
         let sets: Vec<_> = self.sets.iter().map(Live::get).collect();
+        let granted = self.grants.matching(asked);
+        // What a grant says it is for is judged as if the request had said it: from the begin on, as later.
+        let reason = asked.reason.or(granted.as_ref().map(|grant| grant.reason.as_str()));
+        let asked = &Asked { reason, ..*asked };
         let refused = |rule: &str, why| Error { pod: asked.exec.pod.clone(), rule: rule.to_owned(), why };
         let mut joined = Joined::default();
         // To act as somebody else is a header, too: it takes nobody out of what is demanded of themselves.
@@ -281,22 +289,18 @@ impl Policy {
             grant: None,
             until: None,
         };
-        if wants_grant.is_none() && (wants_reason.is_none() || terms.reason.is_some()) {
-            return Ok(terms);
+        if let Some((rule, message)) = wants_grant {
+            let Some(grant) = &granted else {
+                let how = ask::grant(asked, &message, self.grants.longest());
+                return Err(refused(&rule, Why::NoGrant(how)));
+            };
+            (terms.grant, terms.until) = (Some(grant.name.clone()), Some(grant.until));
         }
-        match (self.grants.matching(asked), wants_grant, wants_reason) {
-            (Some(grant), wanted, _) => {
-                terms.reason = terms.reason.or(Some(grant.reason));
-                if wanted.is_some() {
-                    (terms.grant, terms.until) = (Some(grant.name), Some(grant.until));
-                }
-                Ok(terms)
+        match wants_reason {
+            Some((rule, message)) if terms.reason.is_none() => {
+                Err(refused(&rule, Why::NoReason(ask::reason(&message))))
             }
-            (None, Some((rule, message)), _) => {
-                Err(refused(&rule, Why::NoGrant(ask::grant(asked, &message))))
-            }
-            (None, None, Some((rule, message))) => Err(refused(&rule, Why::NoReason(ask::reason(&message)))),
-            (None, None, None) => Ok(terms),
+            _ => Ok(terms),
         }
     }
 }
@@ -359,6 +363,10 @@ impl Default for NoGrants {
 
 impl Grants for NoGrants {
     fn matching(&self, _: &Asked<'_>) -> Option<Grant> {
+        None
+    }
+
+    fn longest(&self) -> Option<Duration> {
         None
     }
 
