@@ -49,7 +49,8 @@ async fn sessions_are_shown_in_every_form_and_selected_by_every_kubectl() {
     let running = Running::start().await;
     for kubectl in all(&running.kubeconfig()) {
         let resources = kubectl.run(&["api-resources", "--api-group=podgate.dev"]).await;
-        let words: Vec<_> = resources.out.lines().nth(1).unwrap().split_whitespace().collect();
+        let row = resources.out.lines().find(|row| row.starts_with("sessions")).unwrap();
+        let words: Vec<_> = row.split_whitespace().collect();
         assert_eq!(words, ["sessions", "sess", "podgate.dev/v1alpha1", "true", "Session"]);
         let (child, _out) = exec(&kubectl).await;
         let name = names(&kubectl).await.remove(0);
