@@ -181,6 +181,9 @@ pub enum Why {
     /// The grant that it wants was there and is no longer.
     #[error("the grant {0} has run out")]
     Expired(String),
+    /// It was taken away before its end: deleted, denied, or asked for anew.
+    #[error("the grant {0} no longer lets you in")]
+    Withdrawn(String),
     /// It wants more recorded than is.
     #[error("it has to be recorded, which this session is not, or not as much as that")]
     Unrecorded,
@@ -225,7 +228,8 @@ impl Policy {
         let reason = said.as_deref().or(held.reason.as_deref());
         let terms = self.terms(&asked(place, caller, *client, reason, now)).map_err(|mut error| {
             if let (Why::NoGrant(_), Some(grant)) = (&error.why, &held.grant) {
-                error.why = Why::Expired(grant.clone());
+                let over = held.until.is_some_and(|until| until <= now);
+                error.why = if over { Why::Expired } else { Why::Withdrawn }(grant.clone());
             }
             error
         })?;
@@ -389,9 +393,12 @@ impl Error {
     pub fn end(&self) -> EndReason {
         match self.why {
             Why::Expired(_) => EndReason::Expired,
-            Why::Denied(_) | Why::NoRule | Why::NoReason(_) | Why::NoGrant(_) | Why::Unrecorded => {
-                EndReason::Lapsed
-            }
+            Why::Denied(_)
+            | Why::NoRule
+            | Why::NoReason(_)
+            | Why::NoGrant(_)
+            | Why::Withdrawn(_)
+            | Why::Unrecorded => EndReason::Lapsed,
         }
     }
 }

@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use podgate::app::dev::Dev;
 use podgate::testing::soon;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
 
 use crate::dev::{Running, config};
-use crate::kubectl::all;
+use crate::kubectl::{Kubectl, all};
 
 /// The longest that a grant holds here: kubectls are slow to start on a loaded machine.
 const HOLDS: Duration = Duration::from_secs(12);
@@ -38,7 +39,7 @@ spec:
 ";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_refused_pastes_what_it_says_and_is_in_until_what_somebody_else_approved_has_run_out() {
+async fn who_is_refused_pastes_what_it_says_and_is_in_as_long_as_somebody_else_lets_them() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(&folder);
     let manifests = folder.path().join("manifests");
@@ -59,39 +60,55 @@ async fn who_is_refused_pastes_what_it_says_and_is_in_until_what_somebody_else_a
     assert!(kubeconfig.contains(current), "{kubeconfig}");
     std::fs::write(&hers, kubeconfig.replace(current, "current-context: alice")).unwrap();
     for (alice, admin) in all(&hers).into_iter().zip(all(&running.kubeconfig())) {
-        let refused = alice.run(&["exec", "web", "--", "id"]).await;
-        assert!(
-            refused.err.contains("policy p/four-eyes: it's for two; it takes a grant"),
-            "{}",
-            refused.err
-        );
-        let (_, command) = refused.err.split_once("ask for one with: ").unwrap();
-        let asked = alice.shell(command.trim_end()).await;
-        let grant = asked.out.strip_suffix(" created\n").unwrap_or_else(|| panic!("{}", asked.err));
-        let approve = ["annotate", grant, "podgate.dev/approve=yes"];
-        assert_eq!(alice.run(&approve).await.code, Some(1));
-        assert_eq!(alice.run(&["exec", "web", "--", "id"]).await.code, Some(1));
-        let approved = admin.run(&approve).await;
-        assert_eq!(approved.code, Some(0), "{}", approved.err);
-
-        let mut command = alice.command(&["exec", "web-next", "--", "sh", "-c", "echo in; sleep 100"]);
-        let mut child = alice.spawn(&mut command);
-        let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        soon("the first line", out.read_line(&mut line)).await.unwrap();
-        assert_eq!(line, "in\n");
-        let until = admin.run(&["get", grant, "-o", "jsonpath={.status.until}"]).await.out;
+        let grant = asked_and_approved(&alice, &admin).await;
+        let child = inside(&alice).await;
+        let until = admin.run(&["get", &grant, "-o", "jsonpath={.status.until}"]).await.out;
         let until: Timestamp = until.parse().unwrap();
-        let ended = tokio::time::timeout(HOLDS + WITHIN, child.wait_with_output()).await;
-        let ended = ended.expect("an end").unwrap();
+        let told = end(child, HOLDS + WITHIN).await;
         let late = until.duration_until(Timestamp::now());
         assert!(!late.is_negative() && late.unsigned_abs() < WITHIN, "{late}");
-        let told = String::from_utf8_lossy(&ended.stderr);
-        assert!(
-            told.contains(&format!("the grant default/{} has run out", &grant["grant.podgate.dev/".len()..])),
-            "{told}"
-        );
+        let (_, name) = grant.split_once('/').unwrap();
+        assert!(told.contains(&format!("the grant default/{name} has run out")), "{told}");
+
+        let grant = asked_and_approved(&alice, &admin).await;
+        let child = inside(&alice).await;
+        assert_eq!(admin.run(&["delete", &grant]).await.code, Some(0));
+        let told = end(child, WITHIN).await;
+        let (_, name) = grant.split_once('/').unwrap();
+        assert!(told.contains(&format!("the grant default/{name} no longer lets you in")), "{told}");
         assert_eq!(alice.run(&["exec", "web", "--", "id"]).await.code, Some(1));
     }
     running.stop().await;
+}
+
+/// The grant that alice has from admin, whom she asked by what a refusal told her.
+async fn asked_and_approved(alice: &Kubectl, admin: &Kubectl) -> String {
+    let refused = alice.run(&["exec", "web", "--", "id"]).await;
+    assert!(refused.err.contains("policy p/four-eyes: it's for two; it takes a grant"), "{}", refused.err);
+    let (_, command) = refused.err.split_once("ask for one with: ").unwrap();
+    let asked = alice.shell(command.trim_end()).await;
+    let grant = asked.out.strip_suffix(" created\n").unwrap_or_else(|| panic!("{}", asked.err));
+    let approve = ["annotate", grant, "podgate.dev/approve=yes"];
+    assert_eq!(alice.run(&approve).await.code, Some(1));
+    assert_eq!(alice.run(&["exec", "web", "--", "id"]).await.code, Some(1));
+    let approved = admin.run(&approve).await;
+    assert_eq!(approved.code, Some(0), "{}", approved.err);
+    grant.to_owned()
+}
+
+/// An exec in the pod after the rollout, that has begun.
+async fn inside(alice: &Kubectl) -> Child {
+    let mut command = alice.command(&["exec", "web-next", "--", "sh", "-c", "echo in; sleep 100"]);
+    let mut child = alice.spawn(&mut command);
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    soon("the first line", out.read_line(&mut line)).await.unwrap();
+    assert_eq!(line, "in\n");
+    child
+}
+
+/// What a kubectl says when it ends.
+async fn end(child: Child, within: Duration) -> String {
+    let ended = tokio::time::timeout(within, child.wait_with_output()).await;
+    String::from_utf8_lossy(&ended.expect("an end").unwrap().stderr).into_owned()
 }
