@@ -142,6 +142,10 @@ impl policy::Grants for Grants {
         })
     }
 
+    fn longest(&self) -> Option<Duration> {
+        Some(self.settings.longest)
+    }
+
     fn changed(&self) -> watch::Receiver<u64> {
         Self::changed(self)
     }

@@ -17,6 +17,7 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::select_all;
@@ -134,6 +135,9 @@ pub trait Grants: Send + Sync + 'static {
     /// where there is one: nobody takes another's grant by impersonating.
     fn matching(&self, asked: &Asked<'_>) -> Option<Grant>;
 
+    /// How long one may last; nothing where nobody can ask for any.
+    fn longest(&self) -> Option<Duration>;
+
     /// Changes whenever an answer may have become another.
     fn changed(&self) -> watch::Receiver<u64>;
 }
@@ -177,6 +181,9 @@ pub enum Why {
     /// The grant that it wants was there and is no longer.
     #[error("the grant {0} has run out")]
     Expired(String),
+    /// It was taken away before its end: deleted, denied, or asked for anew.
+    #[error("the grant {0} no longer lets you in")]
+    Withdrawn(String),
     /// It wants more recorded than is.
     #[error("it has to be recorded, which this session is not, or not as much as that")]
     Unrecorded,
@@ -221,7 +228,8 @@ impl Policy {
         let reason = said.as_deref().or(held.reason.as_deref());
         let terms = self.terms(&asked(place, caller, *client, reason, now)).map_err(|mut error| {
             if let (Why::NoGrant(_), Some(grant)) = (&error.why, &held.grant) {
-                error.why = Why::Expired(grant.clone());
+                let over = held.until.is_some_and(|until| until <= now);
+                error.why = if over { Why::Expired } else { Why::Withdrawn }(grant.clone());
             }
             error
         })?;
@@ -251,6 +259,10 @@ impl Policy {
 
     fn terms(&self, asked: &Asked<'_>) -> Result<Terms, Error> {
         let sets: Vec<_> = self.sets.iter().map(Live::get).collect();
+        let granted = self.grants.matching(asked);
+        // What a grant says it is for is judged as if the request had said it: from the begin on, as later.
+        let reason = asked.reason.or(granted.as_ref().map(|grant| grant.reason.as_str()));
+        let asked = &Asked { reason, ..*asked };
         let refused = |rule: &str, why| Error { pod: asked.exec.pod.clone(), rule: rule.to_owned(), why };
         let mut joined = Joined::default();
         // To act as somebody else is a header, too: it takes nobody out of what is demanded of themselves.
@@ -281,22 +293,18 @@ impl Policy {
             grant: None,
             until: None,
         };
-        if wants_grant.is_none() && (wants_reason.is_none() || terms.reason.is_some()) {
-            return Ok(terms);
+        if let Some((rule, message)) = wants_grant {
+            let Some(grant) = &granted else {
+                let how = ask::grant(asked, &message, self.grants.longest());
+                return Err(refused(&rule, Why::NoGrant(how)));
+            };
+            (terms.grant, terms.until) = (Some(grant.name.clone()), Some(grant.until));
         }
-        match (self.grants.matching(asked), wants_grant, wants_reason) {
-            (Some(grant), wanted, _) => {
-                terms.reason = terms.reason.or(Some(grant.reason));
-                if wanted.is_some() {
-                    (terms.grant, terms.until) = (Some(grant.name), Some(grant.until));
-                }
-                Ok(terms)
+        match wants_reason {
+            Some((rule, message)) if terms.reason.is_none() => {
+                Err(refused(&rule, Why::NoReason(ask::reason(&message))))
             }
-            (None, Some((rule, message)), _) => {
-                Err(refused(&rule, Why::NoGrant(ask::grant(asked, &message))))
-            }
-            (None, None, Some((rule, message))) => Err(refused(&rule, Why::NoReason(ask::reason(&message)))),
-            (None, None, None) => Ok(terms),
+            _ => Ok(terms),
         }
     }
 }
@@ -362,6 +370,10 @@ impl Grants for NoGrants {
         None
     }
 
+    fn longest(&self) -> Option<Duration> {
+        None
+    }
+
     fn changed(&self) -> watch::Receiver<u64> {
         self.0.subscribe()
     }
@@ -381,9 +393,12 @@ impl Error {
     pub fn end(&self) -> EndReason {
         match self.why {
             Why::Expired(_) => EndReason::Expired,
-            Why::Denied(_) | Why::NoRule | Why::NoReason(_) | Why::NoGrant(_) | Why::Unrecorded => {
-                EndReason::Lapsed
-            }
+            Why::Denied(_)
+            | Why::NoRule
+            | Why::NoReason(_)
+            | Why::NoGrant(_)
+            | Why::Withdrawn(_)
+            | Why::Unrecorded => EndReason::Lapsed,
         }
     }
 }

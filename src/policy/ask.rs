@@ -1,11 +1,16 @@
 //! Ask: how somebody is told to ask for what a rule wants. Whoever reads it has a kubectl and a shell, and no manual.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::Asked;
 use super::document::API_VERSION;
+use crate::config::duration::spelled;
+
+/// How long a grant is asked for, where it may last so long.
+const LENGTH: Duration = Duration::from_secs(3600);
 
 /// Labels that tell pods of the same kind apart, or one rollout from the next: a grant is to survive both.
 const PASSING: [&str; 6] = [
@@ -23,8 +28,12 @@ pub(super) fn reason(message: &str) -> String {
     join(message, how)
 }
 
-/// How to ask for a grant: the command, whole, on one line.
-pub(super) fn grant(asked: &Asked<'_>, message: &str) -> String {
+/// How to ask for a grant that may last so long: the command, whole, on one line.
+pub(super) fn grant(asked: &Asked<'_>, message: &str, longest: Option<Duration>) -> String {
+    const WANTED: &str = "it takes a grant that somebody else has approved";
+    let Some(longest) = longest else {
+        return join(message, &format!("{WANTED}, and podgate has been given no place to keep grants in"));
+    };
     let person = asked.impersonator.unwrap_or(asked.user);
     let labels: BTreeMap<_, _> =
         asked.pod.labels.iter().filter(|(key, _)| !PASSING.contains(&key.as_str())).collect();
@@ -34,6 +43,9 @@ pub(super) fn grant(asked: &Asked<'_>, message: &str) -> String {
     }
     if !asked.container.is_empty() {
         selector["containers"] = json!([asked.container]);
+    } else if labels.is_empty() {
+        // A port-forward to a pod that nothing tells from others.
+        selector["everything"] = true.into();
     }
     let grant: Value = json!({
         "apiVersion": API_VERSION,
@@ -43,14 +55,12 @@ pub(super) fn grant(asked: &Asked<'_>, message: &str) -> String {
             "subject": { "user": person.name },
             "selector": selector,
             "reason": asked.reason.unwrap_or("say here what for"),
-            "duration": "1h",
+            "duration": spelled(longest.min(LENGTH)),
         },
     });
-    let how = format!(
-        "it takes a grant that somebody else has approved; ask for one with: kubectl create -f - <<< {}",
-        quoted(&grant.to_string())
-    );
-    join(message, &how)
+    // Shells differ in here-strings, and in what they make of a backslash in `echo`.
+    let grant = quoted(&grant.to_string());
+    join(message, &format!("{WANTED}; ask for one with: printf %s {grant} | kubectl create -f -"))
 }
 
 fn join(message: &str, how: &str) -> String {

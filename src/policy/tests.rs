@@ -20,7 +20,7 @@ struct Case {
 }
 
 /// Grants as a session has them by the word `grant=NAME`.
-struct Granted(Option<String>, watch::Sender<u64>);
+struct Granted(Option<String>, Option<Duration>, watch::Sender<u64>);
 
 impl Grants for Granted {
     fn matching(&self, asked: &Asked<'_>) -> Option<Grant> {
@@ -28,8 +28,12 @@ impl Grants for Granted {
         self.0.clone().map(|name| Grant { name, reason: "ticket 7".into(), until })
     }
 
+    fn longest(&self) -> Option<Duration> {
+        self.1
+    }
+
     fn changed(&self) -> watch::Receiver<u64> {
-        self.1.subscribe()
+        self.2.subscribe()
     }
 }
 
@@ -148,9 +152,12 @@ fn documents(text: &str) -> Result<Vec<(String, Document)>, Vec<Fault>> {
 }
 
 fn policy_of(text: &str, allow: bool, grant: Option<String>) -> Policy {
+    policy_with(text, allow, Granted(grant, Some(Duration::from_secs(12 * 3600)), watch::Sender::new(0)))
+}
+
+fn policy_with(text: &str, allow: bool, grants: Granted) -> Policy {
     let set = documents(text).and_then(|documents| Set::compile(documents, true));
     let set = set.unwrap_or_else(|faults| panic!("{}\n{text}", faults[0]));
-    let grants = Granted(grant, watch::Sender::new(0));
     Policy::new(Settings { allow, record: NOTHING }, vec![Live::fixed(set)], Arc::new(grants))
 }
 
@@ -428,6 +435,14 @@ fn deny_wins_and_of_what_allows_the_strictest_counts() {
             "grant=shop/g",
             "allowed by p/a; for \"ticket 7\"",
         ),
+        // What a grant says is judged as what a request says.
+        (
+            "{name: a, match: {}, effect: allow, demands: {reason: true}}\n\
+             {name: d, match: {cel: 'reason != \"\" && !reason.startsWith(\"INC\")'}, effect: deny}",
+            true,
+            "grant=shop/g",
+            "denied: policy p/d: it denies this",
+        ),
         // Grants.
         (
             "{name: a, match: {}, effect: allow, demands: {grant: true}}",
@@ -445,11 +460,11 @@ fn deny_wins_and_of_what_allows_the_strictest_counts() {
             "{name: a, match: {}, effect: allow, demands: {grant: true}}\n{name: b, match: {}, effect: allow}",
             true,
             "reason=mine",
-            "denied: policy p/a: it takes a grant that somebody else has approved; ask for one with: kubectl create \
-             -f - <<< '{\"apiVersion\":\"podgate.dev/v1alpha1\",\"kind\":\"Grant\",\"metadata\":{\"generateName\":\
+            "denied: policy p/a: it takes a grant that somebody else has approved; ask for one with: printf %s \
+             '{\"apiVersion\":\"podgate.dev/v1alpha1\",\"kind\":\"Grant\",\"metadata\":{\"generateName\":\
              \"access-\",\"namespace\":\"shop\"},\"spec\":{\"duration\":\"1h\",\"reason\":\"mine\",\"selector\":\
              {\"containers\":[\"app\"],\"podLabels\":{\"matchLabels\":{\"app\":\"cart\",\"tier\":\"front\"}},\
-             \"subresources\":[\"exec\"]},\"subject\":{\"user\":\"ana\"}}}'",
+             \"subresources\":[\"exec\"]},\"subject\":{\"user\":\"ana\"}}}' | kubectl create -f -",
         ),
         // Whoever acts as somebody else is judged too.
         (
@@ -654,21 +669,64 @@ fn a_request_that_is_refused_is_told_in_the_api_servers_form() {
     assert_eq!(refusal.message(), "pods \"cart-0\" is forbidden: policy p/r: no shells in <prod> & co");
 }
 
-#[test]
-fn the_person_asks_for_a_grant_and_a_shell_takes_whatever_is_in_it() {
+/// What a shell hands to kubectl when it is given the command that is told whoever lacks a grant.
+fn asked_for(case: &Case, longest: Duration) -> serde_json::Value {
     let text = one("{}", "effect: allow, demands: {grant: true}");
+    let policy = policy_with(&text, true, Granted(None, Some(longest), watch::Sender::new(0)));
+    let error = policy.terms(&case.asked()).unwrap_err().to_string();
+    let (_, command) = error.split_once("ask for one with: ").unwrap();
+    let stand_in = format!("kubectl() {{ test \"$*\" = 'create -f -' && cat; }}; {command}");
+    let out = std::process::Command::new("sh").args(["-c", &stand_in]).output().unwrap();
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|_| panic!("{command}"))
+}
+
+#[test]
+fn any_shell_takes_the_command_by_which_the_person_asks_for_a_grant() {
     let mut case = Case::of("as=ben");
-    case.reason = Some("it's $(id) \\ \"now\"".to_owned());
-    let error = policy_of(&text, true, None).terms(&case.asked()).unwrap_err().to_string();
-    let (_, command) = error.split_once("kubectl create -f - <<< ").unwrap();
-    let out =
-        std::process::Command::new("sh").args(["-c", &format!("printf %s {command}")]).output().unwrap();
-    let grant: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    case.reason = Some("it's $(id) \\n \"now\"".to_owned());
+    let grant = asked_for(&case, Duration::from_secs(12 * 3600));
     assert_eq!(grant["spec"]["subject"]["user"], "ana");
-    assert_eq!(grant["spec"]["reason"], "it's $(id) \\ \"now\"");
+    assert_eq!(grant["spec"]["reason"], "it's $(id) \\n \"now\"");
+    assert_eq!(grant["spec"]["duration"], "1h");
     assert_eq!(
         grant["spec"]["selector"]["podLabels"]["matchLabels"],
         serde_json::json!({"app": "cart", "tier": "front"})
+    );
+}
+
+#[test]
+fn the_grant_that_somebody_is_told_to_ask_for_is_one_that_there_may_be() {
+    let who = User { name: "ana".into(), ..User::default() };
+    for longest in [Duration::from_secs(90), Duration::from_secs(12 * 3600)] {
+        for words in [
+            "",
+            "labels=",
+            "subresource=portforward",
+            "subresource=portforward labels=pod-template-hash:7d9f",
+        ] {
+            let mut grant = asked_for(&Case::of(words), longest);
+            grant["metadata"]["name"] = "access-x7".into();
+            let grant =
+                crate::grant::document::Grant::read(grant).unwrap_or_else(|error| panic!("{error:?}"));
+            let made = crate::grant::rules::create(
+                crate::grant::Who::new(&who, None),
+                grant,
+                Case::usual().now,
+                longest,
+            );
+            assert!(made.is_ok(), "{words}: {made:?}");
+        }
+    }
+}
+
+#[test]
+fn nobody_is_told_to_ask_for_a_grant_where_there_are_none() {
+    let text = one("{}", "effect: allow, demands: {grant: true}");
+    let policy = policy_with(&text, true, Granted(None, None, watch::Sender::new(0)));
+    assert_eq!(
+        policy.terms(&Case::usual().asked()).unwrap_err().to_string(),
+        "policy p/r: it takes a grant that somebody else has approved, and podgate has been given no place to keep \
+         grants in"
     );
 }
 

@@ -89,6 +89,24 @@ impl Kubectl {
         said(self.output(child).await)
     }
 
+    /// A line of a shell to which this kubectl is `kubectl`.
+    pub(crate) async fn shell(&self, line: &str) -> Said {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", line])
+            .env_clear()
+            .env("HOME", self.home.path())
+            .env("KUBECONFIG", &self.kubeconfig);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        if self.binary.is_absolute() {
+            // Of several calls the first makes it.
+            let _ = std::os::unix::fs::symlink(&self.binary, self.home.path().join("kubectl"));
+        }
+        command.env("PATH", format!("{}:{path}", self.home.path().display()));
+        said(self.output(self.spawn(&mut command)).await)
+    }
+
     pub(crate) async fn feed(&self, args: &[&str], input: &[u8]) -> Output {
         let mut child = self.spawn(self.command(args).stdin(Stdio::piped()));
         let mut stdin = child.stdin.take().unwrap();

@@ -17,6 +17,7 @@ mod cluster;
 mod copy;
 mod endings;
 mod forward;
+mod grants;
 
 mod kubectl;
 mod live;

@@ -53,7 +53,7 @@ async fn what_a_rule_denies_is_403_in_its_words_and_no_node_hears_of_it() {
     );
     let answer = asked(&rig, "ben", "").await;
     assert_eq!(answer.code(), 403);
-    assert!(answer.body.contains("ask for one with: kubectl create -f - "), "{}", answer.body);
+    assert!(answer.body.contains("it takes a grant that somebody else has approved"), "{}", answer.body);
     let answer = asked(&rig, "eve", "").await;
     assert!(answer.code() == 403 && answer.body.contains("in the header Podgate-Reason"), "{}", answer.body);
     // Nobody gets out of a rule by impersonating.
