@@ -24,9 +24,10 @@ test: ## Run all tests, those with a real kubectl and a real player included (fe
 	kubectls="$$(tests/kubectls.sh $(KUBECTLS))" && asciinema="$$(tests/asciinema.sh)" && \
 		PODGATE_KUBECTLS="$$kubectls" PODGATE_ASCIINEMA="$$asciinema" $(CARGO) test
 
-soak: ## Run the tests that take minutes: 300 large outputs over links that jitter and break
+soak: ## Run the tests that take minutes: 300 large outputs over links that jitter and break, 10,000 clients that vanish
 	kubectls="$$(tests/kubectls.sh $(KUBECTLS))" && PODGATE_KUBECTLS="$$kubectls" \
 		$(CARGO) test --test suite -- --ignored --nocapture badlink
+	$(CARGO) test --test floods -- --ignored --nocapture
 
 # Only one given to make: whoever has KUBECONFIG in the environment wants it for other things.
 E2E_CLUSTER = $(if $(filter command,$(firstword $(origin KUBECONFIG))),PODGATE_E2E_KUBECONFIG='$(abspath $(KUBECONFIG))')

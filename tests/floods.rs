@@ -343,7 +343,7 @@ async fn a_thousand_abrupt_disconnects_leave_no_socket_task_or_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes; `make soak`"]
 async fn ten_thousand_abrupt_disconnects_leave_no_socket_task_or_memory() {
     disconnects(10_000).await;
 }

@@ -747,9 +747,9 @@ fn name(facts: &Facts) -> String {
 
 /// The gap where this is missing; none where there is nothing.
 fn missing(reel: &Reel, cause: String) -> Option<Gap> {
-    let mut times = reel.pieces().map(|piece| piece.at.as_secs_f64());
-    let from = times.next()?;
-    Some(Gap { from, to: times.last().unwrap_or(from), bytes: reel.len() as u64, cause })
+    let (from, to) = reel.span();
+    let gap = || Gap { from: from.as_secs_f64(), to: to.as_secs_f64(), bytes: reel.len() as u64, cause };
+    (!reel.is_empty()).then(gap)
 }
 
 /// Lets a gap go on over the next one.

@@ -112,6 +112,8 @@ pub struct Tape {
     /// Bytes of pieces.
     len: usize,
     now: Duration,
+    /// When the first piece was, and the last.
+    span: (Duration, Duration),
 }
 
 /// What was on a tape.
@@ -120,6 +122,7 @@ pub struct Reel {
     /// The frame; nothing where there are no pieces.
     frame: Buffer,
     len: usize,
+    span: (Duration, Duration),
 }
 
 /// The pieces of a reel.
@@ -241,11 +244,11 @@ impl Tape {
         let mut frame = std::mem::replace(&mut self.buffer, buffer);
         let len = std::mem::take(&mut self.len);
         if len > 0 {
-            self.end_block(&mut frame, true);
+            end_block(&mut frame, self.block, true);
             let start = frame.lead;
             frame.bytes[start..start + FRAME_HEAD].copy_from_slice(&frame_head(len));
         }
-        Reel { frame, len }
+        Reel { frame, len, span: self.span }
     }
 
     fn piece(&mut self, kind: Kind, bytes: &[u8]) {
@@ -254,12 +257,12 @@ impl Tape {
         if self.len == 0 {
             self.buffer.bytes.extend_from_slice(&[0; FRAME_HEAD]);
             self.begin_block();
+            self.span.0 = self.now;
         } else if self.buffer.bytes.len() - self.block + HEAD + len > BLOCK_HEAD + BLOCK {
-            let mut buffer = std::mem::take(&mut self.buffer);
-            self.end_block(&mut buffer, false);
-            self.buffer = buffer;
+            end_block(&mut self.buffer, self.block, false);
             self.begin_block();
         }
+        self.span.1 = self.now;
         let out = &mut self.buffer.bytes;
         out.push(kind as u8);
         // More than 500,000 years, and checked by the caller.
@@ -273,11 +276,12 @@ impl Tape {
         self.block = self.buffer.bytes.len();
         self.buffer.bytes.extend_from_slice(&[0; BLOCK_HEAD]);
     }
+}
 
-    fn end_block(&self, buffer: &mut Buffer, last: bool) {
-        let (head, len) = (self.block, buffer.bytes.len() - self.block - BLOCK_HEAD);
-        buffer.bytes[head..head + BLOCK_HEAD].copy_from_slice(&block_head(len, last));
-    }
+/// Writes the head of the last block, which begins there.
+fn end_block(buffer: &mut Buffer, head: usize, last: bool) {
+    let len = buffer.bytes.len() - head - BLOCK_HEAD;
+    buffer.bytes[head..head + BLOCK_HEAD].copy_from_slice(&block_head(len, last));
 }
 
 // === impl Reel ===
@@ -304,6 +308,11 @@ impl Reel {
     /// True when it has none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// When its first piece was, and its last.
+    pub fn span(&self) -> (Duration, Duration) {
+        self.span
     }
 
     /// Its pieces.
@@ -483,6 +492,7 @@ mod tests {
             (later, Kind::Stderr, MAX_PIECE),
             (later, Kind::Stderr, 1),
         ];
+        assert_eq!(reel.span(), (Duration::ZERO, Duration::from_micros(1_500_000)));
         let seen = |piece: Piece<'_>| (piece.at.as_micros(), piece.kind, piece.bytes.len());
         assert_eq!(reel.pieces().map(seen).collect::<Vec<_>>(), pieces);
         let bytes = reel.content();
@@ -502,14 +512,10 @@ mod tests {
             let mut tape = Tape::default();
             // A buffer that is used again, and is aligned until the tape outgrows it.
             for _ in 0..2 {
-                let buffer = std::mem::replace(&mut tape.buffer, Buffer::with_capacity(1 << 20));
-                drop(buffer);
-                tape.buffer.clear();
+                tape.replace(Buffer::with_capacity(1 << 20));
                 (0..count).for_each(|n| tape.put(Kind::Stdout, &vec![n as u8; len]));
-                let (content, frame) = {
-                    let reel = tape.replace(Buffer::with_capacity(9));
-                    (reel.content(), reel.into_buffer())
-                };
+                let reel = tape.take();
+                let (content, frame) = (reel.content(), reel.into_buffer());
                 assert_eq!(content.len(), count * (len + HEAD));
                 assert!(frame.len() > 1 << 20 || frame.as_ptr().align_offset(ALIGN) == 0);
                 assert!(zstd::stream::decode_all(&frame[..]).unwrap() == content, "{count} of {len}");

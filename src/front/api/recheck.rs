@@ -1,5 +1,5 @@
-//! Recheck: whether the callers of live sessions may go on. Asked once for all sessions of a caller that are alike, so that
-//! a thousand sessions of ten callers cost ten questions a period.
+//! Recheck: whether the callers of live sessions may go on. Asked once for all sessions that are alike: of one credential, one
+//! caller and one pod. A hundred of them cost one question a period.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
