@@ -396,15 +396,15 @@ async fn a_terminal_follows_the_users_window_and_ends_with_its_shell() {
     let running = Running::start().await;
     for kubectl in all(&running.kubeconfig()) {
         let (mut screen, mut command) = kubectl.on_screen(&["exec", "-it", "web", "--", "sh"]);
-        screen.types("stty size; echo ready-$((40+2))\r").await;
-        screen.shows("30 100").await;
+        // Sizes come on a stream of their own, while the shell runs: ask until they are there.
+        let until = |size, word| {
+            format!("while [ \"$(stty size)\" != '{size}' ]; do sleep 0.05; done; echo {word}-$((40+2))\r")
+        };
+        screen.types(&until("30 100", "ready")).await;
         screen.shows("ready-42").await;
         screen.terminal.resize(pty_process::Size::new(44, 121)).unwrap();
-        // The new size is on its way while the shell runs: ask until it is there.
-        screen
-            .types("while [ \"$(stty size)\" != '44 121' ]; do sleep 0.05; done; echo resized-$((40+3))\r")
-            .await;
-        screen.shows("resized-43").await;
+        screen.types(&until("44 121", "resized")).await;
+        screen.shows("resized-42").await;
         screen.types("exit 5\r").await;
         let status = soon("kubectl ends", command.wait()).await.unwrap();
         assert_eq!(status.code(), Some(5), "{}: {}", kubectl.name(), screen.seen);
