@@ -26,7 +26,7 @@ const LEAST_BITS: u32 = 9;
 
 /// Bytes of a session that are read for a signature, whether they are text or not: it is made while the session lives, and
 /// what is more is a bulk copy. The signature then says "maybe" to everything.
-const MAX_READ: usize = 2 << 20;
+const MAX_READ: usize = 1 << 20;
 
 /// Lines of one channel.
 #[derive(Default)]

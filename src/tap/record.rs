@@ -34,12 +34,15 @@ use crate::telemetry::{EndReason, chain};
 use crate::wire::tap::{Moved, Tap};
 use crate::wire::tape::{Buffer, Kind, MAX_PIECE, Reel, Tape};
 
-/// A tape of so many bytes is handed over at once. Large enough to compress well, and that what is done for each chunk,
-/// a signature and two changes of thread, does not count.
+/// A tape of so many bytes is handed over at once. Large enough to compress well.
 const CHUNK: usize = 512 * 1024;
 
+/// One that lies in a spare buffer only at so many: what is done for each chunk, a signature and changes of thread, costs as
+/// much as half a megabyte of its content.
+const LARGE: usize = 2 * 1024 * 1024;
+
 /// A buffer for such a tape: what a turn of a session may put on it besides fits in.
-pub(super) const TAPE: usize = CHUNK + 2 * MAX_PIECE;
+pub(super) const TAPE: usize = LARGE + 2 * MAX_PIECE;
 
 /// A shorter one, this long after its first byte: so much is lost when podgate is killed.
 const CHUNK_TIME: Duration = Duration::from_secs(1);
@@ -249,8 +252,8 @@ impl Recorder {
         if tape.is_empty() && self.since.is_none() {
             return Poll::Ready(Ok(()));
         }
-        let large = tape.len() >= CHUNK;
-        if !large && self.since.get_or_insert_with(Instant::now).elapsed() < CHUNK_TIME {
+        let full = tape.len() >= if tape.capacity() < TAPE { CHUNK } else { LARGE };
+        if !full && self.since.get_or_insert_with(Instant::now).elapsed() < CHUNK_TIME {
             return Poll::Ready(Ok(()));
         }
         if tape.is_empty() {
@@ -263,22 +266,22 @@ impl Recorder {
                 self.no_longer_full();
                 let lost = self.shared.told().lost.take();
                 // Where there is much, more of it will come.
-                let next = if large { self.recordings.spares().take() } else { Buffer::default() };
-                self.since = large.then(Instant::now);
+                let next = if full { self.recordings.spares().take() } else { Buffer::default() };
+                self.since = full.then(Instant::now);
                 // It fails only when the task is gone, as reserving does.
                 let _ = self.chunks.send_item(Order { reel: tape.replace(next), lost });
             }
             Poll::Ready(Err(_)) if self.strict => return Poll::Ready(Err(Error::Gone.to_string())),
             Poll::Ready(Err(_)) => self.lose(tape, Error::Gone.to_string()),
             Poll::Pending => {
-                let full = *self.full.get_or_insert_with(Instant::now);
-                if full.elapsed() >= STALL {
+                let waits = *self.full.get_or_insert_with(Instant::now);
+                if waits.elapsed() >= STALL {
                     let why = format!("the spool has taken nothing for {STALL:?}");
                     if self.strict {
                         return Poll::Ready(Err(why));
                     }
                     self.lose(tape, why);
-                } else if tape.len() >= CHUNK {
+                } else if full {
                     return Poll::Pending;
                 }
             }

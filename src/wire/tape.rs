@@ -10,6 +10,7 @@
 //! Invariant: reading is bounded by [`MAX_PIECE`] whatever a length says.
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes in front of what a piece carries.
@@ -101,6 +102,8 @@ pub struct Buffer {
     bytes: Vec<u8>,
     /// So many bytes in front are no part of it.
     lead: usize,
+    /// Whoever lent it counts these.
+    lent: Option<Arc<()>>,
 }
 
 /// Pieces one after another, as they come.
@@ -173,9 +176,19 @@ impl Kind {
 impl Buffer {
     /// An empty one that takes this many bytes.
     pub fn with_capacity(bytes: usize) -> Self {
-        let mut buffer = Self { bytes: Vec::with_capacity(bytes + ALIGN), lead: 0 };
+        let mut buffer = Self { bytes: Vec::with_capacity(bytes + ALIGN), lead: 0, lent: None };
         buffer.clear();
         buffer
+    }
+
+    /// The same buffer, which holds this for as long as there is one.
+    pub fn lent(self, by: Arc<()>) -> Self {
+        Self { lent: Some(by), ..self }
+    }
+
+    /// Whether it holds this.
+    pub fn is_lent_by(&self, lender: &Arc<()>) -> bool {
+        self.lent.as_ref().is_some_and(|by| Arc::ptr_eq(by, lender))
     }
 
     /// Bytes that it takes.
@@ -231,6 +244,11 @@ impl Tape {
     /// True when there is nothing on it.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes that its buffer takes.
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// Everything so far; the tape goes on empty, and holds no memory.
@@ -333,6 +351,13 @@ impl Reel {
         while pieces.next_block() {
             out.extend_from_slice(pieces.block);
         }
+    }
+
+    /// As much of its content as is in the first block.
+    pub fn first_block(&self) -> &[u8] {
+        let mut pieces = self.pieces();
+        pieces.next_block();
+        pieces.block
     }
 
     /// Appends all of it as a frame. Where there is nothing yet in `out`, the two buffers change places instead, and the

@@ -1,8 +1,8 @@
 //! Squeeze: content into a zstd frame, at a price that a session can pay.
 //!
 //! What people do in a terminal is compressed well. A stream of gigabytes is not: even zstd's fastest levels take more
-//! CPU for it than the relay itself. So compression lives on credit that time gives. Beyond that, one chunk in some is
-//! compressed to see what it brings, and the others only where that is much and therefore fast; else their bytes go
+//! CPU for it than the relay itself. So compression lives on credit that time gives. Beyond that, a sample of one chunk in
+//! some is compressed to see what it brings, and chunks only where that is much and therefore fast; else their bytes go
 //! into the frame as they are.
 //! Source: RFC 8878 section 3.1.1.
 
@@ -22,13 +22,13 @@ const LEVEL: i32 = 3;
 const FAST: i32 = 1;
 
 /// Bytes of content that are compressed whatever they bring: at most this much of a recording at once,
-const CREDIT: u64 = 8 << 20;
+const CREDIT: u64 = 4 << 20;
 
 /// and so much more for each second of the session: half a percent of a CPU.
 const CREDIT_PER_SECOND: u64 = 1 << 20;
 
-/// Chunks that are taken as they are after the first for which compression was not worth it; twice as many after the
-/// next, and so on, up to the most.
+/// Chunks that are taken as they are after the first whose sample was not worth it; twice as many after the next, and so
+/// on, up to the most.
 const SKIP: u32 = 31;
 const MOST_SKIP: u32 = 255;
 
@@ -38,7 +38,7 @@ const WORTH: usize = 16;
 thread_local! {
     // Half a megabyte each. Recordings come and go in thousands, the threads that write them do not.
     static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
-    // Pieces of a reel, one behind the other.
+    // Pieces of a reel, one behind the other, or what came of a sample.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -55,6 +55,8 @@ pub(super) enum Content<'a> {
 pub(super) struct Squeeze {
     credit: u64,
     now: Duration,
+    /// Whether the last chunk was worth it.
+    worth: bool,
     skip: u32,
     next_skip: u32,
 }
@@ -63,7 +65,7 @@ pub(super) struct Squeeze {
 
 impl Squeeze {
     pub(super) fn new() -> Self {
-        Self { credit: CREDIT, now: Duration::ZERO, skip: 0, next_skip: SKIP }
+        Self { credit: CREDIT, now: Duration::ZERO, worth: false, skip: 0, next_skip: SKIP }
     }
 
     /// Appends the content as a frame, or makes its buffer that of `out`.
@@ -81,12 +83,15 @@ impl Squeeze {
             content.store(out);
             return Ok(());
         }
-        let from = out.len();
-        content.compress(FAST, out.bytes())?;
-        if (out.len() - from) * WORTH > len {
+        if !self.worth && !content.sample_is_worth()? {
             self.skip = self.next_skip;
             self.next_skip = (2 * self.next_skip).min(MOST_SKIP);
+            content.store(out);
+            return Ok(());
         }
+        let from = out.len();
+        content.compress(FAST, out.bytes())?;
+        self.worth = is_worth(out.len() - from, len);
         Ok(())
     }
 }
@@ -112,6 +117,19 @@ impl Content<'_> {
         }
     }
 
+    /// Whether compression would bring much, by its first bytes.
+    fn sample_is_worth(&self) -> io::Result<bool> {
+        let sample = match self {
+            Self::Lines(lines) => &lines[..lines.len().min(BLOCK)],
+            Self::Reel(reel) => reel.first_block(),
+        };
+        SCRATCH.with_borrow_mut(|out| {
+            out.clear();
+            compress(FAST, sample, out)?;
+            Ok(is_worth(out.len(), sample.len()))
+        })
+    }
+
     /// Appends a frame whose blocks are the content itself.
     fn store(self, out: &mut Buffer) {
         match self {
@@ -119,6 +137,10 @@ impl Content<'_> {
             Self::Reel(reel) => reel.move_frame(out),
         }
     }
+}
+
+fn is_worth(compressed: usize, content: usize) -> bool {
+    compressed * WORTH <= content
 }
 
 fn compress(level: i32, content: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
