@@ -46,9 +46,13 @@ pub(super) fn of_cluster(
     if !config.policy.from_api {
         return Ok(None);
     }
-    let (path, within) = (api::PATH.to_owned(), config.cluster.read_timeout);
-    let objects = Collection::new(connection, api::NAME, path, "", within, config.cluster.max_waiting);
-    let (set, read) = api::follow(&objects, config.recording.enabled, background, metrics)?;
+    let collection = |name, path: &str| {
+        let (within, most) = (config.cluster.read_timeout, config.cluster.max_waiting);
+        Collection::new(connection.clone(), name, path.to_owned(), "", within, most)
+    };
+    let objects = collection(api::NAME, api::PATH);
+    let events = collection(api::events::NAME, api::events::PATH);
+    let (set, read) = api::follow(&objects, events, config.recording.enabled, background, metrics)?;
     Ok(Some((set, Ready { name: "policies", check: Box::new(move || read.is_done()) })))
 }
 

@@ -87,6 +87,7 @@ fn path(ask: &Ask, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
     let answer = match parts.as_slice() {
         [] | ["api"] | ["apis"] | ["apis", ..] | ["api", ..] => discovery::answer(&parts, ask, &accept),
         ["version"] => Some(discovery::version()),
+        ["openapi", "v3"] => Some(discovery::no_schemas(ask)),
         [endpoint @ ("healthz" | "livez" | "readyz"), check @ ..] => probe(endpoint, check, ask),
         _ => None,
     };

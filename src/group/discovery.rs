@@ -36,7 +36,7 @@ pub(super) enum Document {
     Version,
     /// `/openapi/v2`; only where the cluster has none.
     OpenApi2,
-    /// `/openapi/v3`: where the schemas of each version are.
+    /// `/openapi/v3`: where the schemas of each version are; only where the cluster has it.
     OpenApi3,
     /// `/openapi/v3/apis/podgate.dev/v1alpha1`
     Schemas,
@@ -75,7 +75,7 @@ impl Document {
             Err(refusal) => refusal.code() == StatusCode::NOT_FOUND,
         };
         if missing {
-            return Ok(self.alone(&kinds, ask, accept));
+            return self.alone(&kinds, ask, accept).map_or(answer, Ok);
         }
         let response = answer?;
         let media = response.headers().get(header::CONTENT_TYPE).and_then(|media| media.to_str().ok());
@@ -105,20 +105,22 @@ impl Document {
         Ok(Response::from_parts(head, full(body)))
     }
 
-    /// What is said where the cluster has nothing to say.
-    fn alone(self, kinds: &[&Kind], ask: &Ask, accept: &Accept) -> Response<Body> {
+    /// What is said where the cluster has nothing to say. Where it tells no schemas of version 3, nor does the group: a
+    /// client that finds these reads none of version 2, and so knows nothing of the cluster's own kinds.
+    /// Source: `k8s.io/kubectl/pkg/cmd/explain`, `k8s.io/cli-runtime/pkg/resource/fallback_query_param_verifier.go`.
+    fn alone(self, kinds: &[&Kind], ask: &Ask, accept: &Accept) -> Option<Response<Body>> {
         let mut document = match self {
             Self::Groups => json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": []}),
             Self::Group => group(),
             Self::Version => {
                 json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": API_VERSION, "resources": []})
             }
-            Self::OpenApi2 => return openapi::v2(ask, accept),
-            Self::OpenApi3 => json!({"paths": {}}),
+            Self::OpenApi2 => return Some(openapi::v2(ask, accept)),
+            Self::OpenApi3 => return None,
             Self::Schemas => openapi::empty(),
         };
         self.add(kinds, &mut document);
-        serving::json(ask, StatusCode::OK, &document)
+        Some(serving::json(ask, StatusCode::OK, &document))
     }
 
     fn add(self, kinds: &[&Kind], document: &mut Value) {
@@ -373,6 +375,17 @@ mod tests {
         assert!(!head.headers.contains_key(header::EXPIRES) && !head.headers.contains_key(header::ETAG));
         let text = body.collect().await.unwrap().to_bytes();
         assert!(serde_json::from_slice::<Value>(&text).unwrap()["components"].is_object());
+    }
+
+    #[tokio::test]
+    async fn an_api_server_of_old_has_no_schemas_of_version_3_for_its_own_kinds_to_be_missed_in() {
+        for (uri, code) in [("/openapi/v3", 404), ("/apis/podgate.dev/v1alpha1", 200)] {
+            let ask = Ask::parse(&Method::GET, &uri.parse().unwrap(), &HeaderMap::new()).unwrap();
+            let missing = Response::builder().status(404).body(full(Bytes::new())).unwrap();
+            let document = Document::of(&ask).unwrap();
+            let answer = document.with(&[Arc::new(Alone)], &ask, &Accept::default(), Ok(missing)).await;
+            assert_eq!(answer.unwrap().status(), code, "{uri}");
+        }
     }
 
     #[test]

@@ -781,6 +781,8 @@ fn compare(schema: &serde_json::Value, at: &str, put: &dyn Fn(serde_json::Value)
             let properties = schema["properties"].as_object().unwrap();
             let names: Vec<_> = properties.keys().cloned().collect();
             assert_eq!(expected(&told(json!({"zzz": null}))), names, "{at}");
+            // What is unknown is refused here, as long as it gets here.
+            assert_eq!(schema["x-kubernetes-preserve-unknown-fields"], true, "{at}");
             for (name, schema) in properties {
                 compare(schema, &format!("{at}.{name}"), &|value| put(json!({ name: value })));
             }

@@ -489,7 +489,7 @@ impl Shared {
                 answer.ok_or("nobody wrote it")?
             }
             // Elsewhere they are taken, and not kept.
-            ("POST", ["api", "v1", "namespaces", _, "configmaps"]) => {
+            ("POST", ["api", "v1", "namespaces", _, "configmaps" | "events"]) => {
                 answered(StatusCode::CREATED, &asked.body)
             }
             _ => status(StatusCode::NOT_FOUND, "", "the server could not find the requested resource"),

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::answers::{Caller, Request, Tokens};
 use crate::http::Server;
-use crate::podgate::Podgate;
+use crate::podgate::{Podgate, ready};
 use crate::real::Cluster;
 
 /// How long an event may take to be in the audit log.
@@ -63,12 +63,12 @@ pub(crate) async fn the_forbidden_reach_no_kubelet(cluster: &Cluster, podgate: &
     let addresses: Vec<_> =
         ["Hostname", "InternalIP"].map(|kind| json!({ "type": kind, "address": "127.0.0.1" })).into();
     cluster
-        .create(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": cluster.namespace },
+        .create(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": cluster.global("counts"),
             "spec": { "unschedulable": true },
             "status": { "addresses": addresses, "daemonEndpoints": { "kubeletEndpoint": { "Port": port } } } }))
         .await;
     let mut pod = cluster.pod("guarded", &["sh"]);
-    pod["spec"]["nodeName"] = cluster.namespace.as_str().into();
+    pod["spec"]["nodeName"] = cluster.global("counts")["name"].clone();
     cluster.create(&pod).await;
 
     let pod = format!("/api/v1/namespaces/{}/pods/guarded", cluster.namespace);
@@ -108,10 +108,10 @@ pub(crate) const NO_VERBS: &str = "no-verbs";
 /// WebSocket; with nothing it gets nowhere.
 pub(crate) async fn two_verbs_are_enough_for_podgate(cluster: &Cluster, tokens: &Tokens) {
     let group = "rbac.authorization.k8s.io";
-    let meta = json!({ "name": cluster.namespace });
+    let meta = cluster.global(TWO_VERBS);
     let rule = json!({ "apiGroups": [""], "resources": ["nodes/proxy"], "verbs": ["create", "get"] });
     let account = json!({ "kind": "ServiceAccount", "name": TWO_VERBS, "namespace": cluster.namespace });
-    let role = json!({ "kind": "ClusterRole", "name": cluster.namespace, "apiGroup": group });
+    let role = json!({ "kind": "ClusterRole", "name": meta["name"], "apiGroup": group });
     let version = format!("{group}/v1");
     cluster
         .create(&json!({ "apiVersion": "v1", "kind": "List", "items": [
@@ -125,7 +125,8 @@ pub(crate) async fn two_verbs_are_enough_for_podgate(cluster: &Cluster, tokens: 
     let asked = [exec.clone().spdy(), exec.websocket("v4.channel.k8s.io")];
     for (account, code) in [(NO_VERBS, 403), (TWO_VERBS, 101)] {
         let kubelet = json!({ "tokenFile": cluster.token_file(account).await });
-        let (podgate, [api, _]) = Podgate::serve(&cluster.config("kubelet", &kubelet.to_string())).await;
+        let (podgate, [api, admin]) = Podgate::serve(&cluster.config("kubelet", &kubelet.to_string())).await;
+        ready(admin).await;
         let server = Server::new(&api.to_string(), &cluster.authority.certificate());
         for request in &asked {
             let answer = server.ask(&request.bytes(tokens)).await;

@@ -18,6 +18,7 @@ mod audit;
 mod checks;
 mod clients;
 mod endings;
+mod house;
 mod http;
 mod identity;
 mod kube_rs;
@@ -28,6 +29,7 @@ mod podgate;
 mod real;
 mod report;
 mod requests;
+mod rights;
 mod run;
 
 use std::process::ExitCode;

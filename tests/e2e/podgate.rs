@@ -7,6 +7,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use crate::clients::Client;
@@ -167,6 +169,26 @@ impl Podgate {
             println!("podgate's log: {}", self.folder.keep().join("log").display());
         }
     }
+}
+
+/// Whether a podgate with this admin address would have people sent to it.
+pub(crate) async fn is_ready(admin: SocketAddr) -> bool {
+    let mut connection = TcpStream::connect(admin).await.unwrap();
+    let ask = format!("GET /readyz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    connection.write_all(ask.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    answer.starts_with("HTTP/1.1 200 ")
+}
+
+/// Waits until it is.
+pub(crate) async fn ready(admin: SocketAddr) {
+    let ready = async {
+        while !is_ready(admin).await {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.expect("podgate is ready");
 }
 
 /// A node of each kind, and pods on it for each client: what one leaves behind is not there for the next. Alice may do

@@ -1,7 +1,7 @@
 //! The suite in a real cluster, through `podgate serve` in both of its upstream modes.
 //!
 //!     PODGATE_E2E_KUBECONFIG   an administrator of the cluster; `make e2e KUBECONFIG=FILE` sets it
-//!     PODGATE_E2E_IDENTITY     kubeconfig of podgate itself; the administrator's when absent
+//!     PODGATE_E2E_IDENTITY     kubeconfig of podgate itself; a service account with the rights of docs/rbac.yaml when absent
 //!     PODGATE_E2E_KUBELET      value of podgate's setting `upstream.kubelet`, as YAML in one line; `{}` when absent
 //!     PODGATE_E2E_IMAGE        an image with a shell, `nc` and `tar`; a busybox that runs in the cluster when absent
 //!     PODGATE_E2E_AUDIT_LOG    the API server's audit log; without it, nobody sees who the API server thinks has asked
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -17,16 +18,18 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::answers::{self, Tokens};
 use crate::audit;
-use crate::checks::{Echo, Target, feed, piped};
+use crate::checks::{Echo, Said, Target, feed, piped};
 use crate::clients::Client;
 use crate::endings;
+use crate::house::{self, House};
 use crate::http::Server;
 use crate::identity;
 use crate::pki::Authority;
 use crate::place::{self, Api, Place, Speaks};
-use crate::podgate::Podgate;
+use crate::podgate::{Podgate, ready};
 use crate::report::{Cell, Outcome};
 use crate::requests::{self, Subjects};
+use crate::rights;
 use crate::run::Run;
 
 /// How long pods may take to run, their image to come included.
@@ -53,10 +56,17 @@ done"#;
 /// Podgate's setting `upstream.mode`.
 const MODES: [&str; 2] = ["kubelet", "apiserver"];
 
+/// The label of what is in no namespace of the run's own; its value is that namespace.
+const OF_RUN: &str = "podgate-e2e";
+
+/// How long a bearer token holds, in seconds: longer than a run.
+const TOKEN: u32 = 4 * 3600;
+
 /// No podgate at all: what a check asks is what Kubernetes itself does.
 const DIRECT: &str = "direct";
 
-/// A namespace of the run's own, and what is in it. For a moment there are a node and a cluster role of that name.
+/// A namespace of the run's own, and what is in it. Besides, for as long as the run takes: cluster roles and policies that
+/// begin with its name, a role for events in `default`, a node, and the definition of policies where there is none.
 pub(crate) struct Cluster {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
@@ -98,7 +108,8 @@ async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
     let direct = cluster.callers(DIRECT, &cluster.server, &cluster.server_ca).await;
     checks(cluster, DIRECT, &direct, clients, run).await;
     for mode in MODES {
-        let (podgate, [api, _]) = Podgate::serve(&cluster.config(mode, &kubelet_setting())).await;
+        let (podgate, [api, admin]) = Podgate::serve(&cluster.config(mode, &kubelet_setting())).await;
+        ready(admin).await;
         let kubeconfig =
             cluster.callers(mode, &format!("https://{api}"), &cluster.authority.certificate()).await;
         checks(cluster, mode, &kubeconfig, clients, run).await;
@@ -106,10 +117,53 @@ async fn suite(cluster: &Cluster, clients: &[&Client], run: &mut Run) {
         compare(cluster, mode, &podgate_too, run).await;
         evidence(cluster, mode, &podgate_too, run).await;
         identity(cluster, mode, &kubeconfig, &podgate_too, run).await;
+        houses(cluster, mode, &kubeconfig, clients, run).await;
         let log = cluster.audit_log(mode);
         let check = endings::no_plain_shell_is_left(cluster, &kubeconfig, clients, &log);
         run.cell(Cell::line("endings", mode, "no plain shell is left"), None, check).await;
         podgate.stop(run.failed()).await;
+    }
+    rights(cluster, run).await;
+}
+
+/// House rules, grants, live sessions and limits: with every kubectl in the first mode, with the newest in the other.
+async fn houses(cluster: &Cluster, mode: &str, callers: &Path, clients: &[&Client], run: &mut Run) {
+    let clients = if mode == MODES[0] { clients } else { &clients[clients.len() - 1..] };
+    for client in clients {
+        let house = House { cluster, callers, client };
+        let name = |check| Cell::line(&client.name, mode, check);
+        run.cell(name("the group"), None, works(house::the_group_is_found(&house))).await;
+        run.cell(name("sessions"), None, works(house::sessions_are_seen_and_ended(&house))).await;
+        run.cell(name("policies"), None, works(house::policies_change_what_may_happen(&house))).await;
+        run.cell(name("grants"), None, works(house::a_grant_lets_in_across_a_rollout(&house))).await;
+        run.cell(name("limits"), None, works(house::limits_are_told(&house))).await;
+    }
+    let house = House { cluster, callers, client: clients[clients.len() - 1] };
+    let check = house::nothing_is_allowed_before_the_policies_are_read(&house, mode);
+    run.cell(Cell::line("policies", mode, "unread"), None, works(check)).await;
+}
+
+/// Boxed: these hold the buffers of terminals.
+fn works<'a>(check: impl Future<Output = ()> + 'a) -> LocalBoxFuture<'a, Outcome> {
+    Box::pin(async {
+        check.await;
+        Outcome::Works
+    })
+}
+
+/// Whether the rights of docs/rbac.yaml are those that podgate has needed in all cells before.
+async fn rights(cluster: &Cluster, run: &mut Run) {
+    if std::env::var_os("PODGATE_E2E_IDENTITY").is_some() {
+        return;
+    }
+    let log = std::env::var_os("PODGATE_E2E_AUDIT_LOG").map(PathBuf::from);
+    let cannot = log.is_none().then_some(audit::NO_LOG);
+    let used = async || rights::Used::read(log.as_deref().expect(audit::NO_LOG), &cluster.own_name());
+    let check = async { used().await.none_was_missing() };
+    run.cell(Cell::line("rights", "both modes", "none is missing"), cannot, works(check)).await;
+    if run.is_whole() {
+        let check = async { used().await.none_is_idle(&cluster.rbac()) };
+        run.cell(Cell::line("rights", "both modes", "none is idle"), cannot, works(check)).await;
     }
 }
 
@@ -137,8 +191,7 @@ async fn checks(cluster: &Cluster, name: &str, kubeconfig: &Path, clients: &[&Cl
 
 /// Asks the API server and podgate the same.
 async fn compare(cluster: &Cluster, mode: &str, podgate: &Server, run: &mut Run) {
-    let server = cluster.server.trim_start_matches("https://").trim_end_matches('/');
-    let kubernetes = Server::new(server, &cluster.server_ca);
+    let kubernetes = Server::new(cluster.server(), &cluster.server_ca);
     let tokens = cluster.tokens().await;
     let known = requests::known(mode);
     let of = Subjects { namespace: &cluster.namespace, node: &cluster.node, web: "echo" };
@@ -150,8 +203,7 @@ async fn compare(cluster: &Cluster, mode: &str, podgate: &Server, run: &mut Run)
 
 /// Asks both the same once more, and compares what they write about it.
 async fn evidence(cluster: &Cluster, mode: &str, podgate: &Server, run: &mut Run) {
-    let server = cluster.server.trim_start_matches("https://").trim_end_matches('/');
-    let kubernetes = Server::new(server, &cluster.server_ca);
+    let kubernetes = Server::new(cluster.server(), &cluster.server_ca);
     let log = std::env::var_os("PODGATE_E2E_AUDIT_LOG").map(PathBuf::from);
     let (tokens, known, own) = (cluster.tokens().await, audit::known(mode), cluster.audit_log(mode));
     let of = Subjects { namespace: &cluster.namespace, node: &cluster.node, web: "echo" };
@@ -237,9 +289,12 @@ impl Cluster {
         let labels = json!({ "pod-security.kubernetes.io/enforce": "privileged" });
         self.create(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } }))
             .await;
-        let accounts = ["alice", "mallory", identity::TWO_VERBS, identity::NO_VERBS];
+        self.everywhere(&["create", "-f", "-"], self.rbac().as_bytes()).await;
+        self.define_policies().await;
+        let accounts = ["alice", "mallory", "keeper", identity::TWO_VERBS, identity::NO_VERBS];
         let mut all: Vec<_> = accounts.map(account).into();
         all.extend([self.role(), self.binding()]);
+        all.extend(self.cluster_roles());
         for client in clients {
             for mode in MODES.into_iter().chain([DIRECT]) {
                 all.extend(
@@ -252,6 +307,7 @@ impl Cluster {
         let listen = format!("exec nc -ll -p {} -e sh -c \"$0\"", self.echo);
         all.push(self.pod("echo", &["sh", "-c", &listen, ECHO]));
         self.create(&json!({ "apiVersion": "v1", "kind": "List", "items": all })).await;
+        self.write_identity().await;
         let mut waits = Vec::new();
         let running = async {
             loop {
@@ -278,10 +334,90 @@ impl Cluster {
     async fn clear(&self) {
         let all = "pods,configmaps,rolebindings,roles,serviceaccounts";
         self.kubectl(&["delete", all, "--all", "--force", "--grace-period=0", "--wait=false"], b"").await;
-        for resource in ["node", "clusterrolebinding", "clusterrole"] {
-            self.kubectl(&["delete", resource, &self.namespace, "--ignore-not-found"], b"").await;
+        self.everywhere(&["delete", "--ignore-not-found", "-f", "-"], self.rbac().as_bytes()).await;
+        let of_run = format!("{OF_RUN}={}", self.namespace);
+        for resource in
+            ["clusterrolebindings", "clusterroles", "nodes", "execpolicies", "customresourcedefinitions"]
+        {
+            // The run may have ended before there were any policies.
+            let said = self.said(&self.kubeconfig, &["delete", resource, "-l", &of_run], b"").await;
+            assert!(said.code == Some(0) || resource == "execpolicies", "delete {resource}: {}", said.err);
         }
         self.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"], b"").await;
+    }
+
+    /// docs/rbac.yaml, for podgate in the run's namespace. That is there already.
+    pub(crate) fn rbac(&self) -> String {
+        let name = &self.namespace;
+        let text = include_str!("../../docs/rbac.yaml");
+        let documents = text.split("\n---\n").filter(|document| !document.contains("\nkind: Namespace\n"));
+        let documents: Vec<_> = documents.collect();
+        documents
+            .join("\n---\n")
+            .replace("name: podgate", &format!("name: {name}"))
+            .replace("namespace: podgate", &format!("namespace: {name}"))
+    }
+
+    /// The kind of policies, where it is not known, and a policy that is about nobody: when the last one goes, its rules
+    /// stay.
+    async fn define_policies(&self) {
+        const CRD: &str = "customresourcedefinition/execpolicies.podgate.dev";
+        let there = self.kubectl(&["get", CRD, "--ignore-not-found", "-o", "name"], b"").await;
+        if there.is_empty() {
+            let text = include_bytes!("../../charts/podgate/crds/execpolicies.yaml");
+            self.kubectl(&["create", "-f", "-"], text).await;
+            self.kubectl(&["label", CRD, &format!("{OF_RUN}={}", self.namespace)], b"").await;
+            self.kubectl(&["wait", "--for=condition=Established", CRD], b"").await;
+        }
+        let nobody = json!({ "name": "nobody", "match": { "users": ["nobody"] }, "effect": "deny" });
+        self.create(&self.policy("nobody", &[nobody])).await;
+    }
+
+    /// A policy about the run's namespace.
+    pub(crate) fn policy(&self, name: &str, rules: &[Value]) -> Value {
+        let mut rules = rules.to_vec();
+        for rule in &mut rules {
+            rule["match"]["namespaces"] = json!([self.namespace]);
+        }
+        json!({ "apiVersion": "podgate.dev/v1alpha1", "kind": "ExecPolicy", "metadata": self.global(name),
+            "spec": { "rules": rules } })
+    }
+
+    /// The metadata of something that is in no namespace.
+    pub(crate) fn global(&self, name: &str) -> Value {
+        json!({ "name": format!("{}-{name}", self.namespace), "labels": { OF_RUN: self.namespace } })
+    }
+
+    /// Cluster roles and their bindings: a keeper who sees and ends sessions, looks at all there is and approves grants; an
+    /// attribute as which alice may act.
+    fn cluster_roles(&self) -> Vec<Value> {
+        const GROUP: &str = "rbac.authorization.k8s.io";
+        let role = |name: &str, rules: Value| {
+            json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+                "metadata": self.global(name), "rules": rules })
+        };
+        let bind = |name: &str, to: &str, subject: Value| {
+            json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+                "metadata": self.global(name), "subjects": [subject],
+                "roleRef": { "kind": "ClusterRole", "name": to, "apiGroup": GROUP } })
+        };
+        let named = |name: &str| format!("{}-{name}", self.namespace);
+        let keeper = json!({ "kind": "User", "name": "e2e-keeper", "apiGroup": GROUP });
+        let alice = json!({ "kind": "ServiceAccount", "name": "alice", "namespace": self.namespace });
+        let keeps = json!([
+            { "apiGroups": ["podgate.dev"], "resources": ["sessions"], "verbs": ["get", "list", "watch", "delete"] },
+            { "apiGroups": ["podgate.dev"], "resources": ["grants"],
+                "verbs": ["get", "list", "watch", "patch", "delete", "approve"] },
+        ]);
+        let acts = json!([{ "apiGroups": ["authentication.k8s.io"], "resources": ["userextras/reasons"],
+            "verbs": ["impersonate"] }]);
+        vec![
+            role("keeper", keeps),
+            bind("keeper", &named("keeper"), keeper.clone()),
+            bind("looks", "system:aggregate-to-view", keeper),
+            role("acts", acts),
+            bind("acts", &named("acts"), alice),
+        ]
     }
 
     /// A pod that stays where it is put, whatever the node is said to lack.
@@ -312,6 +448,7 @@ impl Cluster {
                 rule(&["pods/exec", "pods/attach", "pods/portforward"], &all),
                 rule(&["pods/ephemeralcontainers"], &["get", "update", "patch"]),
                 rule(&["serviceaccounts"], &["impersonate"]),
+                { "apiGroups": ["podgate.dev"], "resources": ["grants"], "verbs": ["create", "get", "patch"] },
             ] })
     }
 
@@ -330,11 +467,24 @@ impl Cluster {
         format!(
             "api:\n  tls: {{certFile: {cert:?}, keyFile: {key:?}}}\nauthentication:\n  clientCAFile: {:?}\n  \
              anonymous: true\ncluster:\n  kubeconfig: {:?}\nupstream:\n  mode: {mode}\n  kubelet: {kubelet}\n\
-             audit: {{file: {{path: {:?}}}}}\n",
+             audit: {{policyFile: {:?}, file: {{path: {:?}}}}}\n\
+             policy: {{fromApi: true, grants: {{namespace: {}, longest: {}s}}}}\n",
             self.authority.certificate(),
             self.identity(),
+            self.audit_policy(),
             self.audit_log(mode),
+            self.namespace,
+            house::LONGEST.as_secs(),
         )
+    }
+
+    /// Podgate's audit policy: all requests, as the API server's has to be.
+    fn audit_policy(&self) -> PathBuf {
+        let path = self.folder.path().join("audit-policy.yaml");
+        let all =
+            json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{ "level": "Metadata" }] });
+        std::fs::write(&path, all.to_string()).unwrap();
+        path
     }
 
     /// Where podgate writes its audit events.
@@ -344,7 +494,41 @@ impl Cluster {
 
     /// Podgate's own kubeconfig.
     pub(crate) fn identity(&self) -> PathBuf {
-        std::env::var_os("PODGATE_E2E_IDENTITY").map_or_else(|| self.kubeconfig.clone(), PathBuf::from)
+        let own = || self.folder.path().join("podgate.kubeconfig");
+        std::env::var_os("PODGATE_E2E_IDENTITY").map_or_else(own, PathBuf::from)
+    }
+
+    /// Podgate's name in the cluster, when nobody gives it another kubeconfig.
+    fn own_name(&self) -> String {
+        format!("system:serviceaccount:{0}:{0}", self.namespace)
+    }
+
+    async fn write_identity(&self) {
+        let token = self.token_file(&self.namespace).await;
+        self.write_kubeconfig("podgate", &self.server, &token);
+    }
+
+    /// Writes a kubeconfig of whose token is in a file, to a server with the API server's certificate.
+    pub(crate) fn write_kubeconfig(&self, name: &str, server: &str, token: &Path) -> PathBuf {
+        let host = self.server().rsplit_once(':').expect("a port").0.trim_matches(['[', ']']);
+        let config = json!({ "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{ "name": "c", "cluster": { "server": server, "tls-server-name": host,
+                "certificate-authority": self.server_ca } }],
+            "contexts": [{ "name": "c", "context": { "cluster": "c", "user": "u", "namespace": self.namespace } }],
+            "users": [{ "name": "u", "user": { "tokenFile": token } }] });
+        let path = self.folder.path().join(format!("{name}.kubeconfig"));
+        std::fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
+    /// `HOST:PORT` of the API server.
+    pub(crate) fn server(&self) -> &str {
+        self.server.trim_start_matches("https://").trim_end_matches('/')
+    }
+
+    /// The administrator's kubeconfig.
+    pub(crate) fn admin(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// Writes a kubeconfig with the callers. Podgate knows them by certificates too, the API server by tokens alone.
@@ -359,6 +543,7 @@ impl Cluster {
         let users = [
             ("alice", certified("alice").await),
             ("mallory", certified("mallory").await),
+            ("keeper", certified("keeper").await),
             ("alice-token", json!({ "token": self.token("alice").await })),
         ];
         let named = |name: &str, what: &str, value: Value| json!({ "name": name, what: value });
@@ -400,7 +585,8 @@ impl Cluster {
     /// A bearer token of a service account.
     pub(crate) async fn token(&self, account: &str) -> String {
         let path = format!("/api/v1/namespaces/{}/serviceaccounts/{account}/token", self.namespace);
-        let ask = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
+        let ask = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": { "expirationSeconds": TOKEN } });
         let answer = self.kubectl(&["create", "--raw", &path, "-f", "-"], ask.to_string().as_bytes()).await;
         let answer: Value = serde_json::from_str(&answer).unwrap();
         answer["status"]["token"].as_str().expect("a token").to_owned()
@@ -421,12 +607,23 @@ impl Cluster {
 
     /// Has somebody do something in the namespace; the output.
     pub(crate) async fn kubectl_by(&self, kubeconfig: &Path, args: &[&str], input: &[u8]) -> String {
+        let args = [&["--namespace", &self.namespace], args].concat();
+        let said = self.said(kubeconfig, &args, input).await;
+        assert_eq!(said.code, Some(0), "kubectl {args:?}: {}", said.err);
+        String::from_utf8(said.out).unwrap()
+    }
+
+    /// Has the administrator do something with objects that say where they are.
+    async fn everywhere(&self, args: &[&str], input: &[u8]) {
+        let said = self.said(&self.kubeconfig, args, input).await;
+        assert_eq!(said.code, Some(0), "kubectl {args:?}: {}", said.err);
+    }
+
+    async fn said(&self, kubeconfig: &Path, args: &[&str], input: &[u8]) -> Said {
         let mut command = Command::new(&self.kubectl);
         // Caches of discovery do not outlive the run.
         command.env("HOME", self.folder.path()).arg("--kubeconfig").arg(kubeconfig);
-        let said = feed(piped(command.args(["--namespace", &self.namespace]).args(args)), input).await;
-        assert_eq!(said.code, Some(0), "kubectl {args:?}: {}", said.err);
-        String::from_utf8(said.out).unwrap()
+        feed(piped(command.args(args)), input).await
     }
 }
 

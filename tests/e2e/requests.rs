@@ -305,6 +305,10 @@ fn impersonation(of: &Subjects<'_>) -> Vec<Request> {
             &[("Impersonate-User", &account("alice")), ("Impersonate-Extra-Scopes", "all")],
         ),
         with(
+            "impersonation of an attribute",
+            &[("Impersonate-User", &account("alice")), ("Impersonate-Extra-Reasons", "all")],
+        ),
+        with(
             "impersonation of an account without a name",
             &[("Impersonate-User", "system:serviceaccount:a")],
         ),
@@ -379,6 +383,7 @@ pub(crate) fn known(mode: &str) -> Vec<Known> {
         differs("exec escaped twice", NOT_FOUND_FOR_FORBIDDEN, ONE_WAY),
         differs("exec behind dots", NOT_FOUND_FOR_FORBIDDEN_PATH, ONE_WAY),
         differs("exec behind two slashes", STATUS_FOR_PATHS, ONE_WAY),
+        differs("/apis", &["text"], "`/apis`, `/apis/podgate.dev` and below, `/openapi/v3`"),
         differs(
             "a broken escape",
             &["header cache-control", "header connection", "header content-type", "text"],

@@ -30,6 +30,11 @@ impl Run {
         Self { only, report: Report::default() }
     }
 
+    /// Whether no cell is left out.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.only.is_empty()
+    }
+
     /// Runs all checks that are about a client of this kind.
     pub(crate) async fn checks(&mut self, target: &Target<'_>) {
         for check in Check::ALL.into_iter().filter(|check| target.client.takes(*check)) {

@@ -193,6 +193,11 @@ pub(super) fn answer(parts: &[&str], ask: &Ask, accept: &Accept) -> Option<Respo
     })
 }
 
+/// `/openapi/v3`, of no kind here.
+pub(super) fn no_schemas(ask: &Ask) -> Response<Body> {
+    json(ask, StatusCode::OK, &serde_json::json!({"paths": {}}))
+}
+
 /// `/version`, always indented.
 pub(super) fn version() -> Response<Body> {
     let version = Version {

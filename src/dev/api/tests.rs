@@ -193,7 +193,7 @@ async fn objects_are_got_and_listed_and_what_is_not_there_is_said_in_the_api_ser
         "/apis/apps/v1",
         "/apis/apps/v1/deployments",
         "/openapi/v2",
-        "/openapi/v3",
+        "/openapi/v3/api/v1",
         "/metrics",
         "/swagger.json",
     ] {

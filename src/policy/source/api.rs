@@ -2,7 +2,9 @@
 //!
 //! Invariants: as of files, all of it is good or none of it is used, and the last good set stays. Until there is a first
 //! one, nothing is allowed. That all policies are gone is not taken for no rules: with the definition of their kind every
-//! object of it goes.
+//! object of it goes. What is wrong with a policy is in the log, and in an event of that policy.
+
+pub mod events;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use crate::policy::document::{API_VERSION, Document, Fault, KIND};
 use crate::policy::set::{MAX_DOCUMENTS, Set};
 use crate::reload::Live;
 use crate::telemetry::{Metrics, chain};
+use events::Refused;
 
 /// Where the objects are.
 pub const PATH: &str = "/apis/podgate.dev/v1alpha1/execpolicies";
@@ -51,12 +54,19 @@ spec:
     - {name: unread, match: {}, effect: deny, message: the policies of the cluster have not been read yet}
 ";
 
-/// The texts of the policies, by name.
-type Texts = BTreeMap<String, Arc<str>>;
+/// The policies, by name.
+type Texts = BTreeMap<String, Text>;
 
 /// Whether there ever was a good set; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Read(Arc<AtomicBool>);
+
+/// A policy as it is written.
+#[derive(Debug, Clone)]
+struct Text {
+    uid: String,
+    text: Arc<str>,
+}
 
 /// What a watch feeds.
 struct Feed {
@@ -77,6 +87,8 @@ struct Object<'a> {
 #[derive(Deserialize)]
 struct Metadata {
     name: String,
+    #[serde(default)]
+    uid: String,
 }
 
 // === impl Read ===
@@ -88,12 +100,14 @@ impl Read {
     }
 }
 
-/// The rules of these objects, in tasks of `background`; `records` says whether there can be recordings.
+/// The rules of these objects, in tasks of `background`; `records` says whether there can be recordings. `events` is where
+/// those of the objects are.
 ///
 /// # Errors
 /// Never, as the rules that hold until the first ones are known are whole.
 pub fn follow(
     objects: &Collection,
+    events: Collection,
     records: bool,
     background: &Drain,
     metrics: &Metrics,
@@ -104,6 +118,7 @@ pub fn follow(
     let (sets, live) = watch::channel(Arc::new(unread));
     let (told, mut texts) = watch::channel(None);
     objects.follow(Feed { texts: Texts::new(), list: None, told }, background, metrics);
+    let refused = events::start(events, background);
     let (read, drain, metrics) = (Read::default(), background.clone(), metrics.clone());
     let done = read.clone();
     background.spawn(async move {
@@ -130,9 +145,12 @@ pub fn follow(
                     held = !texts.is_empty();
                     sets.send_replace(Arc::new(set));
                     done.0.store(true, Ordering::Relaxed);
+                    refused.send_replace(Vec::new());
                     "reloaded"
                 }
-                Err(error) => {
+                Err(faults) => {
+                    refused.send_replace(blamed(&texts, &faults));
+                    let error = Error::Faults(faults);
                     warn!(what = WHAT, error = chain(&error), "cannot reload, the last good one stays");
                     "failed"
                 }
@@ -143,29 +161,41 @@ pub fn follow(
     Ok((Live::of(live), read))
 }
 
-fn compile(texts: &Texts, records: bool) -> Result<Set, Error> {
+fn compile(texts: &Texts, records: bool) -> Result<Set, Vec<Fault>> {
     let (mut documents, mut faults) = (Vec::new(), Vec::new());
-    let bytes: usize = texts.values().map(|text| text.len()).sum();
+    let bytes = size(texts);
     if bytes > MAX_BYTES {
         let what = format!("they have {bytes} bytes together, of at most {MAX_BYTES}");
-        return Err(Error::Faults(vec![fault(NAME.to_owned(), what)]));
+        return Err(vec![Fault { origin: NAME.to_owned(), document: 0, line: 0, path: String::new(), what }]);
     }
-    for (name, text) in texts {
-        let origin = format!("{NAME}/{name}");
+    for (name, Text { text, .. }) in texts {
+        let origin = origin(name);
         match Document::read_all(&origin, text) {
             Ok(read) => documents.extend(read.into_iter().map(|document| (origin.clone(), document))),
             Err(wrong) => faults.extend(wrong),
         }
     }
-    if faults.is_empty() {
-        Set::compile(documents, records).map_err(Error::Faults)
-    } else {
-        Err(Error::Faults(faults))
-    }
+    if faults.is_empty() { Set::compile(documents, records) } else { Err(faults) }
 }
 
-fn fault(origin: String, what: String) -> Fault {
-    Fault { origin, document: 0, line: 0, path: String::new(), what }
+fn size(texts: &Texts) -> usize {
+    texts.values().map(|written| written.text.len()).sum()
+}
+
+fn origin(name: &str) -> String {
+    format!("{NAME}/{name}")
+}
+
+/// The policies that have these faults.
+fn blamed(texts: &Texts, faults: &[Fault]) -> Vec<Refused> {
+    let about = |(name, Text { uid, .. }): (&String, &Text)| {
+        let origin = origin(name);
+        let own = faults.iter().filter(|fault| fault.origin == origin);
+        let told: Vec<_> = own.map(|Fault { path, what, .. }| format!("{path}: {what}")).collect();
+        let refused = || Refused { name: name.clone(), uid: uid.clone(), why: told.join("; ") };
+        (!told.is_empty()).then(refused)
+    };
+    texts.iter().filter_map(about).collect()
 }
 
 // === impl Feed ===
@@ -189,9 +219,8 @@ impl Sink for Feed {
         });
         let texts = self.list.as_mut().unwrap_or(&mut self.texts);
         // One and some bytes too many are enough for all of them to be refused.
-        let bytes: usize = texts.values().map(|text| text.len()).sum();
-        if texts.len() <= MAX_DOCUMENTS && bytes <= MAX_BYTES || texts.contains_key(&metadata.name) {
-            texts.insert(metadata.name, text.to_string().into());
+        if texts.len() <= MAX_DOCUMENTS && size(texts) <= MAX_BYTES || texts.contains_key(&metadata.name) {
+            texts.insert(metadata.name, Text { uid: metadata.uid, text: text.to_string().into() });
         }
         if self.list.is_none() {
             self.tell();

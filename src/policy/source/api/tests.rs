@@ -20,9 +20,11 @@ struct Rig {
 impl Rig {
     async fn of(server: ApiServer) -> Self {
         let (background, metrics) = (Drain::new(), Metrics::new());
-        let objects =
-            Collection::new(server.connection(&background), NAME, PATH.to_owned(), "", PATIENCE, 10);
-        let (rules, read) = follow(&objects, false, &background, &metrics).unwrap();
+        let collection = |name, path: &str| {
+            Collection::new(server.connection(&background), name, path.to_owned(), "", PATIENCE, 10)
+        };
+        let (objects, events) = (collection(NAME, PATH), collection(events::NAME, events::PATH));
+        let (rules, read) = follow(&objects, events, false, &background, &metrics).unwrap();
         Self { server, rules, read, metrics, background }
     }
 
@@ -104,6 +106,38 @@ async fn an_invalid_policy_refuses_the_set_and_the_last_good_one_stays() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_a_policy_is_told_once_in_an_event_of_it() {
+    let server = ApiServer::start().await;
+    server.put(EXEC_POLICIES, policy("house", "deny"));
+    let rig = Rig::of(server).await;
+    rig.until("they are read", Some("house/all: no")).await;
+    let mut broken = policy("broken", "allow");
+    broken["spec"]["rules"][0]["match"] = json!({"user": ["ana"]});
+    rig.server.put(EXEC_POLICIES, broken.clone());
+    let posted = || {
+        let asked = rig.server.asked().into_iter().filter(|asked| asked.path == events::PATH);
+        asked.map(|asked| asked.body).collect::<Vec<_>>()
+    };
+    until("an event", || posted().len() == 1).await;
+    let event = posted().remove(0);
+    let object = json!({"apiVersion": API_VERSION, "kind": KIND, "name": "broken", "uid": "uid-of-broken"});
+    assert_eq!((&event["involvedObject"], &event["type"]), (&object, &json!("Warning")));
+    let message = event["message"].as_str().unwrap();
+    let told = "all policies are refused for its sake, the last good ones stay: spec.rules[0].match: unknown field `user`";
+    assert!(message.starts_with(told), "{message}");
+    // Another policy changes nothing about that one; a new fault of it does.
+    rig.server.put(EXEC_POLICIES, policy("house", "allow"));
+    rig.until_refused(2).await;
+    broken["spec"]["rules"][0]["match"] = json!({"group": ["dev"]});
+    rig.server.put(EXEC_POLICIES, broken);
+    until("another event", || posted().len() == 2).await;
+    rig.server.put(EXEC_POLICIES, policy("broken", "allow"));
+    rig.until("it is mended", None).await;
+    assert_eq!(posted().len(), 2);
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_source_that_goes_away_leaves_the_last_good_set() {
     let server = ApiServer::start().await;
     server.put(EXEC_POLICIES, policy("house", "deny"));
@@ -135,6 +169,6 @@ fn too_many_bytes_are_refused_whole() {
     }
     feed.end("7");
     assert!(feed.texts.len() < MAX_DOCUMENTS);
-    let error = compile(&feed.texts, false).unwrap_err().to_string();
+    let error = compile(&feed.texts, false).unwrap_err()[0].to_string();
     assert!(error.contains("bytes together, of at most 16777216"), "{error:.200}");
 }
