@@ -131,6 +131,7 @@ async fn gateway(records: bool) {
         metrics: Metrics::new(),
         audit: Audit::off(),
         recordings: None,
+        sharing: None,
         background: Drain::new(),
     };
     let mut config = Config::default();

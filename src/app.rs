@@ -8,6 +8,7 @@ pub mod policy;
 pub mod recording;
 pub mod recordings;
 pub mod serve;
+pub mod share;
 mod stop;
 pub mod verify;
 pub mod watch;
@@ -32,6 +33,7 @@ use crate::front::api::{self, Api};
 use crate::grant::Grants;
 use crate::group::grants::GrantObjects;
 use crate::group::sessions::LiveSessions;
+use crate::group::share::Share;
 use crate::group::{self, Group};
 use crate::listen::{self, Caps, Listener};
 use crate::locate::Locate;
@@ -42,6 +44,7 @@ use crate::session::{self, Sessions};
 use crate::tap::{Recordings, Stage};
 use crate::telemetry::Metrics;
 use crate::upstream::{self, Route, Upstream};
+use share::Sharing;
 
 /// What a gateway stands on, besides its settings.
 pub struct Ground {
@@ -59,6 +62,8 @@ pub struct Ground {
     pub route: Route,
     /// Where sessions are recorded, if they are.
     pub recordings: Option<Recordings>,
+    /// By what sessions are shared with other replicas, if they are.
+    pub sharing: Option<Sharing>,
     /// What else has to be before podgate is ready.
     pub ready: Vec<Ready>,
     /// Where its series are.
@@ -88,6 +93,7 @@ pub struct Gateway {
     audit: Audit,
     background: Drain,
     recordings: Option<Recordings>,
+    share: Option<Share>,
     admin_drain: Drain,
 }
 
@@ -118,7 +124,10 @@ impl Gateway {
         let admin_listener = Listener::bind(config.admin.listen, caps, config.api.keepalive).await?;
         let (api, admin) = (api_listener.addr(), admin_listener.addr());
 
-        let door = api_door(config, ground, drain.clone(), metrics.clone());
+        let (door, share) = api_door(config, ground, drain.clone(), metrics.clone());
+        if let Some(share) = share.clone() {
+            ready.push(Ready { name: "sessions", check: Box::new(move || share.is_complete()) });
+        }
         let (serve, over) = (door.clone(), door);
         drain.spawn(api_listener.run(
             drain.clone(),
@@ -139,7 +148,7 @@ impl Gateway {
             |peer| warn!(client.addr = %peer, "admin connection refused: the cap is reached"),
             move |tcp, peer, slot| shown.clone().serve(tcp, peer, slot),
         ));
-        Ok(Self { api, admin, metrics, drain, audit, background, recordings, admin_drain })
+        Ok(Self { api, admin, metrics, drain, audit, background, recordings, share, admin_drain })
     }
 
     /// Takes both steps of the stop; health stays visible until all else is done.
@@ -149,6 +158,9 @@ impl Gateway {
             Drained::Clean => info!("stopped: every session had ended"),
             Drained::Cut => warn!("stopped: live sessions were cut at the deadline"),
             Drained::Stuck(tasks) => error!(tasks, "stopped with tasks that do not end"),
+        }
+        if let Some(share) = &self.share {
+            share.leave().await;
         }
         // Every request has ended, and said so.
         self.audit.flush().await;
@@ -192,8 +204,9 @@ fn upstream_settings(config: &Config) -> upstream::Settings {
     }
 }
 
-fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> Api {
+fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> (Api, Option<Share>) {
     let Ground { cluster, server_tls, authn, policy, grants, route, audit, recordings, .. } = ground;
+    let (sharing, background) = (ground.sharing, ground.background);
     let pipeline = Pipeline {
         authn: Authn::new(authn),
         authz: Authz::new(cluster.clone(), config.cluster.review_timeout),
@@ -234,11 +247,15 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
         client_user_timeout: config.api.user_timeout,
         far_user_timeout: config.upstream.user_timeout,
     };
-    let mut resources: Vec<Arc<dyn group::Resource>> = vec![Arc::new(LiveSessions::new(sessions.clone()))];
+    let share = sharing.map(|Sharing { maps, identity, times }| {
+        Share::start(maps, identity, times, sessions.clone(), &background, &metrics)
+    });
+    let shown = LiveSessions::new(sessions.clone(), share.clone());
+    let mut resources: Vec<Arc<dyn group::Resource>> = vec![Arc::new(shown)];
     if let Some(grants) = grants {
         let authz = Authz::new(cluster.clone(), config.cluster.review_timeout);
         resources.push(Arc::new(GrantObjects::new(grants, authz)));
     }
     let group = Arc::new(Group::new(cluster, resources));
-    Api::new(server_tls, settings, pipeline, group, sessions, drain, metrics, audit)
+    (Api::new(server_tls, settings, pipeline, group, sessions, drain, metrics, audit), share)
 }

@@ -294,6 +294,15 @@ pub struct Serve {
     /// Context of the kubeconfig [default: its current one].
     #[arg(long, value_name = "NAME", env = "PODGATE_CONTEXT")]
     pub context: Option<String>,
+    /// Namespace of podgate's own pod [default: that of its service account].
+    #[arg(long, value_name = "NAME", env = "PODGATE_POD_NAMESPACE")]
+    pub pod_namespace: Option<String>,
+    /// Name of podgate's own pod [default: that of the host].
+    #[arg(long, value_name = "NAME", env = "PODGATE_POD_NAME")]
+    pub pod_name: Option<String>,
+    /// Uid of podgate's own pod.
+    #[arg(long, value_name = "UID", env = "PODGATE_POD_UID")]
+    pub pod_uid: Option<String>,
 }
 
 /// Flags of `podgate dev`.

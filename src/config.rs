@@ -176,6 +176,23 @@ pub struct Cluster {
     /// For reading a pod or a node.
     #[serde(with = "duration")]
     pub read_timeout: Duration,
+    /// Podgate's own pod.
+    pub pod: OwnPod,
+}
+
+/// The pod that podgate runs in, as the downward API tells it. What is not told is found out, where that can be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct OwnPod {
+    /// Its namespace; that of the service account when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Its name; that of the host when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its uid. With it, what podgate keeps there goes with the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
 }
 
 /// The way to kubelets.
@@ -281,6 +298,8 @@ pub struct Session {
     /// How long nothing but keepalives may pass in a session; 0 is no limit.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
+    /// Whether replicas show, and end, each other's sessions, through ConfigMaps of podgate's namespace.
+    pub share: bool,
 }
 
 /// Stopping.
@@ -388,6 +407,16 @@ impl Config {
         }
         if flags.context.is_some() {
             config.cluster.context.clone_from(&flags.context);
+        }
+        let pod = &mut config.cluster.pod;
+        for (setting, flag) in [
+            (&mut pod.namespace, &flags.pod_namespace),
+            (&mut pod.name, &flags.pod_name),
+            (&mut pod.uid, &flags.pod_uid),
+        ] {
+            if flag.is_some() {
+                setting.clone_from(flag);
+            }
         }
         let problems = config.problems().into_iter().chain(config.serve_problems()).collect();
         source.judge(config, problems)
@@ -548,6 +577,7 @@ impl Default for Cluster {
             max_waiting: 512,
             review_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(10),
+            pod: OwnPod::default(),
         }
     }
 }
@@ -600,6 +630,7 @@ impl Default for Session {
             max_duration: Duration::ZERO,
             // A kubelet's (`streamingConnectionIdleTimeout`).
             idle_timeout: Duration::from_secs(4 * 60 * 60),
+            share: false,
         }
     }
 }
@@ -771,6 +802,8 @@ mod tests {
         config.dev.manifests = Some("none".into());
         config.cluster.kubeconfig = Some("none".into());
         config.cluster.context = Some("none".into());
+        let none = || Some("none".to_owned());
+        config.cluster.pod = OwnPod { namespace: none(), name: none(), uid: none() };
         config.audit.policy_file = Some("none".into());
         config.policy.grants.namespace = Some("none".into());
         config.audit.file.path = Some("none".into());
@@ -797,6 +830,32 @@ mod tests {
         settings.sort();
         documented.sort();
         assert_eq!(documented, settings);
+    }
+
+    #[test]
+    fn sessions_are_shared_only_where_there_is_a_namespace_for_it() {
+        let with = |more: &str| {
+            served(&format!(
+                "api:\n  tls: {{certFile: tls.crt, keyFile: tls.key}}\nsession:\n  share: true\n{more}"
+            ))
+            .0
+        };
+        with("").unwrap();
+        let outside = "cluster:\n  kubeconfig: config\n";
+        let text = with(outside).unwrap_err().to_string();
+        assert!(text.contains("at session.share: needs cluster.pod.namespace"), "{text}");
+        with(&format!("{outside}  pod: {{namespace: podgate}}\n")).unwrap();
+        let text = with("cluster: {pod: {namespace: a/b, name: B}}\n").unwrap_err().to_string();
+        assert!(text.contains("at cluster.pod.namespace: \"a/b\" is no name of a namespace"), "{text}");
+        let text = with("cluster: {pod: {uid: u}}\n").unwrap_err().to_string();
+        assert!(text.contains("at cluster.pod.uid: needs cluster.pod.name"), "{text}");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("podgate.yaml");
+        std::fs::write(&path, "session: {share: true}\n").unwrap();
+        let mut flags = cli::Dev::default();
+        flags.gateway.config = Some(path);
+        let text = Config::dev(&flags).unwrap_err().to_string();
+        assert!(text.contains("at session.share: is for podgate serve"), "{text}");
     }
 
     #[test]

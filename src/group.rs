@@ -12,6 +12,7 @@ pub mod grants;
 mod openapi;
 pub mod resource;
 pub mod sessions;
+pub mod share;
 mod verbs;
 
 use std::sync::Arc;

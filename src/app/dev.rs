@@ -210,6 +210,7 @@ impl Dev {
         let ground = Ground {
             audit: Audit::start(&config.audit, &reloader, background, &metrics).await?,
             recordings,
+            sharing: None,
             server_tls: Live::fixed(tls::server(
                 state.api_server(),
                 &[tls::HTTP2, tls::HTTP1],

@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tracing::{info, warn};
 
 use super::stop::{self, Signals};
-use super::{Gateway, Ground, grants, policy, recording};
+use super::{Gateway, Ground, grants, policy, recording, share};
 use crate::admin::Ready;
 use crate::audit::{self, Audit};
 use crate::authn::{FrontProxy, Methods, TokenReview, Tokens, oidc, tokens};
@@ -185,6 +185,10 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
     let mut ready = vec![Ready { name: "informer-sync", check: Box::new(move || synced.synced()) }];
     let (grants, read) = grants::in_cluster(config, kept.clone(), background, metrics).unzip();
     ready.extend(read);
+    let sharing = match config.session.share {
+        true => Some(share::in_cluster(config, kept.clone(), files.namespace()?)),
+        false => None,
+    };
     let followed = policy::of_cluster(config, kept, background, metrics).map_err(Error::from_policy)?;
     let (followed, read) = followed.unzip();
     ready.extend(read);
@@ -197,6 +201,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         policy: Arc::new(rules),
         grants,
         route,
+        sharing,
         ready,
         metrics: metrics.clone(),
         audit: files.audit(metrics).await?,
@@ -348,6 +353,15 @@ impl Files<'_> {
             },
         )
         .await
+    }
+
+    /// Podgate's own namespace.
+    fn namespace(&self) -> Result<String, Error> {
+        let namespace = self.config.cluster.pod.namespace.clone();
+        // Without a kubeconfig that is its service account's.
+        let of_source = || described(&self.source()).map(|config| config.default_namespace);
+        let found = namespace.map_or_else(of_source, Ok);
+        found.map_err(|source| Error::Setting { key: "cluster.pod.namespace", source })
     }
 
     /// The way to kubelets. What no setting says about podgate there is what its kubeconfig or service account says.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::{Config, UpstreamMode};
+use crate::grant;
 
 /// The longest duration that makes sense: a year. Without a bound, adding one to now could overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -124,6 +125,16 @@ impl Config {
             let what = "names at least one type, such as InternalIP";
             problems.push(problem("upstream.preferredAddressTypes", what));
         }
+        let pod = &self.cluster.pod;
+        if let Some(namespace) = pod.namespace.as_ref().filter(|name| !grant::rules::is_namespace(name)) {
+            problems
+                .push(problem("cluster.pod.namespace", format!("{namespace:?} is no name of a namespace")));
+        }
+        if pod.uid.is_some() && pod.name.is_none() {
+            let what =
+                "needs cluster.pod.name: the cluster takes away what belongs to a pod that it does not find";
+            problems.push(problem("cluster.pod.uid", what));
+        }
         let further = self.recording.problems().into_iter().chain(self.policy.problems());
         problems.extend(further.map(|(key, what)| problem(&key, what)));
         problems
@@ -136,6 +147,9 @@ impl Config {
             let what =
                 "is for podgate serve: the embedded cluster keeps no policies; name them in policy.files";
             problems.push(problem("policy.fromApi", what));
+        }
+        if self.session.share {
+            problems.push(problem("session.share", "is for podgate serve: podgate dev is one process alone"));
         }
         for (key, addr) in [("api.listen", self.api.listen), ("admin.listen", self.admin.listen)] {
             if !self.dev.danger_listen_beyond_loopback && !addr.ip().is_loopback() {
@@ -183,6 +197,10 @@ impl Config {
                     problems.push(problem(&key, format!("{name:?} is no header name")));
                 }
             }
+        }
+        if self.session.share && self.cluster.kubeconfig.is_some() && self.cluster.pod.namespace.is_none() {
+            let what = "needs cluster.pod.namespace: the namespace whose ConfigMaps replicas share";
+            problems.push(problem("session.share", what));
         }
         let kubelet = &self.upstream.kubelet;
         if self.upstream.mode == UpstreamMode::ApiServer && *kubelet != super::Kubelet::default() {

@@ -163,7 +163,7 @@ impl Store for ConfigMaps {
     }
 
     fn delete<'a>(&'a self, key: &'a Key, version: u64) -> BoxFuture<'a, Result<(), Error>> {
-        async move { Ok(self.maps.delete(&name_of(key), &version.to_string()).await?) }.boxed()
+        async move { Ok(self.maps.delete(&name_of(key), Some(&version.to_string())).await?) }.boxed()
     }
 }
 

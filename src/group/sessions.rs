@@ -1,7 +1,8 @@
 //! Sessions: those that are live now, as objects: to be listed and watched, and deleted, which ends them.
 //!
 //! What a session has moved and how long it is idle is as of the moment in which it is asked for; such changes are not told
-//! to watchers, who see sessions begin, be told to end, and go.
+//! to watchers, who see sessions begin, be told to end, and go. Where replicas share their sessions ([`Share`]), those of the
+//! others are among them: shown as the others tell them, and ended by an order to whoever has them.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,12 +22,13 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::resource::{Change, Item, Kind, Listed, Options, Resource};
+use super::share::Share;
 use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::recording::safe;
 use crate::serving::table::{Column, since, span};
 use crate::serving::{select, uncached};
-use crate::session::live::{Entry, Phase, Registry, State};
+use crate::session::live::{Changed, Entry, Far, Known, Own, Phase, Registry, State};
 use crate::session::{Limits, Order, Sessions};
 use crate::status::Refusal;
 use crate::telemetry::{AudienceError, EndReason, Seen};
@@ -61,12 +63,13 @@ pub static KIND: Kind = Kind {
         "status.phase",
         "status.grant",
         "status.recording",
+        "status.replica",
     ],
     description: "A session that is live now: an exec, attach or port-forward through podgate. Deleting it ends it.",
     schema,
 };
 
-static COLUMNS: [Column; 16] = [
+static COLUMNS: [Column; 17] = [
     Column::NAME,
     Column::text("User", 0, "Who is inside, and who acts as them."),
     Column::text("Pod", 0, "The pod."),
@@ -83,31 +86,50 @@ static COLUMNS: [Column; 16] = [
     Column::text("Rule", 1, "Names of the rules that allow it."),
     Column::text("Reason", 1, "Why its caller wants it."),
     Column::text("Limits", 1, "What bounds it."),
+    Column::text("Replica", 1, "The replica of podgate that has it, where replicas share their sessions."),
 ];
 
-/// The live sessions of this process.
+/// The live sessions of this process, and those that others share with it.
 pub struct LiveSessions {
+    form: Form,
+    share: Option<Share>,
+}
+
+/// Makes objects of sessions; cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Form {
     sessions: Sessions,
+    /// The name of this process among those that share.
+    replica: Option<Arc<str>>,
 }
 
 // === impl LiveSessions ===
 
 impl LiveSessions {
     /// The sessions that these know.
-    pub fn new(sessions: Sessions) -> Self {
-        Self { sessions }
+    pub fn new(sessions: Sessions, share: Option<Share>) -> Self {
+        let replica = share.as_ref().map(|share| share.replica().clone());
+        Self { form: Form::new(sessions, replica), share }
     }
 
     fn registry(&self) -> &Registry {
-        self.sessions.live()
+        self.form.sessions.live()
     }
 
-    fn find(&self, namespace: &str, name: &str) -> Result<Arc<Entry>, Refusal> {
-        self.registry().get(namespace, name).ok_or_else(|| KIND.not_found(name))
+    fn find(&self, namespace: &str, name: &str) -> Result<Known, Refusal> {
+        self.registry().find(namespace, name).ok_or_else(|| KIND.not_found(name))
     }
 
-    fn item(&self, entry: &Entry) -> Item {
-        item(&self.sessions, entry, &entry.state())
+    /// Has the replica end a session that has it.
+    async fn order(&self, far: &Far, caller: &Caller) -> Result<Item, Refusal> {
+        let (by, mut item) = (person(caller), self.form.far(far));
+        if item.metadata.deletion_timestamp.is_none() {
+            // Those of others are in the list because this is there.
+            let share = self.share.as_ref().ok_or_else(|| KIND.not_found(&far.name))?;
+            share.end(far, &by).await?;
+            item.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+        }
+        Ok(item)
     }
 }
 
@@ -117,33 +139,22 @@ impl Resource for LiveSessions {
     }
 
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Result<Listed, Refusal>> {
-        let (entries, version) = self.registry().list(namespace);
-        let items = entries.iter().map(|entry| self.item(entry)).collect();
+        let (all, version) = self.registry().all(namespace);
+        let items = all.iter().map(|known| self.form.known(known)).collect();
         future::ready(Ok(Listed { items, version })).boxed()
     }
 
     fn changes(&self, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
-        let (sessions, changes) = (self.sessions.clone(), self.registry().changes(since));
-        stream::unfold((sessions, changes), |(sessions, mut changes)| async move {
+        let (form, changes) = (self.form.clone(), self.registry().changes(since));
+        stream::unfold((form, changes), |(form, mut changes)| async move {
             let change = changes.next().await.map_err(|gone| Refusal::Expired(gone.to_string()));
-            let change = change.map(|change| {
-                let item = |state: &State| item(&sessions, &change.entry, state);
-                let ended = |state: &State| State { phase: Phase::Ended, ..state.clone() };
-                let gone = change.before.as_ref().filter(|_| change.after.is_none());
-                Change {
-                    version: change.version,
-                    before: change.before.as_ref().map(item),
-                    after: change.after.as_ref().map(item),
-                    last: gone.map(|state| item(&ended(state))),
-                }
-            });
-            Some((change, (sessions, changes)))
+            Some((change.map(|change| form.change(change.version, &change.what)), (form, changes)))
         })
         .boxed()
     }
 
     fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Item, Refusal>> {
-        future::ready(self.find(namespace, name).map(|entry| self.item(&entry))).boxed()
+        future::ready(self.find(namespace, name).map(|known| self.form.known(&known))).boxed()
     }
 
     fn delete<'a>(
@@ -153,24 +164,31 @@ impl Resource for LiveSessions {
         name: &'a str,
         options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>> {
-        let ended = self.find(namespace, name).and_then(|entry| {
-            let version = entry.state().version.to_string();
+        async move {
+            let known = self.find(namespace, name)?;
+            let item = self.form.known(&known);
+            let is = |of: &Option<String>| of.clone().unwrap_or_default();
+            let (uid, version) = (is(&item.metadata.uid), is(&item.metadata.resource_version));
             for (field, wanted, is) in
-                [("UID", &options.uid, &entry.uid), ("ResourceVersion", &options.resource_version, &version)]
+                [("UID", &options.uid, uid), ("ResourceVersion", &options.resource_version, version)]
             {
-                if let Some(wanted) = wanted.as_ref().filter(|wanted| *wanted != is) {
+                if let Some(wanted) = wanted.as_ref().filter(|wanted| **wanted != is) {
                     let text = format!(
                         "Precondition failed: {field} in precondition: {wanted}, {field} in object meta: {is}"
                     );
                     return Err(Refusal::Conflict { text, about: KIND.about(name) });
                 }
             }
-            if !options.dry_run {
-                self.registry().end(&entry, order(caller));
+            match known {
+                _ if options.dry_run => Ok(item),
+                Known::Own(entry) => {
+                    self.registry().end(&entry, order(&person(caller)));
+                    Ok(self.form.own(&entry, &entry.state()))
+                }
+                Known::Far(far) => self.order(&far, caller).await,
             }
-            Ok(self.item(&entry))
-        });
-        future::ready(ended).boxed()
+        }
+        .boxed()
     }
 
     fn subresource<'a>(
@@ -179,36 +197,103 @@ impl Resource for LiveSessions {
         name: &'a str,
         _subresource: &'a str,
     ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
-        future::ready(self.find(namespace, name).and_then(|entry| show(&entry))).boxed()
+        let shown = self.find(namespace, name).and_then(|known| match known {
+            Known::Own(entry) => show(&entry),
+            Known::Far(far) => {
+                let replica = far.status.get("replica").and_then(Value::as_str).unwrap_or_default();
+                Err(Refusal::BadRequest(format!(
+                    "session {name:?} is at the replica {replica:?} of podgate, and only that one can show what passes"
+                )))
+            }
+        });
+        future::ready(shown).boxed()
     }
 }
 
-/// Who wants a session to end is the person, whoever they act as.
-fn order(caller: &Caller) -> Order {
-    let by = match caller.impersonator() {
+/// The person who asks, whoever they act as.
+fn person(caller: &Caller) -> String {
+    match caller.impersonator() {
         Some(person) => format!("{} as {}", person.name, caller.user().name),
         None => caller.user().name.clone(),
-    };
+    }
+}
+
+/// What a session is told that somebody ends.
+pub(super) fn order(by: &str) -> Order {
     Order { reason: EndReason::Ended, why: format!("this session was ended by {by}") }
 }
 
 // --- as an object
 
-fn item(sessions: &Sessions, entry: &Entry, state: &State) -> Item {
-    let now = Timestamp::now();
-    let limits = sessions.limits(state.terms.limits);
-    let metadata = ObjectMeta {
-        name: Some(entry.name.clone()),
-        namespace: Some(entry.facts.namespace.clone()),
-        uid: Some(entry.uid.clone()),
-        resource_version: Some(state.version.to_string()),
-        creation_timestamp: Some(Time(entry.created)),
-        deletion_timestamp: state.ending.as_ref().map(|(since, _)| Time(*since)),
-        deletion_grace_period_seconds: state.ending.as_ref().map(|_| 0),
-        labels: Some(labels(entry)),
-        ..ObjectMeta::default()
-    };
-    Item::new(&KIND, metadata, spec(entry), status(entry, state, limits), cells(entry, state, limits, now))
+impl Form {
+    /// For sessions that are held to the settings of all; `replica` is the name of who has them.
+    pub(super) fn new(sessions: Sessions, replica: Option<Arc<str>>) -> Self {
+        Self { sessions, replica }
+    }
+
+    fn known(&self, known: &Known) -> Item {
+        match known {
+            Known::Own(entry) => self.own(entry, &entry.state()),
+            Known::Far(far) => self.far(far),
+        }
+    }
+
+    /// A session of this process.
+    pub(super) fn own(&self, entry: &Entry, state: &State) -> Item {
+        let metadata = ObjectMeta {
+            name: Some(entry.name.clone()),
+            namespace: Some(entry.facts.namespace.clone()),
+            uid: Some(entry.uid.clone()),
+            resource_version: Some(state.version.to_string()),
+            creation_timestamp: Some(Time(entry.created)),
+            deletion_timestamp: state.ending.as_ref().map(|(since, _)| Time(*since)),
+            deletion_grace_period_seconds: state.ending.as_ref().map(|_| 0),
+            labels: Some(labels(entry)),
+            ..ObjectMeta::default()
+        };
+        let limits = self.sessions.limits(state.terms.limits);
+        item(metadata, spec(entry), status(entry, state, limits, self.replica.as_deref()))
+    }
+
+    /// A session of another replica.
+    fn far(&self, far: &Far) -> Item {
+        let metadata = ObjectMeta {
+            resource_version: Some(far.version.to_string()),
+            ..ObjectMeta::clone(&far.metadata)
+        };
+        let mut status = Map::clone(&far.status);
+        if let Some(since) = far.idle_since {
+            status.insert("idleSeconds".to_owned(), since.elapsed().as_secs().into());
+        }
+        item(metadata, Map::clone(&far.spec).into(), status.into())
+    }
+
+    fn change(&self, version: u64, what: &Changed) -> Change {
+        let (before, after, last) = match what {
+            Changed::Own(own) => {
+                let Own { entry, before, after } = &**own;
+                let item = |state: &State| self.own(entry, state);
+                let ended = |state: &State| item(&State { phase: Phase::Ended, ..state.clone() });
+                (before.as_ref().map(item), after.as_ref().map(item), before.as_ref().map(ended))
+            }
+            Changed::Far { before, after } => {
+                let item = |far: &Arc<Far>| self.far(far);
+                let ended = |far: &Arc<Far>| {
+                    let mut far = Far::clone(far);
+                    Arc::make_mut(&mut far.status).insert("phase".to_owned(), Phase::Ended.word().into());
+                    self.far(&far)
+                };
+                (before.as_ref().map(item), after.as_ref().map(item), before.as_ref().map(ended))
+            }
+        };
+        let last = last.filter(|_| after.is_none());
+        Change { version, before, after, last }
+    }
+}
+
+fn item(metadata: ObjectMeta, spec: Value, status: Value) -> Item {
+    let cells = cells(&metadata, &spec, &status, Timestamp::now());
+    Item::new(&KIND, metadata, spec, status, cells)
 }
 
 /// What can be a label's value is one: names of users seldom can be, if they are addresses.
@@ -254,7 +339,7 @@ fn spec(entry: &Entry) -> Value {
     ])
 }
 
-fn status(entry: &Entry, state: &State, limits: Limits) -> Value {
+fn status(entry: &Entry, state: &State, limits: Limits, replica: Option<&str>) -> Value {
     let seconds = |limit: Option<std::time::Duration>| json!(limit.map(|limit| limit.as_secs()));
     let terms = &state.terms;
     object([
@@ -268,6 +353,7 @@ fn status(entry: &Entry, state: &State, limits: Limits) -> Value {
         ("idleSeconds", json!(state.idle().map(|idle| idle.as_secs()))),
         ("recording", json!(state.carried.recording)),
         ("recordingRule", json!(state.carried.recording_rule)),
+        ("replica", json!(replica)),
         ("rules", json!(terms.rules)),
         ("reason", json!(terms.reason)),
         ("grant", json!(terms.grant)),
@@ -320,6 +406,7 @@ fn schema() -> Value {
             "idleSeconds": number("How long nothing of its own has passed."),
             "recording": text("Id of the recording."),
             "recordingRule": text("The rule that demands it."),
+            "replica": text("The replica of podgate that has it."),
             "rules": texts("Names of the rules that allow it."),
             "reason": text("Why its caller wants it."),
             "grant": text("The grant that it needs."),
@@ -331,42 +418,50 @@ fn schema() -> Value {
 
 // --- as a row
 
-fn cells(entry: &Entry, state: &State, limits: Limits, now: Timestamp) -> Vec<Value> {
-    let (facts, carried, terms) = (&entry.facts, &state.carried, &state.terms);
-    let command = match facts.subresource {
-        "exec" => facts.command.join(" "),
+fn cells(metadata: &ObjectMeta, spec: &Value, status: &Value, now: Timestamp) -> Vec<Value> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let words = |value: &Value, between: &str| {
+        let words = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+        words.collect::<Vec<_>>().join(between)
+    };
+    let command = match text(&spec["subresource"]) {
+        exec if exec == "exec" => words(&spec["command"], " "),
         other => format!("<{other}>"),
     };
-    let user = match facts.impersonator.is_empty() {
-        true => facts.user.clone(),
-        false => format!("{} (by {})", facts.user, facts.impersonator),
+    let user = match text(&spec["impersonator"]) {
+        nobody if nobody.is_empty() => text(&spec["user"]),
+        person => format!("{} (by {person})", text(&spec["user"])),
     };
-    let short = |protocol: &str| protocol.replace(".channel.k8s.io", "");
-    let (client, far) = (short(&carried.client_protocol), short(&carried.far_protocol));
+    let short = |protocol: &Value| text(protocol).replace(".channel.k8s.io", "");
+    let (client, far) = (short(&status["clientProtocol"]), short(&status["farProtocol"]));
     let protocol = if client == far { client } else { format!("{client} to {far}") };
-    let idle = match (state.phase, state.idle()) {
-        (Phase::Ended, _) => "ended".to_owned(),
-        (Phase::Ending, _) => "ending".to_owned(),
-        (_, Some(idle)) => span(i64::try_from(idle.as_secs()).unwrap_or(i64::MAX)),
-        (_, None) => "starting".to_owned(),
+    let phase = |phase: Phase| status["phase"] == phase.word();
+    let idle = match status["idleSeconds"].as_i64() {
+        _ if phase(Phase::Ended) => "ended".to_owned(),
+        _ if phase(Phase::Ending) => "ending".to_owned(),
+        Some(idle) => span(idle),
+        None => "starting".to_owned(),
     };
+    let bytes = |value: &Value| value.as_u64().unwrap_or(0);
+    let moved = bytes(&status["bytesUp"]).saturating_add(bytes(&status["bytesDown"]));
     [
-        entry.name.clone(),
+        metadata.name.clone().unwrap_or_default(),
         cell(&user),
-        cell(&facts.pod),
-        cell(&facts.container),
+        cell(&text(&spec["pod"])),
+        cell(&text(&spec["container"])),
         cell(&command),
-        since(entry.created, now),
+        metadata.creation_timestamp.as_ref().map_or_else(String::new, |Time(then)| since(*then, now)),
         idle,
-        size(state.bytes()),
-        cell(&facts.node),
-        facts.client.to_string(),
-        facts.subresource.to_owned(),
+        size(moved),
+        cell(&text(&spec["node"])),
+        cell(&text(&spec["client"])),
+        cell(&text(&spec["subresource"])),
         cell(&protocol),
-        cell(&carried.recording),
-        cell(&terms.rules.join(",")),
-        cell(terms.reason.as_deref().unwrap_or_default()),
-        cell(&bounds(limits)),
+        cell(&text(&status["recording"])),
+        cell(&words(&status["rules"], ",")),
+        cell(&text(&status["reason"])),
+        cell(&bounds(&status["limits"])),
+        cell(&text(&status["replica"])),
     ]
     .map(Value::from)
     .into()
@@ -401,13 +496,12 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn bounds(limits: Limits) -> String {
-    let seconds = |limit: std::time::Duration| span(i64::try_from(limit.as_secs()).unwrap_or(i64::MAX));
-    let rate = Some(limits.bytes_per_second).filter(|rate| *rate != 0);
+fn bounds(limits: &Value) -> String {
+    let seconds = |name: &str, value: &Value| value.as_i64().map(|limit| format!("{name} {}", span(limit)));
     let all = [
-        rate.map(|rate| format!("{}/s", size(rate))),
-        limits.longest.map(|longest| format!("longest {}", seconds(longest))),
-        limits.idle.map(|idle| format!("idle {}", seconds(idle))),
+        limits["bytesPerSecond"].as_u64().map(|rate| format!("{}/s", size(rate))),
+        seconds("longest", &limits["longestSeconds"]),
+        seconds("idle", &limits["idleSeconds"]),
     ];
     all.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -475,8 +569,6 @@ fn line(value: &Value) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -490,11 +582,7 @@ mod tests {
             assert_eq!(size(bytes), text);
         }
         assert_eq!(size(u64::MAX), "15Ei");
-        let limits = Limits {
-            bytes_per_second: 1 << 20,
-            longest: Some(Duration::from_secs(8 * 3600)),
-            idle: Some(Duration::from_secs(90)),
-        };
-        assert_eq!(bounds(limits), "1.0Mi/s, longest 8h, idle 90s");
+        let limits = json!({"bytesPerSecond": 1 << 20, "longestSeconds": 8 * 3600, "idleSeconds": 90});
+        assert_eq!(bounds(&limits), "1.0Mi/s, longest 8h, idle 90s");
     }
 }

@@ -5,7 +5,11 @@
 //! Invariants: an entry leaves the list when its [`Live`] is dropped, whatever path led there; each change has the next
 //! version, and the last [`HISTORY`] of them are kept. A watcher is a position in that history and no queue, so a slow one
 //! costs nothing and is told that it fell behind. The first order to end a session counts.
-//! Versions begin with the time of the start, so what a client remembers of an earlier process is too old here.
+//! Versions begin with the time of the start, and end in digits that this process drew: what a client remembers of an
+//! earlier process or of another replica is too old here.
+//! Sessions of other replicas stand in the same list ([`far`]), so that their changes have versions in the same order.
+
+mod far;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -18,8 +22,14 @@ use tokio::sync::watch;
 use super::{Limits, Order};
 use crate::telemetry::Meters;
 
+pub use far::Far;
+
 /// Changes kept for watchers: three of each session. One further behind than this gets 410 and lists again.
 const HISTORY: usize = 4096;
+
+/// From one version to the next. The digits below are this process's own: of two replicas whose versions happen to be near
+/// each other, one in so many takes the other's for its own.
+const STEP: u64 = 4096;
 
 /// Bytes of a command that are kept, at most. The audit trail has as many.
 const COMMAND: usize = 4096;
@@ -38,12 +48,16 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     list: RwLock<List>,
     version: watch::Sender<u64>,
+    /// The version of the last change of this process's own sessions.
+    own: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct List {
     /// By namespace and name.
     entries: BTreeMap<(String, String), Arc<Entry>>,
+    /// Those of other replicas.
+    far: BTreeMap<far::Key, Arc<Far>>,
     version: u64,
     /// Without gaps, oldest first, ending at `version`.
     history: VecDeque<Change>,
@@ -158,12 +172,42 @@ pub struct State {
 pub struct Change {
     /// The list's version with it.
     pub version: u64,
+    /// What changed.
+    pub what: Changed,
+}
+
+/// A session as it was, none when it is new, and as it is, none when it is gone.
+#[derive(Debug, Clone)]
+pub enum Changed {
+    /// One of this process.
+    Own(Box<Own>),
+    /// One of another replica.
+    Far {
+        /// As it was.
+        before: Option<Arc<Far>>,
+        /// As it is.
+        after: Option<Arc<Far>>,
+    },
+}
+
+/// What became of a session of this process.
+#[derive(Debug, Clone)]
+pub struct Own {
     /// The session.
     pub entry: Arc<Entry>,
-    /// As it was; none when it is new.
+    /// As it was.
     pub before: Option<State>,
-    /// As it is; none when it is gone.
+    /// As it is.
     pub after: Option<State>,
+}
+
+/// A session of the list.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// One of this process.
+    Own(Arc<Entry>),
+    /// One of another replica.
+    Far(Arc<Far>),
 }
 
 /// The session's own hold on its entry: it leaves the list when this is dropped.
@@ -184,7 +228,7 @@ pub struct Changes {
 /// What a watcher has seen is not in the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Gone {
-    /// It no longer reaches back that far.
+    /// It no longer reaches back that far, or was never here.
     #[error("too old resource version: {seen} ({oldest})")]
     Old {
         /// The last version seen.
@@ -208,9 +252,15 @@ impl Default for Registry {
     fn default() -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // Below 2^53, up to which every client is exact.
-        let version = u64::try_from(since.as_micros()).unwrap_or(0);
-        let list = List { entries: BTreeMap::new(), version, history: VecDeque::new() };
-        Self(Arc::new(Inner { list: RwLock::new(list), version: watch::channel(version).0 }))
+        let start = u64::try_from(since.as_micros()).unwrap_or(0);
+        let (_, random) = uuid::Uuid::new_v4().as_u64_pair();
+        let version = start - start % STEP + random % STEP;
+        let list = List { entries: BTreeMap::new(), far: BTreeMap::new(), version, history: VecDeque::new() };
+        Self(Arc::new(Inner {
+            list: RwLock::new(list),
+            version: watch::Sender::new(version),
+            own: watch::Sender::new(version),
+        }))
     }
 }
 
@@ -222,11 +272,11 @@ impl Registry {
         let (name, uid) = loop {
             let uid = uuid::Uuid::new_v4();
             let name = name_of(&facts.pod, &uid.simple().to_string());
-            if !list.entries.contains_key(&(facts.namespace.clone(), name.clone())) {
+            if list.find(&facts.namespace, &name).is_none() {
                 break (name, uid.to_string());
             }
         };
-        let version = list.version + 1;
+        let version = list.version + STEP;
         let state = State {
             phase: Phase::Starting,
             version,
@@ -244,19 +294,29 @@ impl Registry {
             ordered: watch::channel(None).0,
         });
         list.entries.insert((entry.facts.namespace.clone(), entry.name.clone()), entry.clone());
-        list.put(Change { version, entry: entry.clone(), before: None, after: Some(state) });
-        self.0.version.send_replace(version);
+        list.put(Changed::own(entry.clone(), None, Some(state)));
+        self.tell_own(version);
         drop(list);
         Live { entry, registry: self.clone() }
     }
 
-    /// The session of this name.
+    /// The session of this process that has this name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
         let list = self.0.list.read().unwrap_or_else(PoisonError::into_inner);
         list.entries.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
-    /// The sessions of a namespace or of all, in order of namespace and name, and the version of the list.
+    /// The session of this name, wherever it is.
+    pub fn find(&self, namespace: &str, name: &str) -> Option<Known> {
+        self.0.list.read().unwrap_or_else(PoisonError::into_inner).find(namespace, name)
+    }
+
+    /// The version of the last change of this process's own sessions.
+    pub fn own(&self) -> watch::Receiver<u64> {
+        self.0.own.subscribe()
+    }
+
+    /// The sessions of this process in a namespace or in all, in order of namespace and name, and the version of the list.
     pub fn list(&self, namespace: Option<&str>) -> (Vec<Arc<Entry>>, u64) {
         let list = self.0.list.read().unwrap_or_else(PoisonError::into_inner);
         let from = (namespace.unwrap_or_default().to_owned(), String::new());
@@ -297,7 +357,7 @@ impl Registry {
         if !list.entries.get(&key).is_some_and(|there| Arc::ptr_eq(there, entry)) {
             return;
         }
-        let version = list.version + 1;
+        let version = list.version + STEP;
         let (before, after) = {
             let mut state = entry.state.lock().unwrap_or_else(PoisonError::into_inner);
             let before = state.clone();
@@ -305,44 +365,57 @@ impl Registry {
             state.version = version;
             (before, state.clone())
         };
-        list.put(Change { version, entry: entry.clone(), before: Some(before), after: Some(after) });
-        self.0.version.send_replace(version);
+        list.put(Changed::own(entry.clone(), Some(before), Some(after)));
+        self.tell_own(version);
     }
 
     fn leave(&self, entry: &Arc<Entry>) {
         let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
-        let version = list.version + 1;
         list.entries.remove(&(entry.facts.namespace.clone(), entry.name.clone()));
         let before = entry.state();
         if let Some(meters) = &before.meters {
             meters.audience.end();
         }
-        list.put(Change { version, entry: entry.clone(), before: Some(before), after: None });
+        list.put(Changed::own(entry.clone(), Some(before), None));
+        self.tell_own(list.version);
+    }
+
+    fn tell_own(&self, version: u64) {
         self.0.version.send_replace(version);
+        self.0.own.send_replace(version);
     }
 }
 
 // === impl List ===
 
 impl List {
-    fn put(&mut self, change: Change) {
-        self.version = change.version;
+    /// Notes a change, as the next version.
+    fn put(&mut self, what: Changed) {
+        self.version += STEP;
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
-        self.history.push_back(change);
+        self.history.push_back(Change { version: self.version, what });
     }
 
     fn after(&self, seen: u64) -> Result<Option<Change>, Gone> {
-        let oldest = self.version - self.history.len() as u64;
-        if seen < oldest {
-            return Err(Gone::Old { seen, oldest });
-        }
+        let oldest = self.version - self.history.len() as u64 * STEP;
         if seen > self.version {
             return Err(Gone::Ahead { seen, current: self.version });
         }
-        let index = usize::try_from(seen - oldest).unwrap_or(usize::MAX);
+        if seen < oldest || seen % STEP != oldest % STEP {
+            return Err(Gone::Old { seen, oldest });
+        }
+        let index = usize::try_from((seen - oldest) / STEP).unwrap_or(usize::MAX);
         Ok(self.history.get(index).cloned())
+    }
+}
+
+// === impl Changed ===
+
+impl Changed {
+    fn own(entry: Arc<Entry>, before: Option<State>, after: Option<State>) -> Self {
+        Self::Own(Box::new(Own { entry, before, after }))
     }
 }
 
@@ -486,7 +559,7 @@ mod tests {
         Order { reason: EndReason::Ended, why: format!("ended by {user}") }
     }
 
-    fn facts(namespace: &str, pod: &str) -> Facts {
+    pub(super) fn facts(namespace: &str, pod: &str) -> Facts {
         Facts {
             user: "ana".into(),
             impersonator: String::new(),
@@ -520,7 +593,9 @@ mod tests {
         for _ in 0..4 {
             let change = changes.next().await.unwrap();
             let phase = |state: Option<State>| state.map(|state| state.phase);
-            seen.push((change.entry.facts.namespace.clone(), phase(change.before), phase(change.after)));
+            let Changed::Own(own) = change.what else { panic!("one of this process") };
+            let Own { entry, before, after } = *own;
+            seen.push((entry.facts.namespace.clone(), phase(before), phase(after)));
         }
         let (starting, running) = (Some(Phase::Starting), Some(Phase::Running));
         let expected =
@@ -554,6 +629,8 @@ mod tests {
         assert!(matches!(registry.changes(version).next().await, Err(Gone::Old { .. })));
         let (_, now) = registry.list(None);
         assert!(matches!(registry.changes(now + 1).next().await, Err(Gone::Ahead { .. })));
+        // Of a process that began at the same time.
+        assert!(matches!(registry.changes(now - 1).next().await, Err(Gone::Old { .. })));
     }
 
     #[test]

@@ -97,6 +97,7 @@ impl TestGateway {
             grants: None,
             route: Self::route(pki),
             recordings: None,
+            sharing: None,
             ready: Vec::new(),
             metrics: Metrics::new(),
             audit: Audit::off(),

@@ -33,6 +33,7 @@ mod recheck;
 mod recording;
 mod recording_matrix;
 mod serve;
+mod share;
 mod upgrade;
 mod upstream;
 mod verify;

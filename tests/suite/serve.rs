@@ -21,7 +21,7 @@ use tokio::process::Command;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
-type Client = spdy::Client<TlsStream<TcpStream>>;
+pub(crate) type Client = spdy::Client<TlsStream<TcpStream>>;
 
 /// Every deadline towards the API server.
 const WITHIN: Duration = Duration::from_secs(1);
@@ -164,11 +164,11 @@ impl Rig {
     }
 }
 
-async fn kubelet_of(pki: &Pki) -> Far {
+pub(crate) async fn kubelet_of(pki: &Pki) -> Far {
     Far::start(pki, kubelet::echo).await
 }
 
-fn write_files(folder: &Path, pki: &Pki, api: &ApiServer) {
+pub(crate) fn write_files(folder: &Path, pki: &Pki, api: &ApiServer) {
     pki.write_server(folder);
     pki.write_client("podgate", folder);
     for name in ["callers.crt", "kubelets.crt"] {
@@ -180,13 +180,13 @@ fn write_files(folder: &Path, pki: &Pki, api: &ApiServer) {
     std::fs::write(folder.join("podgate.yaml"), SETTINGS).unwrap();
 }
 
-fn settings(folder: &Path) -> Config {
+pub(crate) fn settings(folder: &Path) -> Config {
     let mut flags = cli::Serve::default();
     flags.gateway.config = Some(folder.join("podgate.yaml"));
     Config::serve(&flags).unwrap()
 }
 
-async fn streams(mut client: Client) -> Client {
+pub(crate) async fn streams(mut client: Client) -> Client {
     client.open(&[StreamType::Error, StreamType::Stdin, StreamType::Stdout]).await;
     client
 }

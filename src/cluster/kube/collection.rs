@@ -110,15 +110,16 @@ impl Collection {
         self.send(&act, Method::PUT, &self.path(name), object).await
     }
 
-    /// Deletes this version of an object.
+    /// Deletes an object, or only this version of it.
     ///
     /// # Errors
     /// [`Error::Conflict`], [`Error::Missing`], or when the API server does not do so.
-    pub async fn delete(&self, name: &str, version: &str) -> Result<(), Error> {
+    pub async fn delete(&self, name: &str, version: Option<&str>) -> Result<(), Error> {
         let act = format!("delete one of {}", self.watched.name);
-        let options = json!({
-            "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"resourceVersion": version},
-        });
+        let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
+        if let Some(version) = version {
+            options["preconditions"] = json!({"resourceVersion": version});
+        }
         self.send(&act, Method::DELETE, &self.path(name), &options).await.map(drop)
     }
 
