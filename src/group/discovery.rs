@@ -336,7 +336,7 @@ mod tests {
             unreachable!("only what it is matters")
         }
 
-        fn changes(&self, _: u64) -> BoxStream<'static, Result<Change, Refusal>> {
+        fn changes(&self, _: Option<&str>, _: u64) -> BoxStream<'static, Result<Change, Refusal>> {
             unreachable!("only what it is matters")
         }
 

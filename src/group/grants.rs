@@ -1,13 +1,10 @@
 //! Grants, as objects: what the room `grant` keeps, for clients of the API.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use super::resource::{Change, Item, Kind, Listed, Options, Resource};
 use super::{API_VERSION, GROUP, VERSION};
@@ -54,14 +51,6 @@ pub struct GrantObjects {
     authz: Authz,
 }
 
-/// A watcher's place among the changes.
-struct Feed {
-    grants: Grants,
-    changed: watch::Receiver<u64>,
-    seen: u64,
-    ahead: VecDeque<Changed>,
-}
-
 const fn column(index: usize) -> Column {
     let (name, description) = table::COLUMNS[index];
     Column::text(name, 0, description)
@@ -105,11 +94,16 @@ impl Resource for GrantObjects {
         future::ready(items.map(|items| Listed { items, version: list.version })).boxed()
     }
 
-    fn changes(&self, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
-        let grants = self.grants.clone();
-        let changed = grants.changed();
-        let feed = Feed { grants, changed, seen: since, ahead: VecDeque::new() };
-        stream::unfold(feed, |mut feed| async move { Some((feed.next().await, feed)) }).boxed()
+    fn changes(&self, namespace: Option<&str>, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
+        let changes = self.grants.changes(namespace, since);
+        stream::unfold(changes, |mut changes| async move {
+            let next = changes.next().await.and_then(|Changed { version, before, after }| {
+                let (before, after) = (before.map(item).transpose()?, after.map(item).transpose()?);
+                Ok(Change { version, before, after, last: None })
+            });
+            Some((next, changes))
+        })
+        .boxed()
     }
 
     fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Item, Refusal>> {
@@ -170,25 +164,6 @@ impl Resource for GrantObjects {
             self.grants.delete(namespace, name, &wanted, dry_run).await.and_then(item)
         }
         .boxed()
-    }
-}
-
-// === impl Feed ===
-
-impl Feed {
-    async fn next(&mut self) -> Result<Change, Refusal> {
-        loop {
-            if let Some(Changed { version, before, after }) = self.ahead.pop_front() {
-                self.seen = version;
-                let (before, after) = (before.map(item).transpose()?, after.map(item).transpose()?);
-                return Ok(Change { version, before, after, last: None });
-            }
-            self.changed.mark_unchanged();
-            self.ahead = self.grants.since(self.seen)?.into();
-            if self.ahead.is_empty() && self.changed.changed().await.is_err() {
-                return Err(Refusal::Unavailable("grants are no longer kept here".to_owned()));
-            }
-        }
     }
 }
 

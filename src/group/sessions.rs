@@ -26,7 +26,7 @@ use crate::cluster::Body;
 use crate::recording::safe;
 use crate::serving::table::{Column, since, span};
 use crate::serving::{select, uncached};
-use crate::session::live::{Entry, Phase, Registry, State};
+use crate::session::live::{self, Entry, Phase, Registry, State};
 use crate::session::{Limits, Order, Sessions};
 use crate::status::Refusal;
 use crate::telemetry::{AudienceError, EndReason, Seen};
@@ -122,22 +122,17 @@ impl Resource for LiveSessions {
         future::ready(Ok(Listed { items, version })).boxed()
     }
 
-    fn changes(&self, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
-        let (sessions, changes) = (self.sessions.clone(), self.registry().changes(since));
-        stream::unfold((sessions, changes), |(sessions, mut changes)| async move {
-            let change = changes.next().await.map_err(|gone| Refusal::Expired(gone.to_string()));
-            let change = change.map(|change| {
-                let item = |state: &State| item(&sessions, &change.entry, state);
-                let ended = |state: &State| State { phase: Phase::Ended, ..state.clone() };
-                let gone = change.before.as_ref().filter(|_| change.after.is_none());
-                Change {
-                    version: change.version,
-                    before: change.before.as_ref().map(item),
-                    after: change.after.as_ref().map(item),
-                    last: gone.map(|state| item(&ended(state))),
-                }
+    fn changes(&self, namespace: Option<&str>, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
+        let watcher = (self.sessions.clone(), self.registry().changes(since), namespace.map(str::to_owned));
+        stream::unfold(watcher, |(sessions, mut changes, namespace)| async move {
+            let within = |change: &live::Change| {
+                namespace.as_ref().is_none_or(|namespace| *namespace == change.entry.facts.namespace)
+            };
+            let next = changes.next().await.map(|(version, change)| match within(&change) {
+                true => told(&sessions, version, &change),
+                false => Change { version, ..Change::default() },
             });
-            Some((change, (sessions, changes)))
+            Some((next.map_err(|gone| gone.refusal()), (sessions, changes, namespace)))
         })
         .boxed()
     }
@@ -193,6 +188,18 @@ fn order(caller: &Caller) -> Order {
 }
 
 // --- as an object
+
+fn told(sessions: &Sessions, version: u64, change: &live::Change) -> Change {
+    let item = |state: &State| item(sessions, &change.entry, state);
+    let ended = |state: &State| State { phase: Phase::Ended, ..state.clone() };
+    let gone = change.before.as_ref().filter(|_| change.after.is_none());
+    Change {
+        version,
+        before: change.before.as_ref().map(item),
+        after: change.after.as_ref().map(item),
+        last: gone.map(|state| item(&ended(state))),
+    }
+}
 
 fn item(sessions: &Sessions, entry: &Entry, state: &State) -> Item {
     let now = Timestamp::now();

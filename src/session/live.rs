@@ -3,19 +3,18 @@
 //! In the flow: the door enters a session before its far side is asked, so that one which is being set up is seen and can
 //! be ended too; the room `group` shows the list, watches it, and ends sessions of it by somebody's order.
 //! Invariants: an entry leaves the list when its [`Live`] is dropped, whatever path led there; each change has the next
-//! version, and the last [`HISTORY`] of them are kept. A watcher is a position in that history and no queue, so a slow one
-//! costs nothing and is told that it fell behind. The first order to end a session counts.
-//! Versions begin with the time of the start, so what a client remembers of an earlier process is too old here.
+//! version and is in the [`History`]. The first order to end a session counts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{Limits, Order};
+use crate::serving::history::{self, Changes, History};
 use crate::telemetry::Meters;
 
 /// Changes kept for watchers: three of each session. One further behind than this gets 410 and lists again.
@@ -36,18 +35,13 @@ pub struct Registry(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    list: RwLock<List>,
-    version: watch::Sender<u64>,
+    entries: RwLock<Entries>,
+    /// Changes with the entries, under their lock.
+    history: History<Change>,
 }
 
-#[derive(Debug)]
-struct List {
-    /// By namespace and name.
-    entries: BTreeMap<(String, String), Arc<Entry>>,
-    version: u64,
-    /// Without gaps, oldest first, ending at `version`.
-    history: VecDeque<Change>,
-}
+/// By namespace and name.
+type Entries = BTreeMap<(String, String), Arc<Entry>>;
 
 /// What is known of a session before it is asked for.
 #[derive(Debug, Clone)]
@@ -156,8 +150,6 @@ pub struct State {
 /// What became of a session.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// The list's version with it.
-    pub version: u64,
     /// The session.
     pub entry: Arc<Entry>,
     /// As it was; none when it is new.
@@ -173,44 +165,12 @@ pub struct Live {
     registry: Registry,
 }
 
-/// A watcher's place in the history.
-#[derive(Debug)]
-pub struct Changes {
-    registry: Registry,
-    seen: u64,
-    signal: watch::Receiver<u64>,
-}
-
-/// What a watcher has seen is not in the history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Gone {
-    /// It no longer reaches back that far.
-    #[error("too old resource version: {seen} ({oldest})")]
-    Old {
-        /// The last version seen.
-        seen: u64,
-        /// The oldest version that a watcher may come from.
-        oldest: u64,
-    },
-    /// It was never here: it is of another process.
-    #[error("too large resource version: {seen}, current: {current}")]
-    Ahead {
-        /// The last version seen.
-        seen: u64,
-        /// The newest there is.
-        current: u64,
-    },
-}
-
 // === impl Registry ===
 
 impl Default for Registry {
     fn default() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // Below 2^53, up to which every client is exact.
-        let version = u64::try_from(since.as_micros()).unwrap_or(0);
-        let list = List { entries: BTreeMap::new(), version, history: VecDeque::new() };
-        Self(Arc::new(Inner { list: RwLock::new(list), version: watch::channel(version).0 }))
+        let history = History::new(history::beginning(), HISTORY);
+        Self(Arc::new(Inner { entries: RwLock::default(), history }))
     }
 }
 
@@ -218,15 +178,15 @@ impl Registry {
     /// Enters a session that has a seat: there are never more entries than seats.
     pub fn enter(&self, mut facts: Facts, terms: Terms) -> Live {
         facts.command = bounded(std::mem::take(&mut facts.command));
-        let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries();
         let (name, uid) = loop {
             let uid = uuid::Uuid::new_v4();
             let name = name_of(&facts.pod, &uid.simple().to_string());
-            if !list.entries.contains_key(&(facts.namespace.clone(), name.clone())) {
+            if !entries.contains_key(&(facts.namespace.clone(), name.clone())) {
                 break (name, uid.to_string());
             }
         };
-        let version = list.version + 1;
+        let version = self.0.history.version() + 1;
         let state = State {
             phase: Phase::Starting,
             version,
@@ -243,32 +203,31 @@ impl Registry {
             state: Mutex::new(state.clone()),
             ordered: watch::channel(None).0,
         });
-        list.entries.insert((entry.facts.namespace.clone(), entry.name.clone()), entry.clone());
-        list.put(Change { version, entry: entry.clone(), before: None, after: Some(state) });
-        self.0.version.send_replace(version);
-        drop(list);
+        entries.insert((entry.facts.namespace.clone(), entry.name.clone()), entry.clone());
+        self.0.history.put(version, Change { entry: entry.clone(), before: None, after: Some(state) });
+        drop(entries);
         Live { entry, registry: self.clone() }
     }
 
     /// The session of this name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
-        let list = self.0.list.read().unwrap_or_else(PoisonError::into_inner);
-        list.entries.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        let entries = self.0.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
     /// The sessions of a namespace or of all, in order of namespace and name, and the version of the list.
     pub fn list(&self, namespace: Option<&str>) -> (Vec<Arc<Entry>>, u64) {
-        let list = self.0.list.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.0.entries.read().unwrap_or_else(PoisonError::into_inner);
         let from = (namespace.unwrap_or_default().to_owned(), String::new());
         let within =
             |entry: &Arc<Entry>| namespace.is_none_or(|namespace| entry.facts.namespace == namespace);
-        let entries = list.entries.range(from..).map(|(_, entry)| entry.clone()).take_while(within).collect();
-        (entries, list.version)
+        let listed = entries.range(from..).map(|(_, entry)| entry.clone()).take_while(within).collect();
+        (listed, self.0.history.version())
     }
 
     /// The changes after this version. Nothing is lost between a list and the changes after its version.
-    pub fn changes(&self, seen: u64) -> Changes {
-        Changes { registry: self.clone(), seen, signal: self.0.version.subscribe() }
+    pub fn changes(&self, seen: u64) -> Changes<Change> {
+        self.0.history.changes(seen)
     }
 
     /// Tells a session to end. False when it was told so before: the first order counts.
@@ -291,13 +250,13 @@ impl Registry {
     }
 
     fn change(&self, entry: &Arc<Entry>, change: impl FnOnce(&mut State)) {
-        let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.entries();
         // One that has left does not change any more.
         let key = (entry.facts.namespace.clone(), entry.name.clone());
-        if !list.entries.get(&key).is_some_and(|there| Arc::ptr_eq(there, entry)) {
+        if !entries.get(&key).is_some_and(|there| Arc::ptr_eq(there, entry)) {
             return;
         }
-        let version = list.version + 1;
+        let version = self.0.history.version() + 1;
         let (before, after) = {
             let mut state = entry.state.lock().unwrap_or_else(PoisonError::into_inner);
             let before = state.clone();
@@ -305,44 +264,23 @@ impl Registry {
             state.version = version;
             (before, state.clone())
         };
-        list.put(Change { version, entry: entry.clone(), before: Some(before), after: Some(after) });
-        self.0.version.send_replace(version);
+        let change = Change { entry: entry.clone(), before: Some(before), after: Some(after) };
+        self.0.history.put(version, change);
     }
 
     fn leave(&self, entry: &Arc<Entry>) {
-        let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
-        let version = list.version + 1;
-        list.entries.remove(&(entry.facts.namespace.clone(), entry.name.clone()));
+        let mut entries = self.entries();
+        let version = self.0.history.version() + 1;
+        entries.remove(&(entry.facts.namespace.clone(), entry.name.clone()));
         let before = entry.state();
         if let Some(meters) = &before.meters {
             meters.audience.end();
         }
-        list.put(Change { version, entry: entry.clone(), before: Some(before), after: None });
-        self.0.version.send_replace(version);
-    }
-}
-
-// === impl List ===
-
-impl List {
-    fn put(&mut self, change: Change) {
-        self.version = change.version;
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(change);
+        self.0.history.put(version, Change { entry: entry.clone(), before: Some(before), after: None });
     }
 
-    fn after(&self, seen: u64) -> Result<Option<Change>, Gone> {
-        let oldest = self.version - self.history.len() as u64;
-        if seen < oldest {
-            return Err(Gone::Old { seen, oldest });
-        }
-        if seen > self.version {
-            return Err(Gone::Ahead { seen, current: self.version });
-        }
-        let index = usize::try_from(seen - oldest).unwrap_or(usize::MAX);
-        Ok(self.history.get(index).cloned())
+    fn entries(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.0.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -425,34 +363,6 @@ impl Drop for Live {
     }
 }
 
-// === impl Changes ===
-
-impl Changes {
-    /// The next change, as soon as there is one. May be dropped at any point: nothing is lost.
-    ///
-    /// # Errors
-    /// When it is not kept; there is no way on from there.
-    pub async fn next(&mut self) -> Result<Change, Gone> {
-        loop {
-            self.signal.mark_unchanged();
-            let next = {
-                let list = self.registry.0.list.read().unwrap_or_else(PoisonError::into_inner);
-                list.after(self.seen)?
-            };
-            if let Some(change) = next {
-                self.seen = change.version;
-                return Ok(change);
-            }
-            self.signal.changed().await.expect("the registry that this holds has the sender");
-        }
-    }
-
-    /// The last version handed out, or the one it began with.
-    pub fn seen(&self) -> u64 {
-        self.seen
-    }
-}
-
 /// The pod's name and some digits of the id; a name that would be too long is cut where it may end.
 fn name_of(pod: &str, hex: &str) -> String {
     let pod = &pod[..pod.floor_char_boundary(NAME - DIGITS - 1)];
@@ -480,6 +390,7 @@ fn bounded(command: Vec<String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::history::Gone;
     use crate::telemetry::EndReason;
 
     fn by(user: &str) -> Order {
@@ -518,7 +429,7 @@ mod tests {
         drop(other);
         let mut seen = Vec::new();
         for _ in 0..4 {
-            let change = changes.next().await.unwrap();
+            let change = Change::clone(&changes.next().await.unwrap().1);
             let phase = |state: Option<State>| state.map(|state| state.phase);
             seen.push((change.entry.facts.namespace.clone(), phase(change.before), phase(change.after)));
         }
@@ -548,6 +459,7 @@ mod tests {
     async fn a_watcher_of_another_time_is_told_so() {
         let registry = Registry::default();
         let (_, version) = registry.list(None);
+        // Each comes and goes.
         for _ in 0..HISTORY {
             registry.enter(facts("b", "web"), Terms::default());
         }
