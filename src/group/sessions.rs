@@ -255,7 +255,7 @@ fn spec(entry: &Entry) -> Value {
         ("pod", json!(facts.pod)),
         ("container", json!(facts.container)),
         ("node", json!(facts.node)),
-        ("command", json!(facts.command)),
+        ("command", json!(facts.command.words)),
         ("tty", json!(facts.tty)),
         ("stdin", json!(facts.stdin)),
     ])
@@ -341,7 +341,7 @@ fn schema() -> Value {
 fn cells(entry: &Entry, state: &State, limits: Limits, now: Timestamp) -> Vec<Value> {
     let (facts, carried, terms) = (&entry.facts, &state.carried, &state.terms);
     let command = match facts.subresource {
-        "exec" => facts.command.join(" "),
+        "exec" => facts.command.words.join(" "),
         other => format!("<{other}>"),
     };
     let user = match facts.impersonator.is_empty() {

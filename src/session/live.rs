@@ -6,7 +6,6 @@
 //! version and is in the [`History`]. The first order to end a session counts.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -15,13 +14,10 @@ use tokio::sync::watch;
 
 use super::{Limits, Order};
 use crate::serving::history::{self, Changes, History};
-use crate::telemetry::Meters;
+use crate::telemetry::{Facts, Meters};
 
 /// Changes kept for watchers: three of each session. One further behind than this gets 410 and lists again.
 const HISTORY: usize = 4096;
-
-/// Bytes of a command that are kept, at most. The audit trail has as many.
-const COMMAND: usize = 4096;
 
 /// Bytes of a name, at most: that of a DNS subdomain.
 const NAME: usize = 253;
@@ -42,35 +38,6 @@ struct Inner {
 
 /// By namespace and name.
 type Entries = BTreeMap<(String, String), Arc<Entry>>;
-
-/// What is known of a session before it is asked for.
-#[derive(Debug, Clone)]
-pub struct Facts {
-    /// The caller.
-    pub user: String,
-    /// Who acts as the caller; empty without impersonation.
-    pub impersonator: String,
-    /// The client's address.
-    pub client: SocketAddr,
-    /// Audit id of the request.
-    pub audit_id: String,
-    /// `exec`, `attach` or `portforward`.
-    pub subresource: &'static str,
-    /// Namespace.
-    pub namespace: String,
-    /// Pod.
-    pub pod: String,
-    /// Container.
-    pub container: String,
-    /// Node.
-    pub node: String,
-    /// The argument vector; what is very long is cut.
-    pub command: Vec<String>,
-    /// Whether there is a terminal.
-    pub tty: bool,
-    /// Whether the client sends standard input.
-    pub stdin: bool,
-}
 
 /// On which terms a session is allowed, as far as the house rules have any.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -125,7 +92,7 @@ pub struct Entry {
     /// When it was entered.
     pub created: Timestamp,
     /// Who, what and where.
-    pub facts: Facts,
+    pub facts: Arc<Facts>,
     state: Mutex<State>,
     ordered: watch::Sender<Option<Order>>,
 }
@@ -176,8 +143,7 @@ impl Default for Registry {
 
 impl Registry {
     /// Enters a session that has a seat: there are never more entries than seats.
-    pub fn enter(&self, mut facts: Facts, terms: Terms) -> Live {
-        facts.command = bounded(std::mem::take(&mut facts.command));
+    pub fn enter(&self, facts: Arc<Facts>, terms: Terms) -> Live {
         let mut entries = self.entries();
         let (name, uid) = loop {
             let uid = uuid::Uuid::new_v4();
@@ -370,23 +336,6 @@ fn name_of(pod: &str, hex: &str) -> String {
     format!("{pod}-{}", &hex[..DIGITS])
 }
 
-/// As many words as [`COMMAND`] has room for; the last one may be cut.
-fn bounded(command: Vec<String>) -> Vec<String> {
-    let mut room = COMMAND;
-    let mut kept = Vec::new();
-    for mut word in command {
-        if word.len() >= room {
-            word.truncate(word.floor_char_boundary(room));
-            word.push_str("...");
-            kept.push(word);
-            break;
-        }
-        room -= word.len() + 1;
-        kept.push(word);
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -397,21 +346,8 @@ mod tests {
         Order { reason: EndReason::Ended, why: format!("ended by {user}") }
     }
 
-    fn facts(namespace: &str, pod: &str) -> Facts {
-        Facts {
-            user: "ana".into(),
-            impersonator: String::new(),
-            client: ([127, 0, 0, 1], 1).into(),
-            audit_id: String::new(),
-            subresource: "exec",
-            namespace: namespace.into(),
-            pod: pod.into(),
-            container: "app".into(),
-            node: "n".into(),
-            command: vec!["sh".into()],
-            tty: true,
-            stdin: true,
-        }
+    fn facts(namespace: &str, pod: &str) -> Arc<Facts> {
+        Arc::new(Facts::example(namespace, pod))
     }
 
     #[tokio::test]
@@ -469,11 +405,8 @@ mod tests {
     }
 
     #[test]
-    fn names_and_commands_are_bounded() {
+    fn names_are_bounded() {
         let name = name_of(&format!("{}.{}", "a".repeat(245), "b".repeat(7)), "0123456789");
         assert_eq!(name, format!("{}-012345", "a".repeat(245)));
-        let long = bounded(vec!["\u{e9}".repeat(3000), "next".into()]);
-        assert!(long.len() == 1 && long[0].len() <= COMMAND + 3 && long[0].ends_with("..."));
-        assert_eq!(bounded(vec!["a".into(), String::new()]), ["a", ""]);
     }
 }
