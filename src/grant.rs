@@ -131,7 +131,7 @@ impl policy::Grants for Grants {
             namespace,
             labels: &asked.pod.labels,
             container: asked.container,
-            subresource: asked.exec.subresource.as_str(),
+            subresource: asked.exec.subresource,
             command: &asked.exec.command,
         };
         let held = Self::matching(self, Who::new(asked.user, asked.impersonator), &facts, asked.now)?;

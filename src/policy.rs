@@ -9,7 +9,6 @@
 mod ask;
 pub mod cel;
 pub mod document;
-pub mod pattern;
 pub mod set;
 pub mod source;
 #[cfg(test)]

@@ -179,7 +179,11 @@ fn schema() -> Value {
     let text = |what: &str| json!({"type": "string", "description": what});
     let texts = |what: &str| json!({"type": "array", "items": {"type": "string"}, "description": what});
     let fields = |what: &str, properties: Value| json!({"type": "object", "description": what, "properties": properties});
-    let command = json!({"argv": texts("All of its words."), "prefix": texts("The first of its words.")});
+    let command = json!({
+        "argv": texts("All of its words."),
+        "prefix": texts("The first of its words."),
+        "glob": text("The words with blanks between; a * stands for any characters."),
+    });
     let labels = json!({
         "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Labels and their values."},
         "matchExpressions": {

@@ -24,8 +24,9 @@ use super::resource::{Change, Item, Kind, Listed, Options, Resource};
 use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::recording::safe;
+use crate::selector::names;
 use crate::serving::table::{Column, since, span};
-use crate::serving::{select, uncached};
+use crate::serving::uncached;
 use crate::session::live::{self, Entry, Phase, Registry, State};
 use crate::session::{Limits, Order, Sessions};
 use crate::status::Refusal;
@@ -228,7 +229,7 @@ fn labels(entry: &Entry) -> std::collections::BTreeMap<String, String> {
         ("node", &facts.node),
         ("subresource", facts.subresource),
     ];
-    let fit = all.into_iter().filter(|(_, value)| !value.is_empty() && select::is_label_value(value));
+    let fit = all.into_iter().filter(|(_, value)| !value.is_empty() && names::value(value).is_ok());
     fit.map(|(key, value)| (format!("{}/{key}", super::GROUP), value.to_owned())).collect()
 }
 
