@@ -226,6 +226,7 @@ impl Grant {
         })?;
         read.api_version = api_version();
         read.kind = KIND.to_owned();
+        read.spec.until = read.spec.until.map(whole);
         Ok(read)
     }
 
@@ -267,6 +268,11 @@ pub fn api_version() -> String {
 /// Later by so much, or at the end of time.
 pub(super) fn after(instant: Timestamp, length: Duration) -> Timestamp {
     instant.saturating_add(length).unwrap_or(Timestamp::MAX)
+}
+
+/// Kubernetes tells times in whole seconds.
+pub(super) fn whole(instant: Timestamp) -> Timestamp {
+    Timestamp::from_second(instant.as_second()).unwrap_or(instant)
 }
 
 /// The recursion is as deep as the reader of JSON lets a text be.

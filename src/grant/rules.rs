@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::document::{Grant, MAX_BYTES, Phase, Selector, Status, Verdict, after};
+use super::document::{Grant, MAX_BYTES, Phase, Selector, Status, Verdict, after, whole};
 use super::{APPROVE, GROUP, KIND, RESOURCE, Who};
 use crate::authn::ANONYMOUS;
 use crate::request::Subresource;
@@ -184,7 +184,7 @@ pub fn decide(
     if old.status.approvals.len() >= MAX_APPROVALS {
         return Err(forbidden(name, "it has been approved often enough"));
     }
-    let lasts = |length: super::document::Length| after(now, length.0);
+    let lasts = |length: super::document::Length| after(whole(now), length.0);
     new.status.until = old.status.until.or(old.spec.until).or(old.spec.duration.map(lasts));
     new.status.approvals.push(verdict);
     new.status.phase = Phase::Active;
@@ -236,11 +236,6 @@ fn requested(who: Who<'_>, now: Timestamp) -> Status {
         requested_at: Some(now),
         ..Status::default()
     }
-}
-
-/// Kubernetes tells times in whole seconds.
-fn whole(now: Timestamp) -> Timestamp {
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 /// Everything that is wrong with what is asked for.

@@ -588,6 +588,24 @@ fn fixed(folder: &Path) -> String {
     std::fs::read_to_string(folder.join("shop.fix.json")).unwrap()
 }
 
+#[tokio::test]
+async fn times_are_told_in_whole_seconds() {
+    let world = World::new();
+    world.set("2026-06-01T12:00:00.7Z");
+    let mut object = without("/spec/until");
+    object["spec"]["duration"] = "1h".into();
+    world.create(&person("ana"), object).await.unwrap();
+    world.say(&person("bob"), "yes").await.unwrap();
+    let mut other = with("/spec/until", json!("2026-06-01T13:00:00.7Z"));
+    other["metadata"]["name"] = "other".into();
+    world.create(&person("ana"), other).await.unwrap();
+    let told = world.grants.list(None).items;
+    assert_eq!(told[0]["status"]["until"], "2026-06-01T13:00:00Z");
+    assert_eq!(told[1]["spec"]["until"], "2026-06-01T13:00:00Z");
+    assert!(told.iter().all(|grant| !grant.to_string().contains(".7Z")), "{told:?}");
+    world.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_end_is_told_to_those_who_watch() {
     let world = World::new();
