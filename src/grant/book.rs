@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::document::{Facts, Grant, Phase};
+use super::document::{Facts, Grant, Phase, Subject};
 use super::store::{Kept, Key};
 use super::{Held, Who, rules};
+use crate::policy::Concern;
 use crate::serving::history::{Changes, History};
 
 /// Changes kept for watchers; one that is further behind gets 410 and lists again.
@@ -24,6 +25,8 @@ pub struct Book {
     inner: Mutex<Inner>,
     /// Changes with what is in there, under its lock.
     history: History<Change>,
+    /// Whose answers may be others, since then: a grant has come, gone, become another or run out.
+    concerns: History<Concern>,
     changed: watch::Sender<u64>,
 }
 
@@ -56,7 +59,12 @@ struct Entry {
 
 impl Default for Book {
     fn default() -> Self {
-        Self { inner: Mutex::default(), history: History::shared(0, HISTORY), changed: watch::Sender::new(0) }
+        Self {
+            inner: Mutex::default(),
+            history: History::shared(0, HISTORY),
+            concerns: History::new(0, HISTORY),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -64,6 +72,11 @@ impl Book {
     /// Changes whenever anything here does.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Those whom grants are about that come, go, become others or run out from now on.
+    pub fn concerns(&self) -> Changes<Concern> {
+        self.concerns.changes(self.concerns.version())
     }
 
     /// Whether everything that the store had at some moment is here.
@@ -142,17 +155,13 @@ impl Book {
                 && let Some(entry) = inner.entries.get_mut(&key)
             {
                 entry.over = true;
+                self.touch(&entry.grant);
             }
         }
         drop(inner);
         if any {
             self.tell();
         }
-    }
-
-    /// When the next one runs out.
-    pub(super) fn next_end(&self) -> Option<Timestamp> {
-        self.inner().ends.first().map(|(end, _)| *end)
     }
 
     /// Those that have run out, which the store does not say yet.
@@ -250,6 +259,10 @@ impl Book {
             inner.ends.insert((end, key.clone()));
         }
         let grant = Arc::new(grant);
+        if let Some(old) = old.as_ref().filter(|old| old.grant.spec.subject != grant.spec.subject) {
+            self.touch(&old.grant);
+        }
+        self.touch(&grant);
         self.history.put(version, Change { before: old.map(|old| old.grant), after: Some(grant.clone()) });
         inner.entries.insert(key, Entry { grant, version, over });
     }
@@ -257,7 +270,15 @@ impl Book {
     fn remove(&self, inner: &mut Inner, key: &Key, version: u64) {
         let Some(old) = inner.entries.remove(key) else { return };
         inner.ends.remove(&(old.grant.end(), key.clone()));
+        self.touch(&old.grant);
         self.history.put(version, Change { before: Some(old.grant), after: None });
+    }
+
+    /// Answers about those whom this grant is about may be others from now on.
+    fn touch(&self, grant: &Grant) {
+        let Subject { user, group } = grant.spec.subject.clone();
+        let namespace = grant.metadata.namespace.clone();
+        self.concerns.put(self.concerns.version() + 1, Concern { namespace, user, group });
     }
 
     fn tell(&self) {

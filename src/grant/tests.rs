@@ -180,7 +180,7 @@ async fn a_grant_counts_once_a_second_person_approved() {
     assert_eq!(made["metadata"]["namespace"], "shop");
     assert_eq!(world.lets(&ana, &CART), None);
 
-    let mut changed = world.grants.changed();
+    let mut changed = world.grants.book.changed();
     let approved = world.say(&person("bob"), "yes").await.unwrap();
     assert_eq!(approved["status"]["phase"], "Active");
     assert_eq!(approved["status"]["approvals"], json!([{"by": "bob", "at": NOON}]));
@@ -574,7 +574,7 @@ async fn a_clock_that_is_put_back_brings_nothing_back() {
     assert_eq!(world.lets(&ana, &CART).unwrap().name, "next");
 
     // Nor does a restart, once it is written down.
-    let mut changed = world.grants.changed();
+    let mut changed = world.grants.book.changed();
     while !fixed(world.folder.path()).contains("\"Expired\"") {
         changed.changed().await.unwrap();
     }
@@ -624,7 +624,7 @@ async fn what_is_long_over_goes() {
     let world = World::new();
     world.create(&person("ana"), wanted()).await.unwrap();
     world.set("2026-06-02T13:00:00Z");
-    let mut changed = world.grants.changed();
+    let mut changed = world.grants.book.changed();
     while world.phase() != "Expired" {
         changed.changed().await.unwrap();
     }
@@ -923,6 +923,68 @@ impl Store for Contested {
     fn delete<'a>(&'a self, key: &'a Key, version: u64) -> BoxFuture<'a, Result<(), Error>> {
         self.0.delete(key, version)
     }
+}
+
+/// A store that keeps what is new, and does not answer who wants something changed.
+struct Deaf(Folder);
+
+impl Store for Deaf {
+    fn read<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Kept>, Error>> {
+        self.0.read(key)
+    }
+
+    fn create<'a>(&'a self, key: &'a Key, grant: &'a Grant) -> BoxFuture<'a, Result<u64, Error>> {
+        self.0.create(key, grant)
+    }
+
+    fn replace<'a>(&'a self, _: &'a Key, _: &'a Grant, _: u64) -> BoxFuture<'a, Result<u64, Error>> {
+        future::pending().boxed()
+    }
+
+    fn delete<'a>(&'a self, _: &'a Key, _: u64) -> BoxFuture<'a, Result<(), Error>> {
+        future::pending().boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_answer_keeps_nobody_from_hearing_of_an_end() {
+    let (folder, book) = (tempfile::tempdir().unwrap(), Arc::new(Book::default()));
+    let store = Arc::new(Deaf(Folder::open(folder.path(), book.clone()).unwrap()));
+    let world = World::over(store, book, folder, NOON);
+    for (name, until) in [("fix", "2026-06-01T13:00:00Z"), ("next", "2026-06-01T14:00:00Z")] {
+        let mut object = with("/spec/until", json!(until));
+        object["metadata"]["name"] = name.into();
+        world.create(&person("ana"), object).await.unwrap();
+    }
+    let mut concerns = world.grants.book.concerns();
+    for end in ["2026-06-01T13:00:00Z", "2026-06-01T14:00:00Z"] {
+        world.set(end);
+        let told = tokio::time::timeout(Duration::from_secs(1), concerns.next()).await.unwrap().unwrap();
+        assert_eq!(told.1.user.as_deref(), Some("ana"), "{end}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn every_change_of_a_grant_is_told_once_to_those_it_is_about() {
+    let world = World::new();
+    let mut concerns = world.grants.book.concerns();
+    let mut told = || {
+        let next = || concerns.next().now_or_never().map(|next| (*next.unwrap().1).clone());
+        std::iter::from_fn(next).collect::<Vec<_>>()
+    };
+    let ana = Concern { namespace: "shop".into(), user: Some("ana".into()), group: None };
+    world.create(&person("ana"), wanted()).await.unwrap();
+    assert_eq!(told(), std::slice::from_ref(&ana));
+    world.say(&person("bob"), "yes").await.unwrap();
+    assert_eq!(told(), std::slice::from_ref(&ana));
+    let for_all = json!({"spec": {"subject": {"user": null, "group": "oncall"}}});
+    world.patch(&person("ana"), for_all).await.unwrap();
+    let oncall = Concern { user: None, group: Some("oncall".into()), ..ana.clone() };
+    assert_eq!(told(), [ana, oncall.clone()]);
+    world.grants.delete("shop", "fix", &Preconditions::default(), false).await.unwrap();
+    assert_eq!(told(), [oncall]);
+    world.stop().await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::resource::{Change, Item, Kind, Listed, Options, Resource};
 use super::{API_VERSION, GROUP, VERSION};
 use crate::authn::Caller;
 use crate::authz::Authz;
-use crate::grant::verbs::{Changed, MayApprove, Patch, Preconditions};
+use crate::grant::verbs::{Changed, List, MayApprove, Patch, Preconditions};
 use crate::grant::{Grants, Who, table};
 use crate::request::{Attributes, Resource as Named};
 use crate::serving::table::{Column, age};
@@ -45,6 +45,9 @@ static COLUMNS: [Column; 8] = [
 /// The verb of those who may approve.
 const APPROVE: &str = "approve";
 
+/// Seconds after which somebody may ask again while grants are being read.
+const RETRY: u32 = 1;
+
 /// The grants of the room.
 pub struct GrantObjects {
     grants: Grants,
@@ -62,6 +65,14 @@ impl GrantObjects {
     /// Those of this room; who may approve is asked of `authz`.
     pub fn new(grants: Grants, authz: Authz) -> Self {
         Self { grants, authz }
+    }
+
+    /// The grants, once they have been read: before that nobody can say what there is.
+    fn grants(&self) -> Result<&Grants, Refusal> {
+        if self.grants.are_known() {
+            return Ok(&self.grants);
+        }
+        Err(Refusal::NotYet { message: "grants have not been read yet".to_owned(), retry_after: RETRY })
     }
 
     fn may_approve<'a>(&'a self, caller: &'a Caller, namespace: &str, name: &str) -> MayApprove<'a> {
@@ -89,9 +100,11 @@ impl Resource for GrantObjects {
     }
 
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Result<Listed, Refusal>> {
-        let list = self.grants.list(namespace);
-        let items: Result<_, _> = list.items.into_iter().map(item).collect();
-        future::ready(items.map(|items| Listed { items, version: list.version })).boxed()
+        let listed = self.grants().and_then(|grants| {
+            let List { items, version } = grants.list(namespace);
+            Ok(Listed { items: items.into_iter().map(item).collect::<Result<_, _>>()?, version })
+        });
+        future::ready(listed).boxed()
     }
 
     fn changes(&self, namespace: Option<&str>, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
@@ -107,7 +120,7 @@ impl Resource for GrantObjects {
     }
 
     fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Item, Refusal>> {
-        future::ready(self.grants.get(namespace, name).and_then(item)).boxed()
+        future::ready(self.grants().and_then(|grants| grants.get(namespace, name)).and_then(item)).boxed()
     }
 
     fn create<'a>(
@@ -117,8 +130,11 @@ impl Resource for GrantObjects {
         object: Value,
         options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>> {
-        let created = self.grants.create(Who::from(caller), namespace, object, options.dry_run);
-        created.map(|created| created.and_then(item)).boxed()
+        async move {
+            let created = self.grants()?.create(Who::from(caller), namespace, object, options.dry_run);
+            created.await.and_then(item)
+        }
+        .boxed()
     }
 
     fn update<'a>(
@@ -129,9 +145,11 @@ impl Resource for GrantObjects {
         object: Value,
         options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>> {
-        let may = self.may_approve(caller, namespace, name);
-        let updated = self.grants.update(Who::from(caller), namespace, name, object, may, options.dry_run);
-        updated.map(|updated| updated.and_then(item)).boxed()
+        async move {
+            let (who, may) = (Who::from(caller), self.may_approve(caller, namespace, name));
+            self.grants()?.update(who, namespace, name, object, may, options.dry_run).await.and_then(item)
+        }
+        .boxed()
     }
 
     fn patch<'a>(
@@ -142,13 +160,12 @@ impl Resource for GrantObjects {
         (media, body): (&'a str, Bytes),
         options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>> {
-        let patch = match Patch::read(media, &body) {
-            Ok(patch) => patch,
-            Err(refusal) => return future::ready(Err(refusal)).boxed(),
-        };
-        let may = self.may_approve(caller, namespace, name);
-        let patched = self.grants.patch(Who::from(caller), namespace, name, patch, may, options.dry_run);
-        patched.map(|patched| patched.and_then(item)).boxed()
+        async move {
+            let patch = Patch::read(media, &body)?;
+            let (who, may) = (Who::from(caller), self.may_approve(caller, namespace, name));
+            self.grants()?.patch(who, namespace, name, patch, may, options.dry_run).await.and_then(item)
+        }
+        .boxed()
     }
 
     fn delete<'a>(
@@ -161,7 +178,7 @@ impl Resource for GrantObjects {
         async move {
             let Options { uid, resource_version, dry_run } = options.clone();
             let wanted = Preconditions { uid, resource_version };
-            self.grants.delete(namespace, name, &wanted, dry_run).await.and_then(item)
+            self.grants()?.delete(namespace, name, &wanted, dry_run).await.and_then(item)
         }
         .boxed()
     }

@@ -249,15 +249,16 @@ fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'s
         let policy = &door.shared.pipeline.policy;
         loop {
             let now = Timestamp::now();
-            let due = match &*known.borrow_and_update() {
-                Err(why) => return Order { reason: EndReason::Lapsed, why: why.clone() },
-                Ok(caller) => match policy.still(&admitted, caller, now) {
-                    Ok(due) => due,
-                    Err(error) => {
-                        info!(%error, "a session has lapsed");
-                        return Order { reason: error.end(), why: error.to_string() };
-                    }
-                },
+            let caller = match known.borrow_and_update().clone() {
+                Err(why) => return Order { reason: EndReason::Lapsed, why },
+                Ok(caller) => caller,
+            };
+            let due = match policy.still(&admitted, &caller, now) {
+                Ok(due) => due,
+                Err(error) => {
+                    info!(%error, "a session has lapsed");
+                    return Order { reason: error.end(), why: error.to_string() };
+                }
             };
             let clock = async {
                 match due {
@@ -272,7 +273,7 @@ fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'s
             };
             tokio::select! {
                 () = known => {}
-                () = changes.changed() => {}
+                () = changes.changed(caller.authenticated(), &admitted.place().exec().namespace) => {}
                 () = clock => {}
             }
         }
