@@ -28,7 +28,7 @@ use crate::selector::names;
 use crate::serving::table::{Column, since, span};
 use crate::serving::uncached;
 use crate::session::live::{self, Entry, Phase, Registry, State};
-use crate::session::{Limits, Order, Sessions};
+use crate::session::{Limits, Order, STOPPED, Sessions};
 use crate::status::Refusal;
 use crate::telemetry::{AudienceError, EndReason, Seen};
 use crate::wire::tape;
@@ -175,7 +175,7 @@ impl Resource for LiveSessions {
         name: &'a str,
         _subresource: &'a str,
     ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
-        future::ready(self.find(namespace, name).and_then(|entry| show(&entry))).boxed()
+        future::ready(self.find(namespace, name).and_then(|entry| show(&self.sessions, &entry))).boxed()
     }
 }
 
@@ -423,7 +423,8 @@ fn bounds(limits: Limits) -> String {
 // --- as it happens
 
 /// Lines of JSON, each with its `kind`: what passes, `lost` in between for a watcher who is too slow, `end` at the end.
-fn show(entry: &Arc<Entry>) -> Result<Response<Body>, Refusal> {
+/// When podgate stops that is the moment in which the session is told, not that in which it is gone.
+fn show(sessions: &Sessions, entry: &Arc<Entry>) -> Result<Response<Body>, Refusal> {
     let state = entry.state();
     let Some(meters) = state.meters else {
         return Err(Refusal::TooManyRequests {
@@ -439,14 +440,18 @@ fn show(entry: &Arc<Entry>) -> Result<Response<Body>, Refusal> {
     })?;
     let head = json!({"kind": "session", "tty": entry.facts.tty, "subresource": entry.facts.subresource});
     let begin = stream::once(future::ready(line(&head)));
-    let rest = stream::unfold(Some((seen, entry.clone())), |watcher| async move {
-        let (mut seen, entry) = watcher?;
-        Some(match next(&mut seen).await {
-            Some(line) => (line, Some((seen, entry))),
-            None => {
-                let why = entry.state().ending.map(|(_, why)| why).unwrap_or_default();
-                (line(&json!({"kind": "end", "message": why})), None)
+    let rest = stream::unfold(Some((seen, entry.clone(), sessions.clone())), |watcher| async move {
+        let (mut seen, entry, sessions) = watcher?;
+        let passed = tokio::select! {
+            biased;
+            () = sessions.cutting() => Err(STOPPED.to_owned()),
+            line = next(&mut seen) => {
+                line.ok_or_else(|| entry.state().ending.map(|(_, why)| why).unwrap_or_default())
             }
+        };
+        Some(match passed {
+            Ok(line) => (line, Some((seen, entry, sessions))),
+            Err(why) => (line(&json!({"kind": "end", "message": why})), None),
         })
     });
     let frames = begin.chain(rest).map(|line| Ok::<_, Infallible>(Frame::data(line)));
