@@ -173,7 +173,7 @@ impl Caller {
     }
 
     /// Who was authenticated.
-    fn authenticated(&self) -> &User {
+    pub fn authenticated(&self) -> &User {
         self.impersonator().unwrap_or(&self.user)
     }
 }

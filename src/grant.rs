@@ -24,12 +24,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
 
 use crate::authn::Caller;
 use crate::cluster::User;
 use crate::drain::Drain;
-use crate::policy;
+use crate::policy::{self, Concern};
+use crate::serving::history::Changes;
 use book::Book;
 use document::{Facts, Grant};
 use store::Store;
@@ -109,9 +109,9 @@ impl Grants {
         self.book.matching(who, facts, now)
     }
 
-    /// Changes whenever what [`Grants::matching`] says may have.
-    pub fn changed(&self) -> watch::Receiver<u64> {
-        self.book.changed()
+    /// Whether everything that the store had at some moment is known here.
+    pub fn are_known(&self) -> bool {
+        self.book.is_complete()
     }
 
     fn now(&self) -> Timestamp {
@@ -131,7 +131,7 @@ impl policy::Grants for Grants {
             namespace,
             labels: &asked.pod.labels,
             container: asked.container,
-            subresource: asked.exec.subresource.as_str(),
+            subresource: asked.exec.subresource,
             command: &asked.exec.command,
         };
         let held = Self::matching(self, Who::new(asked.user, asked.impersonator), &facts, asked.now)?;
@@ -146,8 +146,12 @@ impl policy::Grants for Grants {
         Some(self.settings.longest)
     }
 
-    fn changed(&self) -> watch::Receiver<u64> {
-        Self::changed(self)
+    fn are_known(&self) -> bool {
+        Self::are_known(self)
+    }
+
+    fn changes(&self) -> Changes<Concern> {
+        self.book.concerns()
     }
 }
 

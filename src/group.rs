@@ -93,8 +93,8 @@ impl Group {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Refusal> {
         let document = Document::of(ask);
-        if document.is_some() {
-            discovery::ask_for_json(request.headers_mut());
+        if let Some(document) = document {
+            document.ask_for_json(request.headers_mut());
         }
         let accept = Accept::of(request.headers());
         let answer = self.cluster.serve(user, ask, request).await;

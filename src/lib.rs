@@ -35,6 +35,7 @@ pub mod cluster;
 pub mod health;
 pub mod request;
 pub mod secret;
+pub mod selector;
 pub mod serving;
 pub mod tls;
 pub mod wire;

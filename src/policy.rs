@@ -9,7 +9,6 @@
 mod ask;
 pub mod cel;
 pub mod document;
-pub mod pattern;
 pub mod set;
 pub mod source;
 #[cfg(test)]
@@ -22,7 +21,6 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::select_all;
 use jiff::Timestamp;
-use tokio::sync::watch;
 
 use crate::authn::Caller;
 use crate::cluster::{Pod, User};
@@ -30,6 +28,7 @@ use crate::config::recording::{Demand, Record};
 use crate::locate::Place;
 use crate::reload::Live;
 use crate::request::Exec;
+use crate::serving::history::{Changes, History};
 use crate::session::Limits;
 use crate::status::{About, Refusal, go_quote};
 use crate::telemetry::EndReason;
@@ -37,6 +36,9 @@ use set::{Joined, Set, Verdict};
 
 /// What stands for a rule where none is about a session.
 pub const DEFAULT: &str = "default";
+
+/// Seconds after which somebody may ask again while grants are being read.
+const UNREAD_RETRY: u32 = 1;
 
 /// Seconds of a minute: hours of rules begin and end with one.
 const MINUTE: i64 = 60;
@@ -129,27 +131,42 @@ pub struct Grant {
     pub until: Timestamp,
 }
 
-/// Grants that are in force. Neither call waits for anybody.
+/// Grants that are in force. No call waits for anybody.
 pub trait Grants: Send + Sync + 'static {
     /// One that is about this, in force at `asked.now`: of several the one that lasts longest. It is the impersonator's,
     /// where there is one: nobody takes another's grant by impersonating.
     fn matching(&self, asked: &Asked<'_>) -> Option<Grant>;
 
+    /// Whether it is known which there are.
+    fn are_known(&self) -> bool;
+
     /// How long one may last; nothing where nobody can ask for any.
     fn longest(&self) -> Option<Duration>;
 
-    /// Changes whenever an answer may have become another.
-    fn changed(&self) -> watch::Receiver<u64>;
+    /// Those that come, go, become others or run out from now on.
+    fn changes(&self) -> Changes<Concern>;
 }
 
-/// Says when sessions are to be asked about again.
+/// Whom a grant is about: one person, or one group, in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Concern {
+    /// Its namespace.
+    pub namespace: String,
+    /// The person's name.
+    pub user: Option<String>,
+    /// The group's.
+    pub group: Option<String>,
+}
+
+/// Says when a session is to be asked about again.
 pub struct Watch {
     sets: Vec<Live<Set>>,
-    grants: watch::Receiver<u64>,
+    grants: Arc<dyn Grants>,
+    changes: Changes<Concern>,
 }
 
 /// There are none.
-pub struct NoGrants(watch::Sender<u64>);
+pub struct NoGrants(History<Concern>);
 
 /// Why a session may not be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -175,6 +192,9 @@ pub enum Why {
     /// It wants to know what for.
     #[error("{0}")]
     NoReason(String),
+    /// It wants a grant, and nobody knows yet which there are.
+    #[error("it takes a grant, and grants have not been read yet")]
+    Unread,
     /// It wants a grant, and there is none.
     #[error("{0}")]
     NoGrant(String),
@@ -242,9 +262,9 @@ impl Policy {
         Ok(terms.until.into_iter().chain(minute).filter(|due| *due > now).min())
     }
 
-    /// Changes whenever an answer may have become another, but for the clock.
+    /// What may make another answer of one that is given after this, but for the clock.
     pub fn watch(&self) -> Watch {
-        Watch { sets: self.sets.clone(), grants: self.grants.changed() }
+        Watch { sets: self.sets.clone(), changes: self.grants.changes(), grants: self.grants.clone() }
     }
 
     /// Whether a session may be refused because it cannot be recorded, by the rules as they are.
@@ -295,6 +315,9 @@ impl Policy {
         };
         if let Some((rule, message)) = wants_grant {
             let Some(grant) = &granted else {
+                if !self.grants.are_known() {
+                    return Err(refused(&rule, Why::Unread));
+                }
                 let how = ask::grant(asked, &message, self.grants.longest());
                 return Err(refused(&rule, Why::NoGrant(how)));
             };
@@ -345,15 +368,35 @@ fn asked<'a>(
 // === impl Watch ===
 
 impl Watch {
-    /// Resolves when rules or grants have changed since the last call. Cancel safe.
-    pub async fn changed(&mut self) {
-        let sets = self.sets.iter_mut().map(|set| set.replaced().boxed());
-        let grants = async {
-            if self.grants.changed().await.is_err() {
-                std::future::pending().await
+    /// Resolves when rules have changed since the last call, or a grant that is about this person in this namespace. Cancel
+    /// safe.
+    pub async fn changed(&mut self, person: &User, namespace: &str) {
+        let Self { sets, grants, changes } = self;
+        let sets = sets.iter_mut().map(|set| set.replaced().boxed());
+        let granted = async {
+            loop {
+                match changes.next().await {
+                    Ok((_, concern)) if concern.is_about(person, namespace) => return,
+                    Ok(_) => {}
+                    Err(_) => {
+                        // So many that one of them may have been about it.
+                        *changes = grants.changes();
+                        return;
+                    }
+                }
             }
         };
-        select_all(sets.chain([grants.boxed()])).await;
+        select_all(sets.chain([granted.boxed()])).await;
+    }
+}
+
+// === impl Concern ===
+
+impl Concern {
+    fn is_about(&self, person: &User, namespace: &str) -> bool {
+        self.namespace == namespace
+            && (self.user.as_ref() == Some(&person.name)
+                || self.group.as_ref().is_some_and(|group| person.groups.contains(group)))
     }
 }
 
@@ -361,7 +404,7 @@ impl Watch {
 
 impl Default for NoGrants {
     fn default() -> Self {
-        Self(watch::Sender::new(0))
+        Self(History::new(0, 1))
     }
 }
 
@@ -370,12 +413,16 @@ impl Grants for NoGrants {
         None
     }
 
+    fn are_known(&self) -> bool {
+        true
+    }
+
     fn longest(&self) -> Option<Duration> {
         None
     }
 
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.0.subscribe()
+    fn changes(&self) -> Changes<Concern> {
+        self.0.changes(0)
     }
 }
 
@@ -384,6 +431,9 @@ impl Grants for NoGrants {
 impl Error {
     /// What the client is told.
     pub fn refusal(&self) -> Refusal {
+        if self.why == Why::Unread {
+            return Refusal::NotYet { message: self.to_string(), retry_after: UNREAD_RETRY };
+        }
         let about = About { name: self.pod.clone(), group: String::new(), kind: "pods".into() };
         let message = format!("pods {} is forbidden: {self}", go_quote(self.pod.as_bytes()));
         Refusal::Forbidden { message, about }
@@ -396,6 +446,7 @@ impl Error {
             Why::Denied(_)
             | Why::NoRule
             | Why::NoReason(_)
+            | Why::Unread
             | Why::NoGrant(_)
             | Why::Withdrawn(_)
             | Why::Unrecorded => EndReason::Lapsed,

@@ -1,5 +1,5 @@
 //! Serving: what every server of Kubernetes objects does, whatever the objects are: what the client would like, JSON
-//! answers, selectors, tables, watches, and bodies.
+//! answers, selectors, tables, watches and the history behind them, and bodies.
 //!
 //! In the flow: under the embedded cluster's API, and under the group that podgate serves itself. Bodies are JSON whatever
 //! else the client would take; the response says so and client libraries follow it. `limit` is not honoured, which the API
@@ -7,6 +7,7 @@
 //! Source: apiserver `pkg/endpoints/handlers`.
 
 pub(crate) mod body;
+pub mod history;
 pub(crate) mod select;
 pub mod table;
 pub(crate) mod watch;

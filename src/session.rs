@@ -64,6 +64,9 @@ const CUT_HANG_UP: Duration = Duration::from_secs(2);
 /// How long a peer may take for what its protocol answers to the end of a session.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
+/// Why a session ends that the drain cuts.
+pub const STOPPED: &str = "podgate was stopped before the session ended";
+
 /// What applies to every session.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -224,6 +227,11 @@ impl Sessions {
     /// The sessions that are there now.
     pub fn live(&self) -> &Registry {
         &self.live
+    }
+
+    /// Resolves when those that are left are cut. Cancel safe.
+    pub async fn cutting(&self) {
+        self.drain.cutting().await;
     }
 
     /// What bounds a session that has these limits of its own.
@@ -433,7 +441,7 @@ impl Sessions {
                 tell(&mut **link, &format!("the recording of this session cannot go on: {why}"), out);
                 (EndReason::Unrecorded, why, Parting::Cut, Leaving::HungUp)
             }
-            Stop::Cut => match tell(&mut **link, "podgate was stopped before the session ended", out) {
+            Stop::Cut => match tell(&mut **link, STOPPED, out) {
                 Fate::Whole => (EndReason::Drained, String::new(), Parting::Proper, Leaving::HungUp),
                 Fate::Cut => (EndReason::Drained, String::new(), Parting::Cut, Leaving::HungUp),
             },

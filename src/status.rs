@@ -86,6 +86,13 @@ pub enum Refusal {
     },
     /// 503: podgate is stopping or the cluster cannot be asked.
     Unavailable(String),
+    /// 503: podgate has just begun and does not know yet what it takes; try again after so many seconds.
+    NotYet {
+        /// What is not known.
+        message: String,
+        /// Seconds for `Retry-After`.
+        retry_after: u32,
+    },
     /// 504: a short request took longer than it may.
     Timeout,
     /// 500 in plain text: a handler panicked.
@@ -179,7 +186,7 @@ impl Refusal {
             Self::Backend { code, .. } => *code,
             Self::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal(_) | Self::Filter { .. } | Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable(_) | Self::NotYet { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -200,7 +207,7 @@ impl Refusal {
             Self::Backend { .. } => "backend",
             Self::TooManyRequests { .. } => "too_many_requests",
             Self::Internal(_) | Self::Filter { .. } => "internal",
-            Self::Unavailable(_) => "unavailable",
+            Self::Unavailable(_) | Self::NotYet { .. } => "unavailable",
             Self::Timeout => "timeout",
             Self::Panic => "panic",
         }
@@ -223,7 +230,7 @@ impl Refusal {
             Self::Backend { code, .. } => backend(*code).0,
             Self::TooManyRequests { .. } => "TooManyRequests",
             Self::Internal(_) | Self::Filter { .. } | Self::Panic => "",
-            Self::Unavailable(_) => "ServiceUnavailable",
+            Self::Unavailable(_) | Self::NotYet { .. } => "ServiceUnavailable",
             Self::Timeout => "Timeout",
         }
     }
@@ -238,7 +245,9 @@ impl Refusal {
             | Self::UnsupportedMediaType(text)
             | Self::Unavailable(text) => text.clone(),
             Self::Unauthorized => "Unauthorized".into(),
-            Self::Forbidden { message, .. } | Self::TooManyRequests { message, .. } => message.clone(),
+            Self::Forbidden { message, .. }
+            | Self::TooManyRequests { message, .. }
+            | Self::NotYet { message, .. } => message.clone(),
             Self::Invalid { about, causes } => {
                 let one = |cause: &Cause| format!("{}: {}", cause.field, cause.message);
                 let all = causes.iter().map(one).collect::<Vec<_>>().join(", ");
@@ -303,7 +312,7 @@ impl Refusal {
         if let Self::Forbidden { .. } | Self::Filter { .. } | Self::Panic = self {
             headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         }
-        if let Self::TooManyRequests { retry_after, .. } = self {
+        if let Self::TooManyRequests { retry_after, .. } | Self::NotYet { retry_after, .. } = self {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after));
         }
         response
@@ -326,7 +335,7 @@ impl Refusal {
             | Self::Conflict { about, .. }
             | Self::Backend { about, .. } => Some(of(about)),
             Self::NoSuchPath | Self::MethodNotAllowed | Self::Timeout => Some(of(&NOTHING)),
-            Self::TooManyRequests { retry_after, .. } => {
+            Self::TooManyRequests { retry_after, .. } | Self::NotYet { retry_after, .. } => {
                 Some(Details { retry_after: Some(*retry_after), ..of(&NOTHING) })
             }
             Self::BadRequest(_)

@@ -3,6 +3,7 @@
 //! Metric labels are closed sets; no user, pod or address is ever one. Help texts say what may change.
 
 pub mod audience;
+pub mod facts;
 pub mod metrics;
 pub mod record;
 
@@ -12,8 +13,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 pub use audience::{Audience, Refused as AudienceError, Seen};
+pub use facts::Facts;
 pub use metrics::Metrics;
-pub use record::{EndReason, Meter, Meters, Record, Subject};
+pub use record::{EndReason, Meter, Meters, Record};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]

@@ -29,12 +29,11 @@ mod session;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs::DirBuilder;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +52,7 @@ use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
@@ -293,7 +293,7 @@ impl Endpoint {
                 }
                 Err(error) => {
                     warn!(listen.addr = %self.addr, error = %error, "cannot accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -662,9 +662,15 @@ fn is_below(path: &Path) -> bool {
         && !path.as_os_str().as_encoded_bytes().contains(&0)
 }
 
-/// Makes a folder and its parents, for the owner alone.
-fn make_private(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+/// Resolves when none of these frames passed for `deadline`, at most twice that long after the last one.
+async fn idle(frames: &AtomicU64, deadline: Duration) {
+    loop {
+        let before = frames.load(Ordering::Relaxed);
+        sleep(deadline).await;
+        if frames.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,28 +3,22 @@
 //! In the flow: filled once from `manifests`; read by `rbac`, `api`, the cluster and the node endpoints;
 //! changed when a node's endpoint is bound and when a container starts or ends. Readers take a snapshot and
 //! hold no lock.
-//! Invariant: each change has the next resource version, and the last [`HISTORY`] changes are kept. A watcher
-//! is a position in that history, not a queue of its own, so a slow one costs nothing and is told it fell
-//! behind.
-//! Versions begin with the time of the start, so what a client remembers of an earlier process is too old here,
-//! or ahead when the clock was set back; never a place in this history.
-//! Source: API conventions, "Efficient detection of changes"; apiserver `pkg/storage/cacher/watch_cache.go`.
+//! Invariant: each change has the next resource version and is in the [`History`].
 
 mod fill;
 mod object;
 mod status;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use k8s_openapi::api::core::v1::{
     ContainerStatus, DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, Pod,
 };
-use tokio::sync::watch;
 
 use crate::cluster;
+use crate::serving::history::{self, Changes, History};
 
 pub(super) use self::fill::go_arch;
 pub use self::object::{Kind, Object, RBAC_GROUP};
@@ -36,15 +30,9 @@ const HISTORY: usize = 1024;
 /// The objects and their history.
 #[derive(Debug)]
 pub struct Store {
-    inner: RwLock<Inner>,
-    version: watch::Sender<u64>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    objects: Arc<Objects>,
-    /// Without gaps, oldest first, ending at `objects.version`.
-    history: VecDeque<Arc<Change>>,
+    objects: RwLock<Arc<Objects>>,
+    /// Changes with the objects, under their lock.
+    history: History<Change>,
 }
 
 /// Every object at one version.
@@ -57,41 +45,10 @@ pub struct Objects {
 /// An object that became another.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// Its resource version.
-    pub version: u64,
     /// As it was.
     pub before: Object,
     /// As it is.
     pub after: Object,
-}
-
-/// A watcher's place in the history.
-#[derive(Debug)]
-pub struct Changes {
-    store: Arc<Store>,
-    seen: u64,
-    signal: watch::Receiver<u64>,
-}
-
-/// What a watcher has seen is not in the history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Gone {
-    /// It no longer reaches back that far.
-    #[error("too old resource version: {seen} ({oldest})")]
-    Old {
-        /// The last version seen.
-        seen: u64,
-        /// The oldest version a watcher may come from.
-        oldest: u64,
-    },
-    /// It was never here. An API server waits for such a version, which here could be for ever.
-    #[error("too large resource version: {seen}, current: {current}")]
-    Ahead {
-        /// The last version seen.
-        seen: u64,
-        /// The newest there is.
-        current: u64,
-    },
 }
 
 /// Failures of the store.
@@ -107,15 +64,14 @@ pub enum Error {
 impl Store {
     /// A store of these objects; what their manifests leave out is filled in.
     pub fn new(objects: Vec<Object>) -> Arc<Self> {
-        let objects = Arc::new(fill::complete(objects));
-        let (version, _) = watch::channel(objects.version);
-        let inner = RwLock::new(Inner { objects, history: VecDeque::new() });
-        Arc::new(Self { inner, version })
+        let objects = fill::complete(objects);
+        let history = History::new(objects.version, HISTORY);
+        Arc::new(Self { objects: RwLock::new(Arc::new(objects)), history })
     }
 
     /// Everything as it is now.
     pub fn snapshot(&self) -> Arc<Objects> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).objects.clone()
+        self.objects.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A pod.
@@ -180,14 +136,13 @@ impl Store {
 
     /// Changes a node if `change` says that it did.
     fn change_node(&self, name: &str, change: impl FnOnce(&mut Node) -> bool) -> Result<(), Error> {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(Object::Node(node)) = inner.objects.get(Kind::Node, "", name) else {
+        let mut objects = self.objects();
+        let Some(Object::Node(node)) = objects.get(Kind::Node, "", name) else {
             return Err(Error::NoNode(name.to_owned()));
         };
         let mut node = Node::clone(node);
         if change(&mut node) {
-            inner.replace(Object::Node(Arc::new(node)));
-            self.version.send_replace(inner.objects.version);
+            self.replace(&mut objects, Object::Node(Arc::new(node)));
         }
         Ok(())
     }
@@ -206,63 +161,43 @@ impl Store {
 
     /// Takes note of how a container is; of its status the image stays. Nothing, when there is no such pod.
     pub fn set_container_status(&self, namespace: &str, pod: &str, container: ContainerStatus) {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(Object::Pod(pod)) = inner.objects.get(Kind::Pod, namespace, pod) else {
+        let mut objects = self.objects();
+        let Some(Object::Pod(pod)) = objects.get(Kind::Pod, namespace, pod) else {
             return;
         };
         let mut pod = Pod::clone(pod);
         status::merge(&mut pod, container);
-        inner.replace(Object::Pod(Arc::new(pod)));
-        self.version.send_replace(inner.objects.version);
+        self.replace(&mut objects, Object::Pod(Arc::new(pod)));
     }
 
     /// The changes after this version. Nothing is lost between a snapshot and the changes after its version.
-    pub fn changes(self: &Arc<Self>, seen: u64) -> Changes {
-        Changes { store: self.clone(), seen, signal: self.version.subscribe() }
+    pub fn changes(&self, seen: u64) -> Changes<Change> {
+        self.history.changes(seen)
     }
-}
 
-// === impl Inner ===
-
-impl Inner {
     /// Puts an object in the place of the one with its name, which must be there.
-    fn replace(&mut self, mut after: Object) {
-        let objects = Arc::make_mut(&mut self.objects);
+    fn replace(&self, objects: &mut Arc<Objects>, mut after: Object) {
+        let objects = Arc::make_mut(objects);
         objects.version += 1;
         let version = objects.version;
         after.meta_mut().resource_version = Some(version.to_string());
         let key = (after.kind(), after.namespace().to_owned(), after.name().to_owned());
         let before =
             objects.map.insert(key, after.clone()).expect("only objects that are there are replaced");
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(Arc::new(Change { version, before, after }));
+        self.history.put(version, Change { before, after });
     }
 
-    fn after(&self, seen: u64) -> Result<Option<Arc<Change>>, Gone> {
-        let kept = self.history.len() as u64;
-        let oldest = self.objects.version - kept;
-        if seen < oldest {
-            return Err(Gone::Old { seen, oldest });
-        }
-        let current = self.objects.version;
-        if seen > current {
-            return Err(Gone::Ahead { seen, current });
-        }
-        let index = usize::try_from(seen - oldest).unwrap_or(usize::MAX);
-        Ok(self.history.get(index).cloned())
+    fn objects(&self) -> RwLockWriteGuard<'_, Arc<Objects>> {
+        self.objects.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 // === impl Objects ===
 
 impl Objects {
-    /// None yet. Versions count on from the time in microseconds: no start puts in objects that fast, so the
-    /// next one begins beyond where this one ends. They stay below 2^53, up to which every client is exact.
+    /// None yet.
     fn from_now() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { map: BTreeMap::new(), version: u64::try_from(since.as_micros()).unwrap_or(0) }
+        Self { map: BTreeMap::new(), version: history::beginning() }
     }
 
     /// The version of this snapshot.
@@ -292,34 +227,6 @@ impl Objects {
         object.meta_mut().resource_version = Some(self.version.to_string());
         let key = (object.kind(), object.namespace().to_owned(), object.name().to_owned());
         self.map.insert(key, object);
-    }
-}
-
-// === impl Changes ===
-
-impl Changes {
-    /// The next change, as soon as there is one. May be dropped at any point: nothing is lost.
-    ///
-    /// # Errors
-    /// When it is not kept; there is no way on from there.
-    pub async fn next(&mut self) -> Result<Arc<Change>, Gone> {
-        loop {
-            self.signal.mark_unchanged();
-            let next = {
-                let inner = self.store.inner.read().unwrap_or_else(PoisonError::into_inner);
-                inner.after(self.seen)?
-            };
-            if let Some(change) = next {
-                self.seen = change.version;
-                return Ok(change);
-            }
-            self.signal.changed().await.expect("the store this holds has the sender");
-        }
-    }
-
-    /// The last version handed out, or the one it began with.
-    pub fn seen(&self) -> u64 {
-        self.seen
     }
 }
 

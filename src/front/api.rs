@@ -30,7 +30,7 @@ use jiff::Timestamp;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 
@@ -54,6 +54,9 @@ use recheck::Rechecks;
 
 /// Seconds after which a client may try again whose address has too many connections.
 const CONNECTION_RETRY: u32 = 1;
+
+/// How long a connection may go on after the cut: for the end of a body to be written that is cut with it.
+const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// The client's stream as hyper holds it.
 type ClientIo = TokioIo<Takeover<tokio_rustls::server::TlsStream<TcpStream>>>;
@@ -228,7 +231,7 @@ impl Api {
         }
     }
 
-    /// Drives a connection; tells it at the drain's first step or when it should leave, and drops it at the
+    /// Drives a connection; tells it at the drain's first step or when it should leave, and drops it soon after the
     /// drain's second step or when it has overstayed.
     async fn until_done<C>(
         &self,
@@ -253,10 +256,14 @@ impl Api {
                 false => std::future::pending().await,
             }
         };
+        let cut = async {
+            self.shared.drain.cutting().await;
+            sleep(LAST_WORD).await;
+        };
         tokio::select! {
             biased;
             done = serving => done,
-            () = self.shared.drain.cutting() => Ok(()),
+            () = cut => Ok(()),
             () = patience => Ok(()),
         }
     }
@@ -427,11 +434,13 @@ impl Door {
         if ask.long_running() {
             let response = self.shared.group.serve(&asker, &ask, request).await?;
             let response = passed_through(response, trail, &upgraded).await;
-            if ask.attributes.verb != "watch" && !owned {
-                // It may be over in time, and where it is not, the cut shows that something is missing.
+            if ask.attributes.verb != "watch" {
+                // What is shown of a session ends as that does. All else may be over in time, and where it is not, the cut
+                // shows that something is missing.
                 return Ok(response);
             }
-            // A watch, of objects or of a session, has no end of its own: it would hold the drain until the deadline.
+            // It has no end of its own, and would hold the drain until the deadline. An API server that stops ends its watches
+            // as early, and clients that know how go on elsewhere from where they were.
             let drain = self.shared.drain.clone();
             return Ok(response.map(|body| until(body, async move { drain.stopping().await })));
         }

@@ -1,18 +1,20 @@
 //! Book: every grant that is known, the last changes in their order, and what has run out.
 //!
 //! Fed by a store. Readers take what they need under a lock that nobody holds for long. Invariants: a grant that was seen
-//! to have run out does not come back by a clock that is put back, nor by an older version of it; each change has a version
-//! that is not less than that of the one before, and a watcher is a place in that order, so that a slow one costs nothing.
+//! to have run out does not come back by a clock that is put back, nor by an older version of it; each change is in the
+//! [`History`], with the store's version.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::document::{Facts, Grant, Phase};
+use super::document::{Facts, Grant, Phase, Subject};
 use super::store::{Kept, Key};
 use super::{Held, Who, rules};
+use crate::policy::Concern;
+use crate::serving::history::{Changes, History};
 
 /// Changes kept for watchers; one that is further behind gets 410 and lists again.
 const HISTORY: usize = 1024;
@@ -21,14 +23,16 @@ const HISTORY: usize = 1024;
 #[derive(Debug)]
 pub struct Book {
     inner: Mutex<Inner>,
+    /// Changes with what is in there, under its lock.
+    history: History<Change>,
+    /// Whose answers may be others, since then: a grant has come, gone, become another or run out.
+    concerns: History<Concern>,
     changed: watch::Sender<u64>,
 }
 
 /// A grant that became another one.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// The version at which it did.
-    pub version: u64,
     /// What it was; nothing before it was made.
     pub before: Option<Arc<Grant>>,
     /// What it is; nothing once it is gone.
@@ -40,11 +44,6 @@ struct Inner {
     entries: BTreeMap<Key, Entry>,
     /// When each of those ends that have not been seen to.
     ends: BTreeSet<(Timestamp, Key)>,
-    /// That of the last change, or what the store told since.
-    version: u64,
-    history: VecDeque<Change>,
-    /// Changes up to this version are not all in the history.
-    forgotten: u64,
     complete: bool,
 }
 
@@ -60,7 +59,12 @@ struct Entry {
 
 impl Default for Book {
     fn default() -> Self {
-        Self { inner: Mutex::default(), changed: watch::Sender::new(0) }
+        Self {
+            inner: Mutex::default(),
+            history: History::shared(0, HISTORY),
+            concerns: History::new(0, HISTORY),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -70,14 +74,19 @@ impl Book {
         self.changed.subscribe()
     }
 
+    /// Those whom grants are about that come, go, become others or run out from now on.
+    pub fn concerns(&self) -> Changes<Concern> {
+        self.concerns.changes(self.concerns.version())
+    }
+
     /// Whether everything that the store had at some moment is here.
     pub fn is_complete(&self) -> bool {
         self.inner().complete
     }
 
-    /// The version of the last change.
+    /// The version of the last change, or what the store told since.
     pub fn version(&self) -> u64 {
-        self.inner().version
+        self.history.version()
     }
 
     /// What is known of a grant.
@@ -105,14 +114,12 @@ impl Book {
             Some(namespace) => inner.of(namespace).map(of).collect(),
             None => inner.entries.iter().map(of).collect(),
         };
-        (all, inner.version)
+        (all, self.version())
     }
 
-    /// What changed after this version; `None` when not all of that is known any more.
-    pub fn since(&self, version: u64) -> Option<Vec<Change>> {
-        let inner = self.inner();
-        let from = inner.history.partition_point(|change| change.version <= version);
-        (version >= inner.forgotten).then(|| inner.history.range(from..).cloned().collect())
+    /// The changes after this version. Nothing is lost between a list and the changes after its version.
+    pub fn changes(&self, seen: u64) -> Changes<Change> {
+        self.history.changes(seen)
     }
 
     /// How many there are, and how many of these one person asked for.
@@ -148,17 +155,13 @@ impl Book {
                 && let Some(entry) = inner.entries.get_mut(&key)
             {
                 entry.over = true;
+                self.touch(&entry.grant);
             }
         }
         drop(inner);
         if any {
             self.tell();
         }
-    }
-
-    /// When the next one runs out.
-    pub(super) fn next_end(&self) -> Option<Timestamp> {
-        self.inner().ends.first().map(|(end, _)| *end)
     }
 
     /// Those that have run out, which the store does not say yet.
@@ -194,49 +197,88 @@ impl Book {
 
     /// The store has this.
     pub fn saw(&self, key: Key, grant: Grant, version: u64) {
-        self.inner().put(key, grant, version);
+        self.put(&mut self.inner(), key, grant, version);
         self.tell();
     }
 
     /// The store has this no more, since that version.
     pub fn forget(&self, key: &Key, version: u64) {
-        self.inner().remove(key, version);
+        self.remove(&mut self.inner(), key, version);
         self.tell();
     }
 
     /// The store has these and no others, at this version.
     pub fn fill(&self, mut all: Vec<(Key, Grant, u64)>, version: u64) {
         let mut inner = self.inner();
-        if version < inner.version {
+        if version < self.version() {
             // It was put back to an earlier state: its versions are no longer in order with those that are known.
-            inner.history.clear();
-            inner.forgotten = version;
+            self.history.restart(version);
             inner.entries.values_mut().for_each(|entry| entry.version = 0);
         }
         all.sort_by_key(|(.., version)| *version);
         let there: BTreeSet<_> = all.iter().map(|(key, ..)| key.clone()).collect();
         for (key, grant, version) in all {
-            inner.put(key, grant, version);
+            self.put(&mut inner, key, grant, version);
         }
         let gone: Vec<_> = inner.entries.keys().filter(|key| !there.contains(*key)).cloned().collect();
         for key in gone {
-            inner.remove(&key, version);
+            self.remove(&mut inner, &key, version);
         }
-        if !inner.complete {
+        if !std::mem::replace(&mut inner.complete, true) {
             // Nobody can have watched before.
-            inner.history.clear();
-            inner.forgotten = version;
+            self.history.restart(version);
         }
-        inner.version = version;
-        inner.complete = true;
+        self.history.reached(version);
         drop(inner);
         self.tell();
     }
 
     /// The store is at this version, whatever it was that changed.
     pub fn reached(&self, version: u64) {
-        let mut inner = self.inner();
-        inner.version = inner.version.max(version);
+        self.history.reached(version);
+    }
+
+    fn put(&self, inner: &mut Inner, key: Key, mut grant: Grant, version: u64) {
+        if inner.entries.get(&key).is_some_and(|entry| entry.version >= version) {
+            return;
+        }
+        grant.metadata.resource_version = version.to_string();
+        let end = grant.end();
+        let old = inner.entries.remove(&key);
+        // A later end comes only with another request.
+        let over = grant.status.phase == Phase::Expired
+            || old.as_ref().is_some_and(|old| {
+                old.over
+                    && old.grant.metadata.uid == grant.metadata.uid
+                    && old.grant.status.requested_at == grant.status.requested_at
+            });
+        if let Some(old) = &old {
+            inner.ends.remove(&(old.grant.end(), key.clone()));
+        }
+        if !over {
+            inner.ends.insert((end, key.clone()));
+        }
+        let grant = Arc::new(grant);
+        if let Some(old) = old.as_ref().filter(|old| old.grant.spec.subject != grant.spec.subject) {
+            self.touch(&old.grant);
+        }
+        self.touch(&grant);
+        self.history.put(version, Change { before: old.map(|old| old.grant), after: Some(grant.clone()) });
+        inner.entries.insert(key, Entry { grant, version, over });
+    }
+
+    fn remove(&self, inner: &mut Inner, key: &Key, version: u64) {
+        let Some(old) = inner.entries.remove(key) else { return };
+        inner.ends.remove(&(old.grant.end(), key.clone()));
+        self.touch(&old.grant);
+        self.history.put(version, Change { before: Some(old.grant), after: None });
+    }
+
+    /// Answers about those whom this grant is about may be others from now on.
+    fn touch(&self, grant: &Grant) {
+        let Subject { user, group } = grant.spec.subject.clone();
+        let namespace = grant.metadata.namespace.clone();
+        self.concerns.put(self.concerns.version() + 1, Concern { namespace, user, group });
     }
 
     fn tell(&self) {
@@ -256,47 +298,6 @@ impl Inner {
         let namespace = namespace.to_owned();
         let first = (namespace.clone(), String::new());
         self.entries.range(first..).take_while(move |((of, _), _)| *of == namespace)
-    }
-
-    fn put(&mut self, key: Key, mut grant: Grant, version: u64) {
-        if self.entries.get(&key).is_some_and(|entry| entry.version >= version) {
-            return;
-        }
-        grant.metadata.resource_version = version.to_string();
-        let end = grant.end();
-        let old = self.entries.remove(&key);
-        // A later end comes only with another request.
-        let over = grant.status.phase == Phase::Expired
-            || old.as_ref().is_some_and(|old| {
-                old.over
-                    && old.grant.metadata.uid == grant.metadata.uid
-                    && old.grant.status.requested_at == grant.status.requested_at
-            });
-        if let Some(old) = &old {
-            self.ends.remove(&(old.grant.end(), key.clone()));
-        }
-        if !over {
-            self.ends.insert((end, key.clone()));
-        }
-        let grant = Arc::new(grant);
-        self.note(version, old.map(|old| old.grant), Some(grant.clone()));
-        self.entries.insert(key, Entry { grant, version, over });
-    }
-
-    fn remove(&mut self, key: &Key, version: u64) {
-        let Some(old) = self.entries.remove(key) else { return };
-        self.ends.remove(&(old.grant.end(), key.clone()));
-        self.note(version, Some(old.grant), None);
-    }
-
-    fn note(&mut self, version: u64, before: Option<Arc<Grant>>, after: Option<Arc<Grant>>) {
-        self.version = self.version.max(version);
-        if self.history.len() == HISTORY
-            && let Some(oldest) = self.history.pop_front()
-        {
-            self.forgotten = oldest.version;
-        }
-        self.history.push_back(Change { version: self.version, before, after });
     }
 }
 

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{GROUP, KIND, VERSION, Who};
-use crate::policy::pattern::like;
+use crate::request::Subresource;
+use crate::selector::{Command, LabelSelector, Pattern, list};
 use crate::status::Refusal;
 
 /// Bytes of a grant as JSON at most, as a client sends it and as it is kept: some hundred labels and names, and once more
@@ -103,68 +104,20 @@ pub struct Subject {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Selector {
     /// Labels of the pods.
-    #[serde(skip_serializing_if = "Labels::is_empty")]
-    pub pod_labels: Labels,
-    /// Containers; a `*` stands for any characters.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub containers: Vec<String>,
-    /// Of `exec`, `attach` and `portforward`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub subresources: Vec<String>,
+    #[serde(skip_serializing_if = "LabelSelector::is_empty")]
+    pub pod_labels: LabelSelector,
+    /// Containers.
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<Pattern>,
+    /// Doors into them.
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    pub subresources: Vec<Subresource>,
     /// The command of an exec.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
     /// That every pod is meant, which has to be said.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub everything: bool,
-}
-
-/// `metav1.LabelSelector`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct Labels {
-    /// Labels that are there with these values.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub match_labels: BTreeMap<String, String>,
-    /// What else holds of them.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub match_expressions: Vec<Requirement>,
-}
-
-/// What holds of one label.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Requirement {
-    /// The label.
-    pub key: String,
-    /// What holds of it.
-    pub operator: Operator,
-    /// The values this is about.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub values: Vec<String>,
-}
-
-/// `metav1.LabelSelectorOperator`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Operator {
-    /// It is there, with one of the values.
-    In,
-    /// It is not there with one of the values.
-    NotIn,
-    /// It is there.
-    Exists,
-    /// It is not there.
-    DoesNotExist,
-}
-
-/// Words of a command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Command {
-    /// All of them.
-    Argv(Vec<String>),
-    /// The first ones.
-    Prefix(Vec<String>),
 }
 
 /// A length of time as people write it, such as `2h` or `1h30m`.
@@ -232,8 +185,8 @@ pub struct Facts<'a> {
     pub labels: &'a BTreeMap<String, String>,
     /// The container; empty for a port-forward.
     pub container: &'a str,
-    /// `exec`, `attach` or `portforward`.
-    pub subresource: &'a str,
+    /// Which of the three.
+    pub subresource: Subresource,
     /// The argument vector of an exec.
     pub command: &'a [Vec<u8>],
 }
@@ -273,6 +226,7 @@ impl Grant {
         })?;
         read.api_version = api_version();
         read.kind = KIND.to_owned();
+        read.spec.until = read.spec.until.map(whole);
         Ok(read)
     }
 
@@ -314,6 +268,11 @@ pub fn api_version() -> String {
 /// Later by so much, or at the end of time.
 pub(super) fn after(instant: Timestamp, length: Duration) -> Timestamp {
     instant.saturating_add(length).unwrap_or(Timestamp::MAX)
+}
+
+/// Kubernetes tells times in whole seconds.
+pub(super) fn whole(instant: Timestamp) -> Timestamp {
+    Timestamp::from_second(instant.as_second()).unwrap_or(instant)
 }
 
 /// The recursion is as deep as the reader of JSON lets a text be.
@@ -363,25 +322,18 @@ impl std::fmt::Display for Subject {
 impl Selector {
     /// Whether it is about this.
     pub fn matches(&self, facts: &Facts<'_>) -> bool {
-        let containers = &self.containers;
-        let subresources = &self.subresources;
-        self.pod_labels.match_all(facts.labels)
-            && (containers.is_empty()
-                || !facts.container.is_empty()
-                    && containers.iter().any(|container| like(container, facts.container)))
-            && (subresources.is_empty() || subresources.iter().any(|one| one == facts.subresource))
-            && self
-                .command
-                .as_ref()
-                .is_none_or(|command| facts.subresource == "exec" && command.matches(facts.command))
+        let Self { pod_labels, containers, subresources, command, everything: _ } = self;
+        let container = || containers.iter().any(|container| container.fits(facts.container));
+        pod_labels.fits(facts.labels)
+            && (containers.is_empty() || !facts.container.is_empty() && container())
+            && (subresources.is_empty() || subresources.contains(&facts.subresource))
+            && command.as_ref().is_none_or(|command| command.fits(facts.command))
     }
 
     /// Whether it leaves out anything, other than by what pods are not.
     pub(super) fn is_narrow(&self) -> bool {
-        let any = |pattern: &String| pattern.chars().all(|ch| ch == '*');
-        let containers = !self.containers.is_empty() && !self.containers.iter().any(any);
-        let command = self.command.as_ref().is_some_and(|command| !command.words().is_empty());
-        self.pod_labels.is_narrow() || containers || command
+        let containers = !self.containers.is_empty() && self.containers.iter().all(Pattern::is_narrow);
+        self.pod_labels.is_narrow() || containers || self.command.as_ref().is_some_and(Command::is_narrow)
     }
 }
 
@@ -392,79 +344,19 @@ impl std::fmt::Display for Selector {
         if self.everything {
             parts.push("everything".to_owned());
         }
-        parts.extend(self.pod_labels.match_labels.iter().map(|(key, value)| format!("{key}={value}")));
-        parts.extend(self.pod_labels.match_expressions.iter().map(Requirement::to_string));
+        if !self.pod_labels.is_empty() {
+            parts.push(self.pod_labels.to_string());
+        }
         if !self.containers.is_empty() {
-            parts.push(format!("containers={}", self.containers.join("|")));
+            let containers: Vec<_> = self.containers.iter().map(Pattern::as_str).collect();
+            parts.push(format!("containers={}", containers.join("|")));
         }
         if !self.subresources.is_empty() {
-            parts.push(self.subresources.join("|"));
+            let subresources: Vec<_> = self.subresources.iter().map(|one| one.as_str()).collect();
+            parts.push(subresources.join("|"));
         }
-        match &self.command {
-            Some(Command::Argv(words)) => parts.push(format!("command={}", words.join(" "))),
-            Some(Command::Prefix(words)) => parts.push(format!("command={}...", words.join(" "))),
-            None => {}
-        }
+        parts.extend(self.command.iter().map(|command| format!("command={command}")));
         f.write_str(&parts.join(","))
-    }
-}
-
-// === impl Labels ===
-
-impl Labels {
-    fn is_empty(&self) -> bool {
-        self.match_labels.is_empty() && self.match_expressions.is_empty()
-    }
-
-    fn is_narrow(&self) -> bool {
-        let there = |one: &Requirement| matches!(one.operator, Operator::In | Operator::Exists);
-        !self.match_labels.is_empty() || self.match_expressions.iter().any(there)
-    }
-
-    fn match_all(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
-            && self.match_expressions.iter().all(|requirement| {
-                let value = labels.get(&requirement.key);
-                let listed = value.is_some_and(|value| requirement.values.contains(value));
-                match requirement.operator {
-                    Operator::In => listed,
-                    Operator::NotIn => !listed,
-                    Operator::Exists => value.is_some(),
-                    Operator::DoesNotExist => value.is_none(),
-                }
-            })
-    }
-}
-
-impl std::fmt::Display for Requirement {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { key, operator, values } = self;
-        match operator {
-            Operator::In => write!(f, "{key} in ({})", values.join(",")),
-            Operator::NotIn => write!(f, "{key} notin ({})", values.join(",")),
-            Operator::Exists => f.write_str(key),
-            Operator::DoesNotExist => write!(f, "!{key}"),
-        }
-    }
-}
-
-// === impl Command ===
-
-impl Command {
-    pub(super) fn words(&self) -> &[String] {
-        match self {
-            Self::Argv(words) | Self::Prefix(words) => words,
-        }
-    }
-
-    fn matches(&self, argv: &[Vec<u8>]) -> bool {
-        let same = |(word, arg): (&String, &Vec<u8>)| word.as_bytes() == arg;
-        let words = self.words();
-        let long = match self {
-            Self::Argv(_) => argv.len() == words.len(),
-            Self::Prefix(_) => argv.len() >= words.len(),
-        };
-        long && words.iter().zip(argv).all(same)
     }
 }
 

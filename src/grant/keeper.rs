@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::Grants;
@@ -19,8 +19,8 @@ use crate::telemetry::chain;
 /// grants hears of an end late.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How often what has run out is written to the store, where it failed, and what is old is taken away. One of several
-/// replicas is first; that the others are not is no failure.
+/// How often what has run out is written to the store, where that failed, and what is old is taken away, if nothing changes
+/// meanwhile. One of several replicas is first; that the others are not is no failure.
 const TIDY: Duration = Duration::from_secs(30);
 
 pub(super) fn start(grants: Grants, background: &Drain) {
@@ -34,17 +34,25 @@ pub(super) fn start(grants: Grants, background: &Drain) {
     });
 }
 
+/// Beside each other: a store that does not answer keeps nobody from being told that a grant has run out.
 async fn run(grants: &Grants) {
-    let mut tidied: Option<Instant> = None;
+    tokio::join!(look(grants), write(grants));
+}
+
+async fn look(grants: &Grants) {
     loop {
-        let now = grants.now();
-        let due = grants.book.next_end().is_some_and(|end| end <= now);
-        grants.book.expire(now);
-        if due || tidied.is_none_or(|at| at.elapsed() >= TIDY) {
-            tidy(grants, now).await;
-            tidied = Some(Instant::now());
-        }
+        grants.book.expire(grants.now());
         sleep(LOOK).await;
+    }
+}
+
+async fn write(grants: &Grants) {
+    let mut changed = grants.book.changed();
+    loop {
+        changed.mark_unchanged();
+        tidy(grants, grants.now()).await;
+        // The sender is the book's own.
+        let _ = timeout(TIDY, changed.changed()).await;
     }
 }
 

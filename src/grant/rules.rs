@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::document::{Command, Grant, Labels, MAX_BYTES, Operator, Phase, Selector, Status, Verdict, after};
+use super::document::{Grant, MAX_BYTES, Phase, Selector, Status, Verdict, after, whole};
 use super::{APPROVE, GROUP, KIND, RESOURCE, Who};
 use crate::authn::ANONYMOUS;
-use crate::policy::pattern::Pattern;
+use crate::request::Subresource;
+use crate::selector::{Command, LabelSelector, names};
 use crate::status::{About, Cause, Refusal, go_quote};
 
 /// Bytes of a grant's name at most, so that with a namespace before it, it is the name of the ConfigMap that keeps it.
@@ -28,10 +29,6 @@ const MAX_LISTED: usize = 64;
 
 /// Bytes of one word at most.
 const MAX_WORD: usize = 4096;
-
-/// Bytes of the name and the prefix of a label's key, and of its value. Source: apimachinery `pkg/util/validation`.
-const MAX_LABEL: usize = 63;
-const MAX_PREFIX: usize = 253;
 
 /// Approvals of a grant that are kept. One is enough for it to count.
 const MAX_APPROVALS: usize = 8;
@@ -187,7 +184,7 @@ pub fn decide(
     if old.status.approvals.len() >= MAX_APPROVALS {
         return Err(forbidden(name, "it has been approved often enough"));
     }
-    let lasts = |length: super::document::Length| after(now, length.0);
+    let lasts = |length: super::document::Length| after(whole(now), length.0);
     new.status.until = old.status.until.or(old.spec.until).or(old.spec.duration.map(lasts));
     new.status.approvals.push(verdict);
     new.status.phase = Phase::Active;
@@ -202,7 +199,7 @@ pub fn lets_in(grant: &Grant, who: Who<'_>) -> bool {
 
 /// Whether a namespace may have this name: a DNS label.
 pub fn is_namespace(name: &str) -> bool {
-    is_subdomain(name) && !name.contains('.') && name.len() <= MAX_NAMESPACE
+    names::is_subdomain(name) && !name.contains('.') && name.len() <= MAX_NAMESPACE
 }
 
 /// 403 about a grant, in the API server's form.
@@ -239,11 +236,6 @@ fn requested(who: Who<'_>, now: Timestamp) -> Status {
         requested_at: Some(now),
         ..Status::default()
     }
-}
-
-/// Kubernetes tells times in whole seconds.
-fn whole(now: Timestamp) -> Timestamp {
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 /// Everything that is wrong with what is asked for.
@@ -326,27 +318,13 @@ fn wrong_selector(selector: &Selector) -> Vec<Cause> {
         let text = format!("Too long: may not be more than {MAX_WORD} bytes");
         causes.push(cause(&format!("{FIELD}.command"), TOO_LONG, text));
     }
-    if let Some(what) = containers.iter().find_map(|container| Pattern::new(container.clone()).err()) {
-        let text = format!("Invalid value: the pattern of a container {what}");
-        causes.push(cause(&format!("{FIELD}.containers"), INVALID, text));
-    }
-    if command.is_some() && words.is_empty() {
-        let text = "Required value: a command has a word".to_owned();
-        causes.push(cause(&format!("{FIELD}.command"), REQUIRED, text));
-    }
-    let unknown = |one: &String| !["exec", "attach", "portforward"].contains(&one.as_str());
-    if let Some(index) = subresources.iter().position(unknown) {
-        let supported = "supported values: \"exec\", \"attach\", \"portforward\"";
-        let text = format!("Unsupported value: {}: {supported}", quote(shown(&subresources[index])));
-        causes.push(cause(&format!("{FIELD}.subresources[{index}]"), "FieldValueNotSupported", text));
-    }
-    if command.is_some() && !subresources.is_empty() && !subresources.iter().any(|one| one == "exec") {
+    if command.is_some() && !subresources.is_empty() && !subresources.contains(&Subresource::Exec) {
         let text = "Forbidden: only exec has a command".to_owned();
         causes.push(cause(&format!("{FIELD}.command"), FORBIDDEN, text));
     }
     causes.extend(wrong_labels(pod_labels));
     if causes.is_empty() {
-        let told = *pod_labels != Labels::default() || !containers.is_empty() || command.is_some();
+        let told = !pod_labels.is_empty() || !containers.is_empty() || command.is_some();
         if *everything && told {
             let text = "Forbidden: what is selected is not everything";
             causes.push(cause(&format!("{FIELD}.everything"), FORBIDDEN, text.to_owned()));
@@ -360,10 +338,10 @@ fn wrong_selector(selector: &Selector) -> Vec<Cause> {
     causes
 }
 
-fn wrong_labels(labels: &Labels) -> Vec<Cause> {
+fn wrong_labels(labels: &LabelSelector) -> Vec<Cause> {
     let field = |name: &str| format!("spec.selector.podLabels.{name}");
     let mut causes = Vec::new();
-    let Labels { match_labels, match_expressions } = labels;
+    let LabelSelector { match_labels, match_expressions } = labels;
     if match_labels.len() > MAX_LISTED || match_expressions.len() > MAX_LISTED {
         let text = format!("Too many: must have at most {MAX_LISTED} items");
         return vec![cause("spec.selector.podLabels", TOO_MANY, text)];
@@ -371,24 +349,13 @@ fn wrong_labels(labels: &Labels) -> Vec<Cause> {
     causes.extend(wrong_pairs(&field("matchLabels"), match_labels));
     for (index, one) in match_expressions.iter().enumerate() {
         let field = field(&format!("matchExpressions[{index}]"));
-        if !is_key(&one.key) {
+        if names::key(&one.key).is_err() {
             causes.push(bad_label(&format!("{field}.key"), &one.key));
-        }
-        let wants = matches!(one.operator, Operator::In | Operator::NotIn);
-        if wants == one.values.is_empty() {
-            let (reason, text) = match wants {
-                true => (REQUIRED, "Required value: must be specified when `operator` is 'In' or 'NotIn'"),
-                false => (
-                    FORBIDDEN,
-                    "Forbidden: may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-                ),
-            };
-            causes.push(cause(&format!("{field}.values"), reason, text.to_owned()));
         }
         if one.values.len() > MAX_LISTED {
             let text = format!("Too many: {}: must have at most {MAX_LISTED} items", one.values.len());
             causes.push(cause(&format!("{field}.values"), TOO_MANY, text));
-        } else if let Some(value) = one.values.iter().find(|value| !is_value(value)) {
+        } else if let Some(value) = one.values.iter().find(|value| names::value(value).is_err()) {
             causes.push(bad_label(&format!("{field}.values"), value));
         }
     }
@@ -398,7 +365,7 @@ fn wrong_labels(labels: &Labels) -> Vec<Cause> {
 fn wrong_metadata(grant: &Grant) -> Vec<Cause> {
     let metadata = &grant.metadata;
     let mut causes = Vec::new();
-    if !is_subdomain(&metadata.name) || metadata.name.len() > MAX_NAME {
+    if !names::is_subdomain(&metadata.name) || metadata.name.len() > MAX_NAME {
         let text = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and \
                     must start and end with an alphanumeric character";
         let name = quote(shown(&metadata.name));
@@ -410,7 +377,7 @@ fn wrong_metadata(grant: &Grant) -> Vec<Cause> {
         causes.push(cause("metadata.namespace", INVALID, text));
     }
     causes.extend(wrong_pairs("metadata.labels", &metadata.labels));
-    if let Some(key) = metadata.annotations.keys().find(|key| !is_key(key)) {
+    if let Some(key) = metadata.annotations.keys().find(|key| names::key(key).is_err()) {
         causes.push(bad_label("metadata.annotations", key));
     }
     // Every part of it is bounded above or here.
@@ -427,39 +394,16 @@ fn wrong_pairs(field: &str, labels: &BTreeMap<String, String>) -> Option<Cause> 
     if labels.len() > MAX_LISTED {
         return Some(cause(field, TOO_MANY, format!("Too many: must have at most {MAX_LISTED} items")));
     }
-    let mut wrong = labels.iter().filter_map(|(key, value)| match (is_key(key), is_value(value)) {
-        (false, _) => Some(bad_label(field, key)),
-        (true, false) => Some(bad_label(field, value)),
-        (true, true) => None,
+    let mut wrong = labels.iter().filter_map(|(key, value)| match (names::key(key), names::value(value)) {
+        (Err(_), _) => Some(bad_label(field, key)),
+        (Ok(()), Err(_)) => Some(bad_label(field, value)),
+        (Ok(()), Ok(())) => None,
     });
     wrong.next()
 }
 
 fn bad_label(field: &str, text: &str) -> Cause {
     cause(field, INVALID, format!("Invalid value: {}: is no label", quote(shown(text))))
-}
-
-fn is_key(key: &str) -> bool {
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    !name.is_empty()
-        && is_value(name)
-        && prefix.is_none_or(|prefix| prefix.len() <= MAX_PREFIX && is_subdomain(prefix))
-}
-
-fn is_value(value: &str) -> bool {
-    let ends = |ch: char| ch.is_ascii_alphanumeric();
-    value.is_empty()
-        || value.len() <= MAX_LABEL
-            && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-            && value.starts_with(ends)
-            && value.ends_with(ends)
-}
-
-fn is_subdomain(name: &str) -> bool {
-    name.split('.').all(|label| {
-        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
-    })
 }
 
 fn quote(text: &str) -> String {

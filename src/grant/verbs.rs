@@ -4,6 +4,7 @@
 //! Whatever two do at once, one of them was first and the other is told, or is done again on top of that: a store takes a
 //! change of no version but the newest.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -14,6 +15,7 @@ use super::document::{Grant, MAX_BYTES};
 use super::rules::{self, Change};
 use super::store::{Error, Kept, Key};
 use super::{Grants, Who, book};
+use crate::serving::history;
 use crate::status::Refusal;
 
 pub use super::patch::Patch;
@@ -58,7 +60,14 @@ pub struct List {
     pub items: Vec<Value>,
 }
 
-/// A grant that became another one.
+/// A watcher's place among the changes.
+pub struct Changes {
+    grants: Grants,
+    namespace: Option<String>,
+    changes: history::Changes<book::Change>,
+}
+
+/// A grant that became another one. Of another namespace than the watched one nothing is told but the version.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Changed {
     /// The version at which it did.
@@ -87,21 +96,10 @@ impl Grants {
         List { version, items: grants.iter().map(|grant| self.shown(grant, now)).collect() }
     }
 
-    /// What changed after this version, in order; [`Grants::changed`] tells when to ask again.
-    ///
-    /// # Errors
-    /// 410 when not all of that is known any more: then a list is due.
-    pub fn since(&self, version: u64) -> Result<Vec<Changed>, Refusal> {
-        let now = self.now();
-        let changes = self.book.since(version).ok_or_else(|| {
-            Refusal::Expired(format!("too old resource version: {version} ({})", self.book.version()))
-        })?;
-        let shown = |book::Change { version, before, after }| Changed {
-            version,
-            before: before.map(|grant| self.shown(&grant, now)),
-            after: after.map(|grant| self.shown(&grant, now)),
-        };
-        Ok(changes.into_iter().map(shown).collect())
+    /// The changes after this version, of a namespace or of all.
+    pub fn changes(&self, namespace: Option<&str>, since: u64) -> Changes {
+        let namespace = namespace.map(str::to_owned);
+        Changes { grants: self.clone(), namespace, changes: self.book.changes(since) }
     }
 
     /// Asks for a grant.
@@ -331,6 +329,24 @@ impl Grants {
         let mut shown = grant.clone();
         shown.status.phase = self.book.phase(&key, grant, now);
         shown.to_value()
+    }
+}
+
+impl Changes {
+    /// The next change, as soon as there is one. May be dropped at any point: nothing is lost.
+    ///
+    /// # Errors
+    /// 410 when not all of them are known any more: then a list is due.
+    pub async fn next(&mut self) -> Result<Changed, Refusal> {
+        let (version, change) = self.changes.next().await.map_err(|gone| gone.refusal())?;
+        let now = self.grants.now();
+        let within = |grant: &&Arc<Grant>| {
+            self.namespace.as_ref().is_none_or(|namespace| *namespace == grant.metadata.namespace)
+        };
+        let shown = |grant: &Option<Arc<Grant>>| {
+            grant.as_ref().filter(within).map(|grant| self.grants.shown(grant, now))
+        };
+        Ok(Changed { version, before: shown(&change.before), after: shown(&change.after) })
     }
 }
 

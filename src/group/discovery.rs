@@ -61,6 +61,32 @@ impl Document {
         }
     }
 
+    /// Makes the cluster be asked for what can be added to: JSON, whatever else the client would take. One that takes none of
+    /// it gets what it asks for, and so does everybody of a document that nothing is added to.
+    pub(super) fn ask_for_json(self, headers: &mut HeaderMap) {
+        if self == Self::OpenApi2 {
+            return;
+        }
+        let mut json = Vec::new();
+        for value in headers.get_all(header::ACCEPT) {
+            let items = value.to_str().unwrap_or("").split(',').map(str::trim);
+            json.extend(items.filter(|item| {
+                let media = item.split(';').next().unwrap_or("").trim();
+                ["application/json", "application/*", "*/*"].contains(&media)
+            }));
+        }
+        let json = match headers.contains_key(header::ACCEPT) {
+            true => json.join(","),
+            false => "application/json".to_owned(),
+        };
+        let Some(value) = HeaderValue::from_str(&json).ok().filter(|value| !value.is_empty()) else { return };
+        headers.insert(header::ACCEPT, value);
+        // Nothing is to come in another form, or not at all because the client has it already.
+        for name in [header::ACCEPT_ENCODING, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE] {
+            headers.remove(name);
+        }
+    }
+
     /// The cluster's answer, with what the group has to say.
     pub(super) async fn with(
         self,
@@ -157,29 +183,6 @@ impl Document {
             }
             Self::Schemas => openapi::add(kinds, document),
         }
-    }
-}
-
-/// Makes the cluster be asked for JSON, whatever else the client would take. One that takes none of it, such as an old
-/// kubectl that reads schemas, gets what it asks for.
-pub(super) fn ask_for_json(headers: &mut HeaderMap) {
-    let mut json = Vec::new();
-    for value in headers.get_all(header::ACCEPT) {
-        let items = value.to_str().unwrap_or("").split(',').map(str::trim);
-        json.extend(items.filter(|item| {
-            let media = item.split(';').next().unwrap_or("").trim();
-            ["application/json", "application/*", "*/*"].contains(&media)
-        }));
-    }
-    let json = match headers.contains_key(header::ACCEPT) {
-        true => json.join(","),
-        false => "application/json".to_owned(),
-    };
-    let Some(value) = HeaderValue::from_str(&json).ok().filter(|value| !value.is_empty()) else { return };
-    headers.insert(header::ACCEPT, value);
-    // Nothing is to come in another form, or not at all because the client has it already.
-    for name in [header::ACCEPT_ENCODING, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE] {
-        headers.remove(name);
     }
 }
 
@@ -338,7 +341,7 @@ mod tests {
             unreachable!("only what it is matters")
         }
 
-        fn changes(&self, _: u64) -> BoxStream<'static, Result<Change, Refusal>> {
+        fn changes(&self, _: Option<&str>, _: u64) -> BoxStream<'static, Result<Change, Refusal>> {
             unreachable!("only what it is matters")
         }
 
@@ -395,11 +398,22 @@ mod tests {
             "application/vnd.kubernetes.protobuf;as=A,application/json;g=x;v=v2;as=A, application/json";
         headers.insert(header::ACCEPT, HeaderValue::from_static(asked));
         headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static("x"));
-        ask_for_json(&mut headers);
+        Document::Groups.ask_for_json(&mut headers);
         assert_eq!(headers[header::ACCEPT], "application/json;g=x;v=v2;as=A,application/json");
         assert_eq!(headers.len(), 1);
         let mut none = HeaderMap::new();
-        ask_for_json(&mut none);
+        Document::Groups.ask_for_json(&mut none);
         assert_eq!(none[header::ACCEPT], "application/json");
+    }
+
+    #[test]
+    fn the_large_document_that_nothing_is_added_to_comes_as_the_client_wants_it() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/x-protobuf, application/json"));
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static("x"));
+        let asked = headers.clone();
+        Document::OpenApi2.ask_for_json(&mut headers);
+        assert_eq!(headers, asked);
     }
 }

@@ -1,19 +1,16 @@
 //! Grants, as objects: what the room `grant` keeps, for clients of the API.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use super::resource::{Change, Item, Kind, Listed, Options, Resource};
 use super::{API_VERSION, GROUP, VERSION};
 use crate::authn::Caller;
 use crate::authz::Authz;
-use crate::grant::verbs::{Changed, MayApprove, Patch, Preconditions};
+use crate::grant::verbs::{Changed, List, MayApprove, Patch, Preconditions};
 use crate::grant::{Grants, Who, table};
 use crate::request::{Attributes, Resource as Named};
 use crate::serving::table::{Column, age};
@@ -48,18 +45,13 @@ static COLUMNS: [Column; 8] = [
 /// The verb of those who may approve.
 const APPROVE: &str = "approve";
 
+/// Seconds after which somebody may ask again while grants are being read.
+const RETRY: u32 = 1;
+
 /// The grants of the room.
 pub struct GrantObjects {
     grants: Grants,
     authz: Authz,
-}
-
-/// A watcher's place among the changes.
-struct Feed {
-    grants: Grants,
-    changed: watch::Receiver<u64>,
-    seen: u64,
-    ahead: VecDeque<Changed>,
 }
 
 const fn column(index: usize) -> Column {
@@ -73,6 +65,14 @@ impl GrantObjects {
     /// Those of this room; who may approve is asked of `authz`.
     pub fn new(grants: Grants, authz: Authz) -> Self {
         Self { grants, authz }
+    }
+
+    /// The grants, once they have been read: before that nobody can say what there is.
+    fn grants(&self) -> Result<&Grants, Refusal> {
+        if self.grants.are_known() {
+            return Ok(&self.grants);
+        }
+        Err(Refusal::NotYet { message: "grants have not been read yet".to_owned(), retry_after: RETRY })
     }
 
     fn may_approve<'a>(&'a self, caller: &'a Caller, namespace: &str, name: &str) -> MayApprove<'a> {
@@ -100,20 +100,27 @@ impl Resource for GrantObjects {
     }
 
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Result<Listed, Refusal>> {
-        let list = self.grants.list(namespace);
-        let items: Result<_, _> = list.items.into_iter().map(item).collect();
-        future::ready(items.map(|items| Listed { items, version: list.version })).boxed()
+        let listed = self.grants().and_then(|grants| {
+            let List { items, version } = grants.list(namespace);
+            Ok(Listed { items: items.into_iter().map(item).collect::<Result<_, _>>()?, version })
+        });
+        future::ready(listed).boxed()
     }
 
-    fn changes(&self, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
-        let grants = self.grants.clone();
-        let changed = grants.changed();
-        let feed = Feed { grants, changed, seen: since, ahead: VecDeque::new() };
-        stream::unfold(feed, |mut feed| async move { Some((feed.next().await, feed)) }).boxed()
+    fn changes(&self, namespace: Option<&str>, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
+        let changes = self.grants.changes(namespace, since);
+        stream::unfold(changes, |mut changes| async move {
+            let next = changes.next().await.and_then(|Changed { version, before, after }| {
+                let (before, after) = (before.map(item).transpose()?, after.map(item).transpose()?);
+                Ok(Change { version, before, after, last: None })
+            });
+            Some((next, changes))
+        })
+        .boxed()
     }
 
     fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Item, Refusal>> {
-        future::ready(self.grants.get(namespace, name).and_then(item)).boxed()
+        future::ready(self.grants().and_then(|grants| grants.get(namespace, name)).and_then(item)).boxed()
     }
 
     fn create<'a>(
@@ -123,8 +130,11 @@ impl Resource for GrantObjects {
         object: Value,
         options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>> {
-        let created = self.grants.create(Who::from(caller), namespace, object, options.dry_run);
-        created.map(|created| created.and_then(item)).boxed()
+        async move {
+            let created = self.grants()?.create(Who::from(caller), namespace, object, options.dry_run);
+            created.await.and_then(item)
+        }
+        .boxed()
     }
 
     fn update<'a>(
@@ -135,9 +145,11 @@ impl Resource for GrantObjects {
         object: Value,
         options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>> {
-        let may = self.may_approve(caller, namespace, name);
-        let updated = self.grants.update(Who::from(caller), namespace, name, object, may, options.dry_run);
-        updated.map(|updated| updated.and_then(item)).boxed()
+        async move {
+            let (who, may) = (Who::from(caller), self.may_approve(caller, namespace, name));
+            self.grants()?.update(who, namespace, name, object, may, options.dry_run).await.and_then(item)
+        }
+        .boxed()
     }
 
     fn patch<'a>(
@@ -148,13 +160,12 @@ impl Resource for GrantObjects {
         (media, body): (&'a str, Bytes),
         options: &'a Options,
     ) -> BoxFuture<'a, Result<Item, Refusal>> {
-        let patch = match Patch::read(media, &body) {
-            Ok(patch) => patch,
-            Err(refusal) => return future::ready(Err(refusal)).boxed(),
-        };
-        let may = self.may_approve(caller, namespace, name);
-        let patched = self.grants.patch(Who::from(caller), namespace, name, patch, may, options.dry_run);
-        patched.map(|patched| patched.and_then(item)).boxed()
+        async move {
+            let patch = Patch::read(media, &body)?;
+            let (who, may) = (Who::from(caller), self.may_approve(caller, namespace, name));
+            self.grants()?.patch(who, namespace, name, patch, may, options.dry_run).await.and_then(item)
+        }
+        .boxed()
     }
 
     fn delete<'a>(
@@ -167,28 +178,9 @@ impl Resource for GrantObjects {
         async move {
             let Options { uid, resource_version, dry_run } = options.clone();
             let wanted = Preconditions { uid, resource_version };
-            self.grants.delete(namespace, name, &wanted, dry_run).await.and_then(item)
+            self.grants()?.delete(namespace, name, &wanted, dry_run).await.and_then(item)
         }
         .boxed()
-    }
-}
-
-// === impl Feed ===
-
-impl Feed {
-    async fn next(&mut self) -> Result<Change, Refusal> {
-        loop {
-            if let Some(Changed { version, before, after }) = self.ahead.pop_front() {
-                self.seen = version;
-                let (before, after) = (before.map(item).transpose()?, after.map(item).transpose()?);
-                return Ok(Change { version, before, after, last: None });
-            }
-            self.changed.mark_unchanged();
-            self.ahead = self.grants.since(self.seen)?.into();
-            if self.ahead.is_empty() && self.changed.changed().await.is_err() {
-                return Err(Refusal::Unavailable("grants are no longer kept here".to_owned()));
-            }
-        }
     }
 }
 
@@ -204,7 +196,11 @@ fn schema() -> Value {
     let text = |what: &str| json!({"type": "string", "description": what});
     let texts = |what: &str| json!({"type": "array", "items": {"type": "string"}, "description": what});
     let fields = |what: &str, properties: Value| json!({"type": "object", "description": what, "properties": properties});
-    let command = json!({"argv": texts("All of its words."), "prefix": texts("The first of its words.")});
+    let command = json!({
+        "argv": texts("All of its words."),
+        "prefix": texts("The first of its words."),
+        "glob": text("The words with blanks between; a * stands for any characters."),
+    });
     let labels = json!({
         "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Labels and their values."},
         "matchExpressions": {

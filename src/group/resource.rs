@@ -25,9 +25,10 @@ pub trait Resource: Send + Sync + 'static {
     /// The objects of a namespace, or of all, in order of namespace and name.
     fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Result<Listed, Refusal>>;
 
-    /// The changes after this version of a list, without gaps. The stream is polled as long as somebody wants the next;
-    /// after an error, which is [`Refusal::Expired`] where the version is not kept, it is not polled again.
-    fn changes(&self, since: u64) -> BoxStream<'static, Result<Change, Refusal>>;
+    /// The changes after this version of a list, without gaps; of those outside the namespace, if one is named, nothing but
+    /// the version. The stream is polled as long as somebody wants the next; after an error, which is [`Refusal::Expired`]
+    /// where the version is not kept, it is not polled again.
+    fn changes(&self, namespace: Option<&str>, since: u64) -> BoxStream<'static, Result<Change, Refusal>>;
 
     /// One object.
     fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Item, Refusal>>;
@@ -142,8 +143,8 @@ pub struct Listed {
     pub version: u64,
 }
 
-/// An object that has become another, has come, or has gone.
-#[derive(Debug, Clone)]
+/// An object that has become another, has come, or has gone; or that a watcher has seen all up to a version.
+#[derive(Debug, Clone, Default)]
 pub struct Change {
     /// Its version.
     pub version: u64,

@@ -26,10 +26,11 @@ use super::share::Share;
 use crate::authn::Caller;
 use crate::cluster::Body;
 use crate::recording::safe;
+use crate::selector::names;
 use crate::serving::table::{Column, since, span};
-use crate::serving::{select, uncached};
-use crate::session::live::{Changed, Entry, Far, Known, Own, Phase, Registry, State};
-use crate::session::{Limits, Order, Sessions};
+use crate::serving::uncached;
+use crate::session::live::{self, Entry, Far, Known, Own, Phase, Registry, State};
+use crate::session::{Limits, Order, STOPPED, Sessions};
 use crate::status::Refusal;
 use crate::telemetry::{AudienceError, EndReason, Seen};
 use crate::wire::tape;
@@ -144,11 +145,17 @@ impl Resource for LiveSessions {
         future::ready(Ok(Listed { items, version })).boxed()
     }
 
-    fn changes(&self, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
-        let (form, changes) = (self.form.clone(), self.registry().changes(since));
-        stream::unfold((form, changes), |(form, mut changes)| async move {
-            let change = changes.next().await.map_err(|gone| Refusal::Expired(gone.to_string()));
-            Some((change.map(|change| form.change(change.version, &change.what)), (form, changes)))
+    fn changes(&self, namespace: Option<&str>, since: u64) -> BoxStream<'static, Result<Change, Refusal>> {
+        let watcher = (self.form.clone(), self.registry().changes(since), namespace.map(str::to_owned));
+        stream::unfold(watcher, |(form, mut changes, namespace)| async move {
+            let within = |change: &live::Change| {
+                namespace.as_ref().is_none_or(|namespace| namespace == change.namespace())
+            };
+            let next = changes.next().await.map(|(version, change)| match within(&change) {
+                true => form.change(version, &change),
+                false => Change { version, ..Change::default() },
+            });
+            Some((next.map_err(|gone| gone.refusal()), (form, changes, namespace)))
         })
         .boxed()
     }
@@ -198,7 +205,7 @@ impl Resource for LiveSessions {
         _subresource: &'a str,
     ) -> BoxFuture<'a, Result<Response<Body>, Refusal>> {
         let shown = self.find(namespace, name).and_then(|known| match known {
-            Known::Own(entry) => show(&entry),
+            Known::Own(entry) => show(&self.form.sessions, &entry),
             Known::Far(far) => {
                 let replica = far.status.get("replica").and_then(Value::as_str).unwrap_or_default();
                 Err(Refusal::BadRequest(format!(
@@ -268,15 +275,15 @@ impl Form {
         item(metadata, Map::clone(&far.spec).into(), status.into())
     }
 
-    fn change(&self, version: u64, what: &Changed) -> Change {
-        let (before, after, last) = match what {
-            Changed::Own(own) => {
+    fn change(&self, version: u64, change: &live::Change) -> Change {
+        let (before, after, last) = match change {
+            live::Change::Own(own) => {
                 let Own { entry, before, after } = &**own;
                 let item = |state: &State| self.own(entry, state);
                 let ended = |state: &State| item(&State { phase: Phase::Ended, ..state.clone() });
                 (before.as_ref().map(item), after.as_ref().map(item), before.as_ref().map(ended))
             }
-            Changed::Far { before, after } => {
+            live::Change::Far { before, after } => {
                 let item = |far: &Arc<Far>| self.far(far);
                 let ended = |far: &Arc<Far>| {
                     let mut far = Far::clone(far);
@@ -306,7 +313,7 @@ fn labels(entry: &Entry) -> std::collections::BTreeMap<String, String> {
         ("node", &facts.node),
         ("subresource", facts.subresource),
     ];
-    let fit = all.into_iter().filter(|(_, value)| !value.is_empty() && select::is_label_value(value));
+    let fit = all.into_iter().filter(|(_, value)| !value.is_empty() && names::value(value).is_ok());
     fit.map(|(key, value)| (format!("{}/{key}", super::GROUP), value.to_owned())).collect()
 }
 
@@ -333,7 +340,7 @@ fn spec(entry: &Entry) -> Value {
         ("pod", json!(facts.pod)),
         ("container", json!(facts.container)),
         ("node", json!(facts.node)),
-        ("command", json!(facts.command)),
+        ("command", json!(facts.command.words)),
         ("tty", json!(facts.tty)),
         ("stdin", json!(facts.stdin)),
     ])
@@ -509,7 +516,8 @@ fn bounds(limits: &Value) -> String {
 // --- as it happens
 
 /// Lines of JSON, each with its `kind`: what passes, `lost` in between for a watcher who is too slow, `end` at the end.
-fn show(entry: &Arc<Entry>) -> Result<Response<Body>, Refusal> {
+/// When podgate stops that is the moment in which the session is told, not that in which it is gone.
+fn show(sessions: &Sessions, entry: &Arc<Entry>) -> Result<Response<Body>, Refusal> {
     let state = entry.state();
     let Some(meters) = state.meters else {
         return Err(Refusal::TooManyRequests {
@@ -525,14 +533,18 @@ fn show(entry: &Arc<Entry>) -> Result<Response<Body>, Refusal> {
     })?;
     let head = json!({"kind": "session", "tty": entry.facts.tty, "subresource": entry.facts.subresource});
     let begin = stream::once(future::ready(line(&head)));
-    let rest = stream::unfold(Some((seen, entry.clone())), |watcher| async move {
-        let (mut seen, entry) = watcher?;
-        Some(match next(&mut seen).await {
-            Some(line) => (line, Some((seen, entry))),
-            None => {
-                let why = entry.state().ending.map(|(_, why)| why).unwrap_or_default();
-                (line(&json!({"kind": "end", "message": why})), None)
+    let rest = stream::unfold(Some((seen, entry.clone(), sessions.clone())), |watcher| async move {
+        let (mut seen, entry, sessions) = watcher?;
+        let passed = tokio::select! {
+            biased;
+            () = sessions.cutting() => Err(STOPPED.to_owned()),
+            line = next(&mut seen) => {
+                line.ok_or_else(|| entry.state().ending.map(|(_, why)| why).unwrap_or_default())
             }
+        };
+        Some(match passed {
+            Ok(line) => (line, Some((seen, entry, sessions))),
+            Err(why) => (line(&json!({"kind": "end", "message": why})), None),
         })
     });
     let frames = begin.chain(rest).map(|line| Ok::<_, Infallible>(Frame::data(line)));

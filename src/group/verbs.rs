@@ -160,8 +160,7 @@ async fn watch(
     let from = start.from(listed.version);
     let about =
         watch::About { kind: kind.kind, api_version: API_VERSION, columns: kind.columns, select, form };
-    let changes = resource.changes(from);
-    let feed = Within { changes, seen: from, namespace: namespace.map(str::to_owned) };
+    let feed = Told { changes: resource.changes(namespace, from), seen: from };
     Ok(watch::watch(about, start, listed.items, feed))
 }
 
@@ -169,14 +168,13 @@ fn select(kind: &Kind, ask: &Ask) -> Result<Select, Refusal> {
     Select::of(&ask.query, |label| kind.unknown_field(label))
 }
 
-/// The changes in a namespace, or in all.
-struct Within {
+/// What a resource has told.
+struct Told {
     changes: BoxStream<'static, Result<Change, Refusal>>,
     seen: u64,
-    namespace: Option<String>,
 }
 
-impl Feed for Within {
+impl Feed for Told {
     type Object = Item;
 
     async fn next(&mut self) -> Result<Changed<Item>, Refusal> {
@@ -184,12 +182,11 @@ impl Feed for Within {
             let Some(change) = self.changes.next().await else { return std::future::pending().await };
             let Change { version, before, after, last } = change?;
             self.seen = version;
-            let Some(mut last) = last.or_else(|| after.clone()).or_else(|| before.clone()) else { continue };
-            if self.namespace.as_ref().is_some_and(|namespace| namespace != last.namespace()) {
-                continue;
+            let last = last.or_else(|| after.clone()).or_else(|| before.clone());
+            if let Some(mut last) = last {
+                last.metadata.resource_version = Some(version.to_string());
+                return Ok(Changed { before, after, last });
             }
-            last.metadata.resource_version = Some(version.to_string());
-            return Ok(Changed { before, after, last });
         }
     }
 

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
@@ -13,16 +12,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::civil::{Time, Weekday};
 use jiff::tz::TimeZone;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 use super::cel::Expression;
-use super::pattern::Pattern;
-use crate::cluster::Pod;
 use crate::config::duration;
 use crate::config::recording::Record;
 use crate::recording::facts::Stdin;
-use crate::request::{Exec, Subresource};
+use crate::request::Subresource;
+use crate::selector::{Command, LabelSelector, Pattern, bounded, list, map, names};
 use crate::tree::Tree;
 
 /// The kind, and the version of its API.
@@ -30,14 +28,11 @@ pub const KIND: &str = "ExecPolicy";
 /// See [`KIND`].
 pub const API_VERSION: &str = "podgate.dev/v1alpha1";
 
-/// Items of one list of a rule: a rule that names more is better told by a pattern or a group.
-pub const MAX_ITEMS: usize = 256;
-
 /// Rules of one document.
 pub const MAX_RULES: usize = 256;
 
-/// Bytes of a text in a rule: a label's value, a word of a command, a message.
-pub const MAX_TEXT: usize = 1024;
+/// Bytes of a text in a rule: a message.
+const MAX_TEXT: usize = 1024;
 
 /// Bytes of a name: Kubernetes's own bound on names of objects.
 const MAX_NAME: usize = 253;
@@ -167,67 +162,6 @@ pub struct Match {
     pub sources: Vec<Network>,
     /// A CEL expression over all of this.
     pub cel: Option<Expression>,
-}
-
-/// Labels, as Kubernetes selects by them. All of it has to fit.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct LabelSelector {
-    /// Labels that are there, with these values.
-    #[serde(deserialize_with = "map", skip_serializing_if = "BTreeMap::is_empty")]
-    pub match_labels: BTreeMap<String, String>,
-    /// Further requirements.
-    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
-    pub match_expressions: Vec<Requirement>,
-}
-
-/// A requirement on one label.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", try_from = "WrittenRequirement")]
-pub struct Requirement {
-    /// The label.
-    pub key: String,
-    /// How it is looked at.
-    pub operator: Operator,
-    /// Values, for `In` and `NotIn`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub values: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct WrittenRequirement {
-    key: String,
-    operator: Operator,
-    #[serde(default, deserialize_with = "list")]
-    values: Vec<String>,
-}
-
-/// How a label is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Operator {
-    /// It has one of the values.
-    In,
-    /// It has none of them, or is not there.
-    NotIn,
-    /// It is there.
-    Exists,
-    /// It is not.
-    DoesNotExist,
-}
-
-/// A command. One of the three.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Command {
-    /// These words and no other.
-    #[serde(deserialize_with = "list")]
-    Argv(Vec<String>),
-    /// These words, and any behind them.
-    #[serde(deserialize_with = "list")]
-    Prefix(Vec<String>),
-    /// The words, with a blank between each two, fit this.
-    Glob(Pattern),
 }
 
 /// A time of day, over midnight where it ends before it begins. Its end is no part of it.
@@ -411,60 +345,6 @@ impl TryFrom<Written> for Rule {
     }
 }
 
-// === impl LabelSelector ===
-
-impl LabelSelector {
-    /// Whether this pod has such labels.
-    pub fn fits(&self, pod: &Pod) -> bool {
-        let has = |(key, value): (&String, &String)| pod.labels.get(key) == Some(value);
-        self.match_labels.iter().all(has) && self.match_expressions.iter().all(|one| one.fits(pod))
-    }
-}
-
-// === impl Requirement ===
-
-impl Requirement {
-    fn fits(&self, pod: &Pod) -> bool {
-        let value = pod.labels.get(&self.key);
-        match self.operator {
-            Operator::In => value.is_some_and(|value| self.values.contains(value)),
-            Operator::NotIn => value.is_none_or(|value| !self.values.contains(value)),
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
-        }
-    }
-}
-
-impl TryFrom<WrittenRequirement> for Requirement {
-    type Error = String;
-
-    fn try_from(WrittenRequirement { key, operator, values }: WrittenRequirement) -> Result<Self, String> {
-        let wants = matches!(operator, Operator::In | Operator::NotIn);
-        if wants == values.is_empty() {
-            return Err(format!("{operator:?} takes {} values", if wants { "some" } else { "no" }));
-        }
-        Ok(Self { key, operator, values })
-    }
-}
-
-// === impl Command ===
-
-impl Command {
-    /// Whether this is such a command. A session without one is not.
-    pub fn fits(&self, exec: &Exec) -> bool {
-        let words = &exec.command;
-        let same = |wanted: &[String]| {
-            wanted.iter().zip(words).all(|(wanted, word)| wanted.as_bytes() == word.as_slice())
-        };
-        match self {
-            _ if words.is_empty() => false,
-            Self::Argv(wanted) => words.len() == wanted.len() && same(wanted),
-            Self::Prefix(wanted) => words.len() >= wanted.len() && same(wanted),
-            Self::Glob(pattern) => pattern.fits(&String::from_utf8_lossy(&words.join(&b' '))),
-        }
-    }
-}
-
 // === impl Hours ===
 
 impl TryFrom<WrittenHours> for Hours {
@@ -521,16 +401,9 @@ impl<'de> Deserialize<'de> for Network {
 // What serde asks for.
 
 fn checked_name(name: &str) -> Result<(), String> {
-    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = name.as_bytes();
-    let good = bytes.iter().all(|&byte| inside(byte)) && edge(bytes.first()) && edge(bytes.last());
-    match good && bytes.len() <= MAX_NAME {
+    match names::is_subdomain(name) && name.len() <= MAX_NAME {
         true => Ok(()),
-        false => Err(format!(
-            "{name:?} is no name: lower-case letters, digits, - and ., a letter or digit at both ends, at most \
-             {MAX_NAME} bytes"
-        )),
+        false => Err(format!("{name:?} is no name: a DNS name in lower case, of at most {MAX_NAME} bytes")),
     }
 }
 
@@ -554,51 +427,6 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
 
 fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Rule>, D::Error> {
     bounded(deserializer, MAX_RULES)
-}
-
-fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    bounded(deserializer, MAX_ITEMS)
-}
-
-/// A list that has something in it, and not too much: an empty one could be meant as all and as none.
-fn bounded<'de, D, T>(deserializer: D, most: usize) -> Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    struct Items<T>(usize, PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
-            let mut list = Vec::new();
-            while let Some(item) = items.next_element()? {
-                if list.len() == self.0 {
-                    return Err(A::Error::custom(format!("has at most {} items", self.0)));
-                }
-                list.push(item);
-            }
-            if list.is_empty() { Err(A::Error::custom("is empty: leave it out")) } else { Ok(list) }
-        }
-    }
-
-    deserializer.deserialize_seq(Items(most, PhantomData))
-}
-
-fn map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<BTreeMap<String, T>, D::Error> {
-    let map = BTreeMap::<String, T>::deserialize(deserializer)?;
-    match map.len() {
-        0 => Err(D::Error::custom("is empty: leave it out")),
-        1..=MAX_ITEMS => Ok(map),
-        _ => Err(D::Error::custom(format!("has at most {MAX_ITEMS} items"))),
-    }
 }
 
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Time, D::Error> {

@@ -9,6 +9,7 @@ use super::document::{Document, Effect, Fault, Hours, MAX_RULES, Match, Rule};
 use crate::cluster::User;
 use crate::config::recording::{Demand, Record};
 use crate::recording::facts::Stdin;
+use crate::selector::Pattern;
 use crate::session;
 
 /// Documents of one set: some for each team of a large cluster.
@@ -188,7 +189,7 @@ impl Match {
     /// How this fits what is asked by this user. What costs least is looked at first.
     fn fit(&self, asked: &Asked<'_>, user: &User) -> Fit {
         let exec = asked.exec;
-        let any = |patterns: &[super::pattern::Pattern], text: &str| {
+        let any = |patterns: &[Pattern], text: &str| {
             patterns.is_empty() || patterns.iter().any(|pattern| pattern.fits(text))
         };
         let plain = (self.subresources.is_empty() || self.subresources.contains(&exec.subresource))
@@ -199,11 +200,11 @@ impl Match {
             && any(&self.users, &user.name)
             && (self.groups.is_empty() || user.groups.iter().any(|group| any(&self.groups, group)))
             && (self.sources.is_empty() || self.sources.iter().any(|network| network.has(asked.client)))
-            && self.pod_labels.as_ref().is_none_or(|labels| labels.fits(asked.pod))
+            && self.pod_labels.as_ref().is_none_or(|labels| labels.fits(&asked.pod.labels))
             && self.pod_annotations.iter().all(|(key, pattern)| {
                 asked.pod.annotations.get(key).is_some_and(|value| pattern.fits(value))
             })
-            && (self.command.is_empty() || self.command.iter().any(|command| command.fits(exec)))
+            && (self.command.is_empty() || self.command.iter().any(|command| command.fits(&exec.command)))
             && self.is_time(asked.now);
         if !plain {
             return Fit::No;

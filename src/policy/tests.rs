@@ -20,20 +20,35 @@ struct Case {
 }
 
 /// Grants as a session has them by the word `grant=NAME`.
-struct Granted(Option<String>, Option<Duration>, watch::Sender<u64>);
+struct Granted {
+    name: Option<String>,
+    longest: Option<Duration>,
+    unread: bool,
+    concerns: History<Concern>,
+}
+
+impl Granted {
+    fn of(name: Option<String>, longest: Option<Duration>) -> Self {
+        Self { name, longest, unread: false, concerns: History::new(0, 8) }
+    }
+}
 
 impl Grants for Granted {
     fn matching(&self, asked: &Asked<'_>) -> Option<Grant> {
         let until = asked.now + Duration::from_secs(3600);
-        self.0.clone().map(|name| Grant { name, reason: "ticket 7".into(), until })
+        self.name.clone().map(|name| Grant { name, reason: "ticket 7".into(), until })
     }
 
     fn longest(&self) -> Option<Duration> {
-        self.1
+        self.longest
     }
 
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.2.subscribe()
+    fn are_known(&self) -> bool {
+        !self.unread
+    }
+
+    fn changes(&self) -> Changes<Concern> {
+        self.concerns.changes(self.concerns.version())
     }
 }
 
@@ -152,7 +167,7 @@ fn documents(text: &str) -> Result<Vec<(String, Document)>, Vec<Fault>> {
 }
 
 fn policy_of(text: &str, allow: bool, grant: Option<String>) -> Policy {
-    policy_with(text, allow, Granted(grant, Some(Duration::from_secs(12 * 3600)), watch::Sender::new(0)))
+    policy_with(text, allow, Granted::of(grant, Some(Duration::from_secs(12 * 3600))))
 }
 
 fn policy_with(text: &str, allow: bool, grants: Granted) -> Policy {
@@ -669,10 +684,55 @@ fn a_request_that_is_refused_is_told_in_the_api_servers_form() {
     assert_eq!(refusal.message(), "pods \"cart-0\" is forbidden: policy p/r: no shells in <prod> & co");
 }
 
+#[test]
+fn until_grants_are_read_nobody_is_told_that_there_is_none() {
+    let text = one("{}", "effect: allow, demands: {grant: true}");
+    let policy = policy_with(&text, true, Granted { unread: true, ..Granted::of(None, None) });
+    let refusal = policy.terms(&Case::usual().asked()).unwrap_err().refusal();
+    assert_eq!(refusal.message(), "policy p/r: it takes a grant, and grants have not been read yet");
+    assert_eq!(refusal.code(), 503);
+    assert_eq!(refusal.response(crate::status::Encoding::default()).headers()["retry-after"], "1");
+}
+
+#[test]
+fn of_a_hundred_sessions_a_grant_has_those_asked_again_that_it_is_about() {
+    let granted = Granted::of(None, None);
+    let concerns = granted.concerns.clone();
+    let policy = policy_with(&one("{}", "effect: allow"), true, granted);
+    let person = |n: usize| User {
+        name: format!("user-{n}"),
+        groups: vec![format!("team-{}", n % 10)],
+        ..User::default()
+    };
+    let mut sessions: Vec<_> = (0..100).map(|n| (person(n), policy.watch())).collect();
+    let put = |namespace: &str, user: Option<&str>, group: Option<&str>| {
+        let [user, group] = [user, group].map(|name| name.map(str::to_owned));
+        concerns.put(concerns.version() + 1, Concern { namespace: namespace.to_owned(), user, group });
+    };
+    let mut asked = || {
+        let asked = sessions.iter_mut().filter_map(|(person, watch)| {
+            let changed = watch.changed(person, "shop").now_or_never();
+            changed.map(|()| person.name.clone())
+        });
+        asked.collect::<Vec<_>>()
+    };
+    assert_eq!(asked().len(), 0);
+    put("shop", Some("user-7"), None);
+    assert_eq!(asked(), ["user-7"]);
+    put("bank", Some("user-7"), None);
+    put("shop", Some("user-100"), None);
+    assert_eq!(asked().len(), 0);
+    put("shop", None, Some("team-3"));
+    assert_eq!(asked().len(), 10);
+    // More than are kept: each may have missed one that is about it.
+    (0..9).for_each(|_| put("bank", Some("user-100"), None));
+    assert_eq!((asked().len(), asked().len()), (100, 0));
+}
+
 /// What a shell hands to kubectl when it is given the command that is told whoever lacks a grant.
 fn asked_for(case: &Case, longest: Duration) -> serde_json::Value {
     let text = one("{}", "effect: allow, demands: {grant: true}");
-    let policy = policy_with(&text, true, Granted(None, Some(longest), watch::Sender::new(0)));
+    let policy = policy_with(&text, true, Granted::of(None, Some(longest)));
     let error = policy.terms(&case.asked()).unwrap_err().to_string();
     let (_, command) = error.split_once("ask for one with: ").unwrap();
     let stand_in = format!("kubectl() {{ test \"$*\" = 'create -f -' && cat; }}; {command}");
@@ -722,7 +782,7 @@ fn the_grant_that_somebody_is_told_to_ask_for_is_one_that_there_may_be() {
 #[test]
 fn nobody_is_told_to_ask_for_a_grant_where_there_are_none() {
     let text = one("{}", "effect: allow, demands: {grant: true}");
-    let policy = policy_with(&text, true, Granted(None, None, watch::Sender::new(0)));
+    let policy = policy_with(&text, true, Granted::of(None, None));
     assert_eq!(
         policy.terms(&Case::usual().asked()).unwrap_err().to_string(),
         "policy p/r: it takes a grant that somebody else has approved, and podgate has been given no place to keep \

@@ -215,13 +215,23 @@ impl Kind {
 
     /// Appends a skippable frame, whose content `fill` appends.
     fn put<E>(self, out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
-        out.extend_from_slice(&(SKIPPABLE | self as u32).to_le_bytes());
-        let len = out.len();
-        out.extend_from_slice(&[0; 4]);
+        let content = self.begin(out);
         fill(out)?;
-        let content = u32::try_from(out.len() - len - 4).expect("a frame is within its limit");
-        out[len..len + 4].copy_from_slice(&content.to_le_bytes());
+        Self::end(content, out);
         Ok(())
+    }
+
+    /// Appends the head of a skippable frame; where its content begins.
+    fn begin(self, out: &mut Vec<u8>) -> usize {
+        out.extend_from_slice(&(SKIPPABLE | self as u32).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.len()
+    }
+
+    /// Ends the skippable frame whose content began there.
+    fn end(content: usize, out: &mut [u8]) {
+        let len = u32::try_from(out.len() - content).expect("a frame is within its limit");
+        out[content - 4..content].copy_from_slice(&len.to_le_bytes());
     }
 }
 

@@ -2,14 +2,13 @@
 //!
 //! Source: apimachinery `pkg/labels/selector.go`, `pkg/fields/selector.go`.
 
-mod valid;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::core::{Expression, Selector, SelectorExt};
 
 use super::Object;
 use crate::request::Query;
+use crate::selector::names;
 use crate::status::{Refusal, go_quote};
 
 /// Which objects a request is about.
@@ -111,11 +110,6 @@ fn value(object: &impl Object, label: &str) -> String {
 
 // --- labels
 
-/// Whether this could be the value of a label.
-pub(crate) fn is_label_value(text: &str) -> bool {
-    valid::value(text).is_ok()
-}
-
 impl Labels {
     fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.selector.matches(labels) && self.bounds.iter().all(|bound| bound.matches(labels))
@@ -192,7 +186,7 @@ fn tokens(text: &str) -> Vec<Token> {
 fn requirement(tokens: &[Token]) -> Result<(Requirement, &[Token]), String> {
     if let [Token::Word(key), ..] | [Token::Sign("!"), Token::Word(key), ..] = tokens {
         // Upstream, too, knows no path to the key at this point and says so.
-        valid::key(key).map_err(|why| invalid("<nil>", key, &why))?;
+        names::key(key).map_err(|why| invalid("<nil>", key, &why))?;
     }
     match tokens {
         [Token::Sign("!"), Token::Word(key), rest @ ..] => {
@@ -254,7 +248,7 @@ fn check(
 ) -> Result<(), String> {
     for (at, value) in values.into_iter().enumerate() {
         let value = value.as_ref();
-        if let Err(why) = valid::value(value) {
+        if let Err(why) = names::value(value) {
             wrong.push(invalid(&format!("values[{at}][{key}]"), value, &why));
         }
     }
@@ -356,18 +350,5 @@ mod tests {
                 "{text}"
             );
         }
-    }
-
-    #[test]
-    fn keys_and_values_are_names_of_bounded_length() {
-        let long = "a".repeat(64);
-        for good in ["a", "A.b_c-9", "example.com/a", &long[1..]] {
-            assert_eq!(valid::key(good), Ok(()), "{good}");
-        }
-        for bad in ["", "a/", "/a", "a/b/c", "Ex/a", "a..b/c", "-a", "a.", "\u{e9}", &long] {
-            assert!(valid::key(bad).is_err(), "{bad}");
-        }
-        assert!(valid::value("").is_ok() && valid::value(&long[1..]).is_ok());
-        assert_eq!(valid::value(&long).unwrap_err(), "must be no more than 63 bytes");
     }
 }

@@ -3,24 +3,23 @@
 //! In the flow: the door enters a session before its far side is asked, so that one which is being set up is seen and can
 //! be ended too; the room `group` shows the list, watches it, and ends sessions of it by somebody's order.
 //! Invariants: an entry leaves the list when its [`Live`] is dropped, whatever path led there; each change has the next
-//! version, and the last [`HISTORY`] of them are kept. A watcher is a position in that history and no queue, so a slow one
-//! costs nothing and is told that it fell behind. The first order to end a session counts.
+//! version and is in the [`History`]. The first order to end a session counts.
 //! Versions begin with the time of the start, and end in digits that this process drew: what a client remembers of an
 //! earlier process or of another replica is too old here.
 //! Sessions of other replicas stand in the same list ([`far`]), so that their changes have versions in the same order.
 
 mod far;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{Limits, Order};
-use crate::telemetry::Meters;
+use crate::serving::history::{self, Changes, History};
+use crate::telemetry::{Facts, Meters};
 
 pub use far::Far;
 
@@ -30,9 +29,6 @@ const HISTORY: usize = 4096;
 /// From one version to the next. The digits below are this process's own: of two replicas whose versions happen to be near
 /// each other, one in so many takes the other's for its own.
 const STEP: u64 = 4096;
-
-/// Bytes of a command that are kept, at most. The audit trail has as many.
-const COMMAND: usize = 4096;
 
 /// Bytes of a name, at most: that of a DNS subdomain.
 const NAME: usize = 253;
@@ -47,49 +43,18 @@ pub struct Registry(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     list: RwLock<List>,
-    version: watch::Sender<u64>,
+    /// Changes of the list, under its lock.
+    history: History<Change>,
     /// The version of the last change of this process's own sessions.
     own: watch::Sender<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct List {
     /// By namespace and name.
     entries: BTreeMap<(String, String), Arc<Entry>>,
     /// Those of other replicas.
     far: BTreeMap<far::Key, Arc<Far>>,
-    version: u64,
-    /// Without gaps, oldest first, ending at `version`.
-    history: VecDeque<Change>,
-}
-
-/// What is known of a session before it is asked for.
-#[derive(Debug, Clone)]
-pub struct Facts {
-    /// The caller.
-    pub user: String,
-    /// Who acts as the caller; empty without impersonation.
-    pub impersonator: String,
-    /// The client's address.
-    pub client: SocketAddr,
-    /// Audit id of the request.
-    pub audit_id: String,
-    /// `exec`, `attach` or `portforward`.
-    pub subresource: &'static str,
-    /// Namespace.
-    pub namespace: String,
-    /// Pod.
-    pub pod: String,
-    /// Container.
-    pub container: String,
-    /// Node.
-    pub node: String,
-    /// The argument vector; what is very long is cut.
-    pub command: Vec<String>,
-    /// Whether there is a terminal.
-    pub tty: bool,
-    /// Whether the client sends standard input.
-    pub stdin: bool,
 }
 
 /// On which terms a session is allowed, as far as the house rules have any.
@@ -145,7 +110,7 @@ pub struct Entry {
     /// When it was entered.
     pub created: Timestamp,
     /// Who, what and where.
-    pub facts: Facts,
+    pub facts: Arc<Facts>,
     state: Mutex<State>,
     ordered: watch::Sender<Option<Order>>,
 }
@@ -169,23 +134,14 @@ pub struct State {
 
 /// What became of a session.
 #[derive(Debug, Clone)]
-pub struct Change {
-    /// The list's version with it.
-    pub version: u64,
-    /// What changed.
-    pub what: Changed,
-}
-
-/// A session as it was, none when it is new, and as it is, none when it is gone.
-#[derive(Debug, Clone)]
-pub enum Changed {
-    /// One of this process.
+pub enum Change {
+    /// That of one of this process.
     Own(Box<Own>),
-    /// One of another replica.
+    /// That of one of another replica.
     Far {
-        /// As it was.
+        /// As it was; none when it is new.
         before: Option<Arc<Far>>,
-        /// As it is.
+        /// As it is; none when it is gone.
         after: Option<Arc<Far>>,
     },
 }
@@ -195,9 +151,9 @@ pub enum Changed {
 pub struct Own {
     /// The session.
     pub entry: Arc<Entry>,
-    /// As it was.
+    /// As it was; none when it is new.
     pub before: Option<State>,
-    /// As it is.
+    /// As it is; none when it is gone.
     pub after: Option<State>,
 }
 
@@ -217,58 +173,22 @@ pub struct Live {
     registry: Registry,
 }
 
-/// A watcher's place in the history.
-#[derive(Debug)]
-pub struct Changes {
-    registry: Registry,
-    seen: u64,
-    signal: watch::Receiver<u64>,
-}
-
-/// What a watcher has seen is not in the history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Gone {
-    /// It no longer reaches back that far, or was never here.
-    #[error("too old resource version: {seen} ({oldest})")]
-    Old {
-        /// The last version seen.
-        seen: u64,
-        /// The oldest version that a watcher may come from.
-        oldest: u64,
-    },
-    /// It was never here: it is of another process.
-    #[error("too large resource version: {seen}, current: {current}")]
-    Ahead {
-        /// The last version seen.
-        seen: u64,
-        /// The newest there is.
-        current: u64,
-    },
-}
-
 // === impl Registry ===
 
 impl Default for Registry {
     fn default() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // Below 2^53, up to which every client is exact.
-        let start = u64::try_from(since.as_micros()).unwrap_or(0);
         let (_, random) = uuid::Uuid::new_v4().as_u64_pair();
+        let start = history::beginning();
         let version = start - start % STEP + random % STEP;
-        let list = List { entries: BTreeMap::new(), far: BTreeMap::new(), version, history: VecDeque::new() };
-        Self(Arc::new(Inner {
-            list: RwLock::new(list),
-            version: watch::Sender::new(version),
-            own: watch::Sender::new(version),
-        }))
+        let history = History::in_steps(version, STEP, HISTORY);
+        Self(Arc::new(Inner { list: RwLock::default(), history, own: watch::Sender::new(version) }))
     }
 }
 
 impl Registry {
     /// Enters a session that has a seat: there are never more entries than seats.
-    pub fn enter(&self, mut facts: Facts, terms: Terms) -> Live {
-        facts.command = bounded(std::mem::take(&mut facts.command));
-        let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
+    pub fn enter(&self, facts: Arc<Facts>, terms: Terms) -> Live {
+        let mut list = self.write();
         let (name, uid) = loop {
             let uid = uuid::Uuid::new_v4();
             let name = name_of(&facts.pod, &uid.simple().to_string());
@@ -276,7 +196,7 @@ impl Registry {
                 break (name, uid.to_string());
             }
         };
-        let version = list.version + STEP;
+        let version = self.0.next();
         let state = State {
             phase: Phase::Starting,
             version,
@@ -294,21 +214,19 @@ impl Registry {
             ordered: watch::channel(None).0,
         });
         list.entries.insert((entry.facts.namespace.clone(), entry.name.clone()), entry.clone());
-        list.put(Changed::own(entry.clone(), None, Some(state)));
-        self.tell_own(version);
+        self.tell_own(version, Own { entry: entry.clone(), before: None, after: Some(state) });
         drop(list);
         Live { entry, registry: self.clone() }
     }
 
     /// The session of this process that has this name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
-        let list = self.0.list.read().unwrap_or_else(PoisonError::into_inner);
-        list.entries.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        self.read().entries.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
     /// The session of this name, wherever it is.
     pub fn find(&self, namespace: &str, name: &str) -> Option<Known> {
-        self.0.list.read().unwrap_or_else(PoisonError::into_inner).find(namespace, name)
+        self.read().find(namespace, name)
     }
 
     /// The version of the last change of this process's own sessions.
@@ -318,17 +236,17 @@ impl Registry {
 
     /// The sessions of this process in a namespace or in all, in order of namespace and name, and the version of the list.
     pub fn list(&self, namespace: Option<&str>) -> (Vec<Arc<Entry>>, u64) {
-        let list = self.0.list.read().unwrap_or_else(PoisonError::into_inner);
+        let list = self.read();
         let from = (namespace.unwrap_or_default().to_owned(), String::new());
         let within =
             |entry: &Arc<Entry>| namespace.is_none_or(|namespace| entry.facts.namespace == namespace);
-        let entries = list.entries.range(from..).map(|(_, entry)| entry.clone()).take_while(within).collect();
-        (entries, list.version)
+        let listed = list.entries.range(from..).map(|(_, entry)| entry.clone()).take_while(within).collect();
+        (listed, self.0.history.version())
     }
 
     /// The changes after this version. Nothing is lost between a list and the changes after its version.
-    pub fn changes(&self, seen: u64) -> Changes {
-        Changes { registry: self.clone(), seen, signal: self.0.version.subscribe() }
+    pub fn changes(&self, seen: u64) -> Changes<Change> {
+        self.0.history.changes(seen)
     }
 
     /// Tells a session to end. False when it was told so before: the first order counts.
@@ -351,13 +269,13 @@ impl Registry {
     }
 
     fn change(&self, entry: &Arc<Entry>, change: impl FnOnce(&mut State)) {
-        let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
+        let list = self.write();
         // One that has left does not change any more.
         let key = (entry.facts.namespace.clone(), entry.name.clone());
         if !list.entries.get(&key).is_some_and(|there| Arc::ptr_eq(there, entry)) {
             return;
         }
-        let version = list.version + STEP;
+        let version = self.0.next();
         let (before, after) = {
             let mut state = entry.state.lock().unwrap_or_else(PoisonError::into_inner);
             let before = state.clone();
@@ -365,57 +283,54 @@ impl Registry {
             state.version = version;
             (before, state.clone())
         };
-        list.put(Changed::own(entry.clone(), Some(before), Some(after)));
-        self.tell_own(version);
+        self.tell_own(version, Own { entry: entry.clone(), before: Some(before), after: Some(after) });
     }
 
     fn leave(&self, entry: &Arc<Entry>) {
-        let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.write();
+        let version = self.0.next();
         list.entries.remove(&(entry.facts.namespace.clone(), entry.name.clone()));
         let before = entry.state();
         if let Some(meters) = &before.meters {
             meters.audience.end();
         }
-        list.put(Changed::own(entry.clone(), Some(before), None));
-        self.tell_own(list.version);
+        self.tell_own(version, Own { entry: entry.clone(), before: Some(before), after: None });
     }
 
-    fn tell_own(&self, version: u64) {
-        self.0.version.send_replace(version);
+    fn tell_own(&self, version: u64, own: Own) {
+        self.0.history.put(version, Change::Own(Box::new(own)));
         self.0.own.send_replace(version);
     }
-}
 
-// === impl List ===
-
-impl List {
-    /// Notes a change, as the next version.
-    fn put(&mut self, what: Changed) {
-        self.version += STEP;
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(Change { version: self.version, what });
+    fn write(&self) -> RwLockWriteGuard<'_, List> {
+        self.0.list.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn after(&self, seen: u64) -> Result<Option<Change>, Gone> {
-        let oldest = self.version - self.history.len() as u64 * STEP;
-        if seen > self.version {
-            return Err(Gone::Ahead { seen, current: self.version });
-        }
-        if seen < oldest || seen % STEP != oldest % STEP {
-            return Err(Gone::Old { seen, oldest });
-        }
-        let index = usize::try_from((seen - oldest) / STEP).unwrap_or(usize::MAX);
-        Ok(self.history.get(index).cloned())
+    fn read(&self) -> RwLockReadGuard<'_, List> {
+        self.0.list.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-// === impl Changed ===
+// === impl Change ===
 
-impl Changed {
-    fn own(entry: Arc<Entry>, before: Option<State>, after: Option<State>) -> Self {
-        Self::Own(Box::new(Own { entry, before, after }))
+impl Change {
+    /// That of the session.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::Own(own) => &own.entry.facts.namespace,
+            Self::Far { before, after } => {
+                before.as_ref().or(after.as_ref()).map_or("", |far| far.namespace.as_str())
+            }
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// The version of the next change, for whoever may change the list.
+    fn next(&self) -> u64 {
+        self.history.version() + STEP
     }
 }
 
@@ -498,34 +413,6 @@ impl Drop for Live {
     }
 }
 
-// === impl Changes ===
-
-impl Changes {
-    /// The next change, as soon as there is one. May be dropped at any point: nothing is lost.
-    ///
-    /// # Errors
-    /// When it is not kept; there is no way on from there.
-    pub async fn next(&mut self) -> Result<Change, Gone> {
-        loop {
-            self.signal.mark_unchanged();
-            let next = {
-                let list = self.registry.0.list.read().unwrap_or_else(PoisonError::into_inner);
-                list.after(self.seen)?
-            };
-            if let Some(change) = next {
-                self.seen = change.version;
-                return Ok(change);
-            }
-            self.signal.changed().await.expect("the registry that this holds has the sender");
-        }
-    }
-
-    /// The last version handed out, or the one it began with.
-    pub fn seen(&self) -> u64 {
-        self.seen
-    }
-}
-
 /// The pod's name and some digits of the id; a name that would be too long is cut where it may end.
 fn name_of(pod: &str, hex: &str) -> String {
     let pod = &pod[..pod.floor_char_boundary(NAME - DIGITS - 1)];
@@ -533,47 +420,18 @@ fn name_of(pod: &str, hex: &str) -> String {
     format!("{pod}-{}", &hex[..DIGITS])
 }
 
-/// As many words as [`COMMAND`] has room for; the last one may be cut.
-fn bounded(command: Vec<String>) -> Vec<String> {
-    let mut room = COMMAND;
-    let mut kept = Vec::new();
-    for mut word in command {
-        if word.len() >= room {
-            word.truncate(word.floor_char_boundary(room));
-            word.push_str("...");
-            kept.push(word);
-            break;
-        }
-        room -= word.len() + 1;
-        kept.push(word);
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::history::Gone;
     use crate::telemetry::EndReason;
 
     fn by(user: &str) -> Order {
         Order { reason: EndReason::Ended, why: format!("ended by {user}") }
     }
 
-    pub(super) fn facts(namespace: &str, pod: &str) -> Facts {
-        Facts {
-            user: "ana".into(),
-            impersonator: String::new(),
-            client: ([127, 0, 0, 1], 1).into(),
-            audit_id: String::new(),
-            subresource: "exec",
-            namespace: namespace.into(),
-            pod: pod.into(),
-            container: "app".into(),
-            node: "n".into(),
-            command: vec!["sh".into()],
-            tty: true,
-            stdin: true,
-        }
+    pub(super) fn facts(namespace: &str, pod: &str) -> Arc<Facts> {
+        Arc::new(Facts::example(namespace, pod))
     }
 
     #[tokio::test]
@@ -591,9 +449,9 @@ mod tests {
         drop(other);
         let mut seen = Vec::new();
         for _ in 0..4 {
-            let change = changes.next().await.unwrap();
+            let change = Change::clone(&changes.next().await.unwrap().1);
             let phase = |state: Option<State>| state.map(|state| state.phase);
-            let Changed::Own(own) = change.what else { panic!("one of this process") };
+            let Change::Own(own) = change else { panic!("one of this process") };
             let Own { entry, before, after } = *own;
             seen.push((entry.facts.namespace.clone(), phase(before), phase(after)));
         }
@@ -623,6 +481,7 @@ mod tests {
     async fn a_watcher_of_another_time_is_told_so() {
         let registry = Registry::default();
         let (_, version) = registry.list(None);
+        // Each comes and goes.
         for _ in 0..HISTORY {
             registry.enter(facts("b", "web"), Terms::default());
         }
@@ -634,11 +493,8 @@ mod tests {
     }
 
     #[test]
-    fn names_and_commands_are_bounded() {
+    fn names_are_bounded() {
         let name = name_of(&format!("{}.{}", "a".repeat(245), "b".repeat(7)), "0123456789");
         assert_eq!(name, format!("{}-012345", "a".repeat(245)));
-        let long = bounded(vec!["\u{e9}".repeat(3000), "next".into()]);
-        assert!(long.len() == 1 && long[0].len() <= COMMAND + 3 && long[0].ends_with("..."));
-        assert_eq!(bounded(vec!["a".into(), String::new()]), ["a", ""]);
     }
 }

@@ -1,9 +1,11 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::telemetry::{Metrics, Subject};
+use crate::telemetry::{Facts, Metrics};
 use crate::wire::link::{HangUp, Out};
 
 /// Passes everything on; knows no frames, but a `!` of either side ends the session, and `?` is none of its bytes.
@@ -107,21 +109,8 @@ fn settings() -> Settings {
 }
 
 fn record(metrics: &Metrics) -> Record {
-    let subject = Subject {
-        user: "ana".into(),
-        impersonator: String::new(),
-        client: ([127, 0, 0, 1], 1).into(),
-        audit_id: String::new(),
-        subresource: "exec",
-        namespace: "shop".into(),
-        pod: "cart-0".into(),
-        container: "app".into(),
-        node: "n".into(),
-        program: String::new(),
-        arguments: 0,
-        tty: false,
-    };
-    Record::begin(subject, metrics.clone(), crate::audit::Trail::default())
+    let facts = Arc::new(Facts::example("shop", "cart-0"));
+    Record::begin(facts, metrics.clone(), crate::audit::Trail::default())
 }
 
 /// A session between two ends that a test holds.

@@ -15,13 +15,13 @@ use tokio_util::sync::PollSender;
 
 use super::*;
 use crate::recording::container::{Reader, Trust};
-use crate::recording::facts::{Ending, Stdin};
+use crate::recording::facts::Ending;
 use crate::recording::keys::SigningKey;
 use crate::telemetry::EndReason;
-use crate::testing::{soon, until};
+use crate::testing::{recordings, soon, until};
 use crate::wire::remotecommand::StreamType;
 use crate::wire::tap::Tap;
-use crate::wire::tape::{self, Kind};
+use crate::wire::tape::Kind;
 
 mod store;
 
@@ -133,25 +133,10 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+/// Each of another session, of the day by which the store has its path.
 fn facts(tty: bool) -> Facts {
-    Facts {
-        id: uuid::Uuid::new_v4().to_string(),
-        audit_id: "a".into(),
-        started: "2026-03-04T05:06:07Z".parse().unwrap(),
-        subresource: "exec".into(),
-        namespace: "shop".into(),
-        pod: "cart-0".into(),
-        container: "app".into(),
-        node: "n".into(),
-        user: "ana".into(),
-        groups: Vec::new(),
-        impersonator: String::new(),
-        client: "127.0.0.1:1".into(),
-        tty,
-        stdin: true,
-        records_stdin: Stdin::Echoed,
-        rule: "default".into(),
-    }
+    let started = "2026-03-04T05:06:07Z".parse().unwrap();
+    Facts { id: uuid::Uuid::new_v4().to_string(), started, ..recordings::facts(tty) }
 }
 
 /// A recording, as its reader has it.
@@ -178,15 +163,7 @@ fn written(path: &Path) -> usize {
 fn read(path: &Path, key: &SigningKey) -> Read {
     let trusted = [key.verifying().clone()];
     let mut reader = Reader::open(File::open(path).unwrap(), Trust::Keys(&trusted), &[]).unwrap();
-    let mut pieces = Vec::new();
-    while let Some(chunk) = reader.next().unwrap() {
-        let tape = chunk.tape.unwrap();
-        let mut rest = &tape[..];
-        while let Some(piece) = tape::next(&mut rest).unwrap() {
-            pieces.push((piece.kind, piece.bytes.to_vec()));
-        }
-    }
-    Read { pieces, ending: reader.ending().unwrap().clone() }
+    Read { pieces: recordings::pieces(&mut reader), ending: reader.ending().unwrap().clone() }
 }
 
 /// A session's tap, and what a session does with it.

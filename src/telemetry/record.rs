@@ -1,6 +1,5 @@
 //! Record: the one end record of a session, written when it is dropped, whatever path led there.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,14 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{Audience, Metrics};
+use super::{Audience, Facts, Metrics};
 use crate::audit::Trail;
 use crate::recording::facts::Ending;
 use crate::wire::remotecommand::{Outcome, Protocol};
 use crate::wire::tap::Tap;
-
-/// Longest program name in a record, in bytes. Arguments are only counted: people type secrets there.
-const PROGRAM: usize = 256;
 
 /// Most bytes of typed lines in an audit event: all that an annotation holds.
 const TYPED: usize = Trail::ANNOTATION;
@@ -71,39 +67,10 @@ pub struct Meters {
     active: AtomicU64,
 }
 
-/// Who, what and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subject {
-    /// The caller.
-    pub user: String,
-    /// Who acts as the caller; empty without impersonation.
-    pub impersonator: String,
-    /// The client's address.
-    pub client: SocketAddr,
-    /// Audit id of the request.
-    pub audit_id: String,
-    /// `exec`, `attach` or `portforward`.
-    pub subresource: &'static str,
-    /// Namespace.
-    pub namespace: String,
-    /// Pod.
-    pub pod: String,
-    /// Container.
-    pub container: String,
-    /// Node.
-    pub node: String,
-    /// The first word of the command, shortened; empty without a command.
-    pub program: String,
-    /// How many words follow it.
-    pub arguments: usize,
-    /// Whether there is a terminal.
-    pub tty: bool,
-}
-
 /// The end record. Begins with the 101; fires on drop.
 #[derive(Debug)]
 pub struct Record {
-    subject: Subject,
+    facts: Arc<Facts>,
     meters: Arc<Meters>,
     metrics: Metrics,
     started: Instant,
@@ -179,28 +146,14 @@ impl Meters {
     }
 }
 
-// === impl Subject ===
-
-impl Subject {
-    /// The program of an argument vector, shortened to what a log line can bear.
-    pub fn program(command: &[Vec<u8>]) -> String {
-        let mut name = String::from_utf8_lossy(command.first().map_or(&[], Vec::as_slice)).into_owned();
-        if name.len() > PROGRAM {
-            name.truncate(name.floor_char_boundary(PROGRAM));
-            name.push_str("...");
-        }
-        name
-    }
-}
-
 // === impl Record ===
 
 impl Record {
     /// Begins a record, now; the request's trail ends with it.
-    pub fn begin(subject: Subject, metrics: Metrics, trail: Trail) -> Self {
+    pub fn begin(facts: Arc<Facts>, metrics: Metrics, trail: Trail) -> Self {
         metrics.sessions.inc();
         Self {
-            subject,
+            facts,
             meters: Arc::default(),
             metrics,
             started: Instant::now(),
@@ -221,7 +174,7 @@ impl Record {
     /// Says what has passed, and with which result.
     pub fn passed(&mut self, tap: &Tap) {
         let moved = tap.moved();
-        let counts = match self.subject.subresource {
+        let counts = match self.facts.subresource {
             "portforward" => {
                 [("connections", moved.connections), ("bytes-up", moved.up), ("bytes-down", moved.down)]
             }
@@ -285,7 +238,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Subject {
+        let Facts {
             user,
             impersonator,
             client,
@@ -295,10 +248,10 @@ impl Drop for Record {
             pod,
             container,
             node,
-            program,
-            arguments,
+            command,
             tty,
-        } = &self.subject;
+            stdin: _,
+        } = &*self.facts;
         let seconds = self.started.elapsed().as_secs_f64();
         let (up, down) = (self.meters.up.bytes(), self.meters.down.bytes());
         self.metrics.session_ended(subresource, self.end, up, down, seconds);
@@ -318,8 +271,8 @@ impl Drop for Record {
                 pod.name = pod,
                 pod.container = container,
                 node.name = node,
-                session.program = program,
-                session.arguments = arguments,
+                session.program = command.program(),
+                session.arguments = command.arguments,
                 session.tty = tty,
                 bytes.up = up,
                 bytes.down = down,
@@ -340,21 +293,8 @@ mod tests {
     #[test]
     fn a_forgotten_record_still_counts_and_says_aborted() {
         let metrics = Metrics::new();
-        let subject = Subject {
-            user: "ana".into(),
-            impersonator: String::new(),
-            client: ([127, 0, 0, 1], 1).into(),
-            audit_id: String::new(),
-            subresource: "exec",
-            namespace: "shop".into(),
-            pod: "cart-0".into(),
-            container: "app".into(),
-            node: "n".into(),
-            program: String::new(),
-            arguments: 0,
-            tty: false,
-        };
-        let record = Record::begin(subject, metrics.clone(), Trail::default());
+        let facts = Arc::new(Facts::example("shop", "cart-0"));
+        let record = Record::begin(facts, metrics.clone(), Trail::default());
         record.meters().down.add(5);
         assert_eq!(metrics.sessions.get(), 1);
         drop(record);
@@ -363,13 +303,5 @@ mod tests {
         let ended = "podgate_sessions_ended_total{end=\"aborted\",subresource=\"exec\"} 1";
         assert!(text.contains(ended), "{text}");
         assert!(text.contains("podgate_session_bytes_total{direction=\"down\"} 5"));
-    }
-
-    #[test]
-    fn a_record_has_the_program_and_none_of_its_arguments() {
-        assert_eq!(Subject::program(&[b"sh".to_vec(), b"-c".to_vec(), b"secret".to_vec()]), "sh");
-        let long = Subject::program(&["\u{e9}".repeat(1000).into_bytes()]);
-        assert!(long.len() <= PROGRAM + 3 && long.ends_with("..."));
-        assert_eq!(Subject::program(&[]), "");
     }
 }

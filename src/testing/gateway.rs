@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -289,6 +289,18 @@ pub async fn read_to_end(io: &mut TlsStream<TcpStream>) -> String {
     // A reset ends the answer just as well: what counts is what arrived before.
     let _ = soon("the end of the connection", io.read_to_end(&mut all)).await;
     String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Reads up to and with these bytes, one at a time.
+///
+/// # Panics
+/// When the peer closes before.
+pub async fn read_until<I: AsyncRead + Unpin>(io: &mut I, end: &str) -> String {
+    let mut all = Vec::new();
+    while !all.ends_with(end.as_bytes()) {
+        all.push(soon(end, io.read_u8()).await.expect("the peer still talks"));
+    }
+    String::from_utf8(all).expect("text")
 }
 
 /// Exactly so many bytes.

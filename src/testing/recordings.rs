@@ -1,13 +1,14 @@
 //! Recordings that nobody made: as many as wanted, each as podgate writes it, with its card beside it.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::recording::card::Builder;
-use crate::recording::container::Writer;
+use crate::recording::container::{Reader, Writer};
 use crate::recording::facts::{Details, Ending, Facts, Stdin, Typed};
 use crate::recording::keys::Keys;
 use crate::wire::tap::Moved;
@@ -27,6 +28,47 @@ pub struct Session {
     pub tape: Vec<u8>,
     /// How it ended.
     pub ending: Ending,
+}
+
+/// The facts of some session of ana's.
+///
+/// # Panics
+/// Never: its time is one.
+pub fn facts(tty: bool) -> Facts {
+    Facts {
+        id: "5d1f0b1e-7c1c-4d5a-9f2e-3f6f5b0c8a11".to_owned(),
+        audit_id: "7a1f0b1e-7c1c-4d5a-9f2e-3f6f5b0c8a11".to_owned(),
+        started: "2026-11-21T10:00:00Z".parse().expect("a time"),
+        subresource: "exec".to_owned(),
+        namespace: "shop".to_owned(),
+        pod: "cart-0".to_owned(),
+        container: "cart".to_owned(),
+        node: "node-a".to_owned(),
+        user: "ana".to_owned(),
+        groups: vec!["dev".to_owned()],
+        impersonator: String::new(),
+        client: "10.0.0.1:4711".to_owned(),
+        tty,
+        stdin: true,
+        records_stdin: Stdin::Echoed,
+        rule: "default".to_owned(),
+    }
+}
+
+/// All pieces that are left in a recording.
+///
+/// # Panics
+/// When it is not whole.
+pub fn pieces<R: Read>(reader: &mut Reader<R>) -> Vec<(Kind, Vec<u8>)> {
+    let mut pieces = Vec::new();
+    while let Some(chunk) = reader.next().expect("a chunk") {
+        let tape = chunk.tape.expect("content that can be read");
+        let mut rest = &tape[..];
+        while let Some(piece) = tape::next(&mut rest).expect("a piece") {
+            pieces.push((piece.kind, piece.bytes.to_vec()));
+        }
+    }
+    pieces
 }
 
 /// Session number so and so, of a shell in which something was done.

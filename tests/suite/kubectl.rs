@@ -318,6 +318,10 @@ async fn a_watch_sees_what_is_there_and_ends_with_podgate() {
     }
     // Clean: the watches end by the drain's first step, not by its deadline.
     running.stop().await;
+    for (kubectl, child) in watches {
+        let output = soon("kubectl ends", child.wait_with_output()).await.unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{}: {output:?}", kubectl.name());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

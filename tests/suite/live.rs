@@ -4,11 +4,12 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use podgate::drain::Drained;
 use podgate::testing::answer::status;
 use podgate::testing::cluster::{allow, deny};
 use podgate::testing::far::SWITCHING;
 use podgate::testing::frames::{STDOUT, data, opening, replies, result};
-use podgate::testing::gateway::{config, exec_request, read_exactly, read_to_end, request, send};
+use podgate::testing::gateway::{config, exec_request, read_exactly, read_to_end, read_until, request, send};
 use podgate::testing::{Answer, Far, Pki, TestGateway, soon, until};
 use podgate::wire::remotecommand::Outcome;
 use serde_json::{Value, json};
@@ -519,27 +520,31 @@ async fn a_watcher_sees_a_session_as_it_happens_and_how_it_ends() {
 const PIECE: usize = 64 * 1024;
 const PIECES: usize = 600;
 
-#[tokio::test]
-async fn a_watcher_who_does_not_read_loses_and_the_session_is_as_quick() {
-    let pki = Arc::new(Pki::new());
-    let go = Arc::new(Notify::new());
-    let wanted = go.clone();
-    let far = Far::start(&pki, move |mut io| {
-        let go = wanted.clone();
+/// A far side that opens its streams, and says this so many times, and then that, once it is told to.
+async fn when_told(pki: &Pki, go: &Arc<Notify>, piece: Vec<u8>, times: usize, end: Vec<u8>) -> Far {
+    let go = go.clone();
+    Far::start(pki, move |mut io| {
+        let (go, piece, end) = (go.clone(), piece.clone(), end.clone());
         async move {
             send(&mut io, SWITCHING).await;
             soon("the streams", io.read_exact(&mut vec![0; opening().len()])).await.unwrap();
             send(&mut io, &replies()).await;
             go.notified().await;
-            let piece = data(STDOUT, &[b'x'; PIECE]);
-            for _ in 0..PIECES {
+            for _ in 0..times {
                 send(&mut io, &piece).await;
             }
-            send(&mut io, &result(&Outcome::Success)).await;
+            send(&mut io, &end).await;
             let _ = io.read_to_end(&mut Vec::new()).await;
         }
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn a_watcher_who_does_not_read_loses_and_the_session_is_as_quick() {
+    let pki = Arc::new(Pki::new());
+    let go = Arc::new(Notify::new());
+    let far = when_told(&pki, &go, data(STDOUT, &[b'x'; PIECE]), PIECES, result(&Outcome::Success)).await;
     let rig = Rig { gateway: TestGateway::facing(&far, config(), pki).await, far };
     let (mut client, session) = rig.session().await;
     send(&mut client, &opening()).await;
@@ -566,4 +571,32 @@ async fn a_watcher_who_does_not_read_loses_and_the_session_is_as_quick() {
     assert!(has(&rest, b"\"kind\":\"lost\""), "what is missing is told");
     drop(watcher);
     rig.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn while_podgate_stops_a_session_is_shown_until_it_is_cut_and_its_end_is_told() {
+    let pki = Arc::new(Pki::new());
+    let go = Arc::new(Notify::new());
+    let far = when_told(&pki, &go, data(STDOUT, b"late"), 1, Vec::new()).await;
+    let rig = Rig { gateway: TestGateway::facing(&far, config(), pki).await, far };
+    let (mut client, session) = rig.session().await;
+    send(&mut client, &opening()).await;
+    read_exactly(&mut client, replies().len()).await;
+    let mut list = rig.gateway.connect_as("bob").await;
+    send(&mut list, &request(&format!("GET {SESSIONS}?watch=1"), "")).await;
+    read_until(&mut list, "ADDED").await;
+    let mut shown = rig.gateway.connect_as("bob").await;
+    send(&mut shown, &request(&format!("GET {}/stream", path_of(&session)), "")).await;
+    read_until(&mut shown, "\"kind\":\"session\"").await;
+
+    rig.gateway.gateway.drain.stop();
+    read_until(&mut list, "0\r\n\r\n").await;
+    go.notify_one();
+    read_until(&mut shown, "bGF0ZQ==").await;
+    rig.gateway.gateway.drain.cut();
+    read_until(&mut shown, "\"message\":\"podgate was stopped before the session ended\"").await;
+    read_until(&mut shown, "0\r\n\r\n").await;
+    drop((client, list, shown));
+    let drained = rig.gateway.gateway.stop(Duration::ZERO).await;
+    assert!(!matches!(drained, Drained::Stuck(_)), "{drained:?}");
 }

@@ -17,7 +17,7 @@ use podgate::drain::{Drain, Drained};
 use podgate::request::{Ask, Attributes};
 use podgate::status::Refusal;
 use podgate::testing::answer::status;
-use podgate::testing::gateway::{config, read_exactly, read_to_end, request, send};
+use podgate::testing::gateway::{config, read_exactly, read_to_end, read_until, request, send};
 use podgate::testing::{Answer, FakeCluster, Far, Pki, TestGateway, soon, until};
 use podgate::tls;
 use rustls::ClientConfig;
@@ -170,15 +170,6 @@ async fn echo(mut io: Io, _: String) {
 
 fn upgrade_request(path: &str) -> Vec<u8> {
     request(&format!("GET {path}"), "Connection: upgrade\r\nUpgrade: chat\r\n")
-}
-
-/// Reads up to and with these bytes, one at a time.
-async fn read_until<I: tokio::io::AsyncRead + Unpin>(io: &mut I, end: &str) -> String {
-    let mut all = Vec::new();
-    while !all.ends_with(end.as_bytes()) {
-        all.push(soon(end, io.read_u8()).await.expect("the peer still talks"));
-    }
-    String::from_utf8(all).expect("text")
 }
 
 fn sum(bytes: &[u8]) -> Vec<u8> {

@@ -31,6 +31,13 @@ fn ruled(mut config: Config, folder: &Path, rules: &str) -> (Config, PathBuf) {
     (config, path)
 }
 
+/// At once: a look between truncating and writing would see no rules.
+fn replace(path: &Path, rules: &str) {
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, policy(rules)).unwrap();
+    std::fs::rename(&beside, path).unwrap();
+}
+
 async fn asked(rig: &Rig, user: &str, headers: &str) -> Answer {
     let mut io = rig.gateway.connect_as(user).await;
     send(&mut io, &exec_request("command=id&container=app", headers)).await;
@@ -74,14 +81,13 @@ async fn a_session_ends_when_rules_change_and_those_that_are_broken_change_nothi
     let reloads = |outcome: &str| {
         rig.gateway.metric(&format!("podgate_reloads_total{{outcome=\"{outcome}\",what=\"policy.files\"}}"))
     };
-    std::fs::write(&path, policy("{name: d, match: {user: [ana]}, effect: deny}")).unwrap();
+    replace(&path, "{name: d, match: {user: [ana]}, effect: deny}");
     until("the look at a broken policy", || reloads("failed") == 1.0).await;
     std::fs::remove_file(&path).unwrap();
     until("the look at no policy", || reloads("failed") == 2.0).await;
     assert_eq!(rig.gateway.metric("podgate_sessions"), 1.0);
 
-    std::fs::write(&path, policy("{name: d, match: {users: [ana]}, effect: deny, message: leave now}"))
-        .unwrap();
+    replace(&path, "{name: d, match: {users: [ana]}, effect: deny, message: leave now}");
     tokio::time::timeout(WITHIN, read_to_end(&mut io)).await.expect("an end within 5 s");
     let ended = "podgate_sessions_ended_total{end=\"lapsed\",subresource=\"exec\"}";
     until("the end record", || rig.gateway.metric(ended) == 1.0).await;
@@ -158,8 +164,7 @@ async fn a_rule_says_whether_a_session_is_recorded_and_one_that_wants_more_ends_
         assert_eq!(read_exactly(&mut io, SWITCHING.len()).await, SWITCHING);
         open.push(io);
     }
-    std::fs::write(&path, policy("{name: a, match: {}, effect: allow, demands: {recording: strict}}"))
-        .unwrap();
+    replace(&path, "{name: a, match: {}, effect: allow, demands: {recording: strict}}");
     tokio::time::timeout(WITHIN, read_to_end(&mut open[1])).await.expect("an end within 5 s");
     until("one left", || rig.gateway.metric("podgate_sessions") == 1.0).await;
     drop(open);

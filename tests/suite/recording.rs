@@ -13,9 +13,10 @@ use podgate::recording::keys::SigningKey;
 use podgate::telemetry::{Metrics, chain};
 use podgate::testing::far::SWITCHING;
 use podgate::testing::gateway::{config, exec_request, read_exactly, send};
+use podgate::testing::recordings::pieces;
 use podgate::testing::{Answer, Far, Pki, TestGateway, soon, until};
 use podgate::wire::remotecommand::StreamType;
-use podgate::wire::tape::{self, Kind};
+use podgate::wire::tape::Kind;
 use rustix::process::Signal;
 
 use crate::binary::{banner, podgate, signal};
@@ -65,14 +66,7 @@ async fn only(folder: &Path, key: &Path) -> Recording {
     let trusted = [SigningKey::from_file(key).unwrap().verifying().clone()];
     let file = File::open(&recordings(folder)[0]).unwrap();
     let mut reader = Reader::open(file, Trust::Keys(&trusted), &[]).unwrap();
-    let mut pieces = Vec::new();
-    while let Some(chunk) = reader.next().unwrap() {
-        let tape = chunk.tape.unwrap();
-        let mut rest = &tape[..];
-        while let Some(piece) = tape::next(&mut rest).unwrap() {
-            pieces.push((piece.kind, piece.bytes.to_vec()));
-        }
-    }
+    let pieces = pieces(&mut reader);
     Recording { facts: reader.facts().clone(), ending: reader.ending().unwrap().clone(), pieces }
 }
 

@@ -8,7 +8,12 @@ use podgate::config::Config;
 use podgate::testing::far::SWITCHING;
 use podgate::testing::gateway::{config, send};
 use podgate::testing::{FakeCluster, Far, Pki, TestGateway};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// A far side's end of a connection.
+pub(crate) type FarIo = TlsStream<TcpStream>;
 
 pub(crate) struct Rig {
     pub(crate) far: Far,
@@ -46,14 +51,18 @@ pub(crate) async fn rig_knowing_tokens(config: Config) -> Rig {
 }
 
 async fn echo(pki: &Pki) -> Far {
-    Far::start(pki, |mut io| async move {
-        send(&mut io, SWITCHING).await;
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = io.read(&mut bytes).await {
-            send(&mut io, &bytes[..count]).await;
+    Far::start(pki, echoes).await
+}
+
+/// Switches, then sends back what comes until the other side closes.
+pub(crate) async fn echoes(mut io: FarIo) {
+    send(&mut io, SWITCHING).await;
+    let mut bytes = [0; 4096];
+    while let Ok(count @ 1..) = io.read(&mut bytes).await {
+        if io.write_all(&bytes[..count]).await.is_err() || io.flush().await.is_err() {
+            return;
         }
-    })
-    .await
+    }
 }
 
 impl Rig {

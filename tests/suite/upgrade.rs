@@ -13,12 +13,11 @@ use podgate::wire::remotecommand::{Outcome, Protocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_rustls::server::TlsStream;
+
+use crate::rig::{FarIo, echoes};
 
 /// What a client is told whose far side has gone.
 const LOST: &str = "the connection to the pod ended before the session did";
-
-type FarIo = TlsStream<TcpStream>;
 
 struct Rig {
     far: Far,
@@ -53,17 +52,6 @@ fn says(bytes: &'static [u8]) -> impl Fn(FarIo) -> std::pin::Pin<Box<dyn Future<
             io.shutdown().await.expect("the gateway still listens");
             drain(&mut io).await;
         })
-    }
-}
-
-/// Switches, then sends back what comes until the other side closes.
-async fn echoes(mut io: FarIo) {
-    send(&mut io, SWITCHING).await;
-    let mut bytes = [0; 4096];
-    while let Ok(count @ 1..) = io.read(&mut bytes).await {
-        if io.write_all(&bytes[..count]).await.is_err() || io.flush().await.is_err() {
-            return;
-        }
     }
 }
 

@@ -24,9 +24,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::client;
-use tokio_rustls::server::TlsStream;
 
-type FarIo = TlsStream<TcpStream>;
+use crate::rig::{FarIo, echoes};
 
 /// RFC 6455 section 1.3.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -84,17 +83,6 @@ async fn says(mut io: FarIo, answer: &[u8]) {
     send(&mut io, answer).await;
     let mut dropped = [0; 4096];
     while let Ok(1..) = io.read(&mut dropped).await {}
-}
-
-/// Switches, then sends back what comes until the other side closes.
-async fn echoes(mut io: FarIo) {
-    send(&mut io, SWITCHING).await;
-    let mut bytes = [0; 4096];
-    while let Ok(count @ 1..) = io.read(&mut bytes).await {
-        if io.write_all(&bytes[..count]).await.is_err() || io.flush().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// Opens a session as ana and takes its 101.

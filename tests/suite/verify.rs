@@ -8,8 +8,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use podgate::recording::container::{Writer, recover};
-use podgate::recording::facts::{Details, Ending, Facts, Stdin};
+use podgate::recording::facts::{Details, Ending};
 use podgate::recording::keys::{Keys, Recipient, SigningKey, VerifyingKey};
+use podgate::testing::recordings::facts;
 use podgate::testing::soon;
 use podgate::wire::tap::Moved;
 use podgate::wire::tape::{Buffer, Kind, Tape};
@@ -24,33 +25,11 @@ const SHOWN: &[&[u8]] = &[
     b"\x80 \xff|\r\nend",
 ];
 
-fn facts() -> Facts {
-    let word = |text: &str| text.to_owned();
-    Facts {
-        id: word("5d1f0b1e-7c1c-4d5a-9f2e-3f6f5b0c8a11"),
-        audit_id: word("7a1f0b1e-7c1c-4d5a-9f2e-3f6f5b0c8a11"),
-        started: "2026-11-21T10:00:00Z".parse().unwrap(),
-        subresource: word("exec"),
-        namespace: word("shop"),
-        pod: word("cart-0"),
-        container: word("cart"),
-        node: word("node-a"),
-        user: word("ana"),
-        groups: vec![],
-        impersonator: word(""),
-        client: word("10.0.0.1:4711"),
-        tty: true,
-        stdin: true,
-        records_stdin: Stdin::Echoed,
-        rule: word("default"),
-    }
-}
-
 /// A shell of some seconds, and where its second chunk begins.
 fn record(keys: &Keys) -> (Vec<u8>, usize) {
     let mut file = Buffer::default();
     let details = Details { command: vec!["bash".into()], ports: vec![] };
-    let mut writer = Writer::begin(&facts(), &details, keys, &mut file).unwrap();
+    let mut writer = Writer::begin(&facts(true), &details, keys, &mut file).unwrap();
     let mut tape = Tape::default();
     tape.put(Kind::Resize, br#"{"Width":132,"Height":43}"#);
     for (at, bytes) in SHOWN.iter().enumerate() {

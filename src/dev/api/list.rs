@@ -6,8 +6,9 @@ use http::{Response, StatusCode};
 
 use super::{fields, table};
 use crate::cluster::Body;
-use crate::dev::store::{Changes, Kind, Object, Store};
+use crate::dev::store::{Change, Kind, Object, Store};
 use crate::request::Ask;
+use crate::serving::history::Changes;
 use crate::serving::table::Form;
 use crate::serving::watch::{self, Changed, Feed, Start};
 use crate::serving::{self, Accept, Select, check_segment};
@@ -80,7 +81,7 @@ fn select(kind: Kind, ask: &Ask) -> Result<Select, Refusal> {
 
 /// The changes of one kind in a namespace.
 struct Within {
-    changes: Changes,
+    changes: Changes<Change>,
     kind: Kind,
     namespace: Option<String>,
 }
@@ -90,7 +91,7 @@ impl Feed for Within {
 
     async fn next(&mut self) -> Result<Changed<Object>, Refusal> {
         loop {
-            let change = self.changes.next().await.map_err(|gone| Refusal::Expired(gone.to_string()))?;
+            let (_, change) = self.changes.next().await.map_err(|gone| gone.refusal())?;
             // Objects keep kind and namespace.
             let object = &change.after;
             let within = |namespace: &String| namespace == object.namespace();

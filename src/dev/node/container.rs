@@ -27,7 +27,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,15 +45,14 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::logs::{Cutter, RunLog, Source};
-use super::process::{Command, NotStarted, Output, Process, Stdin, Streams, Terminal};
-use super::{Pods, Runs, environment, is_below, is_name, make_private};
+use super::process::{Command, Output, Stdin, Streams, Terminal};
+use super::{Pods, Runs, environment, is_below, is_name};
 use crate::drain::Drain;
 use crate::wire::remotecommand::Asked;
 
@@ -459,7 +457,9 @@ async fn run(
         started_at: Some(Time(Timestamp::now())),
         ..ContainerStateTerminated::default()
     };
-    let (process, streams) = match start(spec).await {
+    let mut command = spec.command();
+    command.dir.extend(&spec.working_dir);
+    let (process, streams) = match command.start().await {
         Ok(started) => started,
         Err(why) => {
             warn!(container = spec.log_fields(), error = %why, "the main process did not start");
@@ -520,23 +520,6 @@ async fn run(
     ended.exit_code = i32::from(code?);
     ended.reason = Some(if ended.exit_code == 0 { "Completed" } else { "Error" }.into());
     Some(ended)
-}
-
-/// When dropped the process, once it runs, is killed at once.
-async fn start(spec: &Spec) -> Result<(Process, Streams), NotStarted> {
-    let mut command = spec.command();
-    command.dir.extend(&spec.working_dir);
-    let started = spawn_blocking(move || {
-        make_private(&command.dir).map_err(|error| NotStarted::folder(&command.dir, &error))?;
-        command.start()
-    });
-    match started.await {
-        Ok(started) => started,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            Err(error) => Err(NotStarted::stopping(&error)),
-        },
-    }
 }
 
 /// Moves the clients' input to the process. What it does not take any more nobody is told of but the clients.

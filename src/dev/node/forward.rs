@@ -48,7 +48,7 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -272,7 +272,7 @@ where
             () = drain.cutting() => End::Cut,
             _ = &mut writer => return ended(&end, &tracker, End::ClientGone).await,
             why = &mut reader => why,
-            () = idle(&shared, settings.idle) => End::Idle,
+            () = super::idle(&shared.frames, settings.idle) => End::Idle,
         }
     };
     let why = ended(&end, &tracker, why).await;
@@ -288,7 +288,7 @@ where
             biased;
             () = drain.cutting() => {}
             _ = async { tokio::join!(data.send(last), writer) } => {}
-            () = idle(&shared, settings.idle) => {}
+            () = super::idle(&shared.frames, settings.idle) => {}
         },
         // A client that has gone answers the first byte with an error; one that does not read costs the deadline.
         _ => {
@@ -304,17 +304,6 @@ async fn ended(end: &CancellationToken, tracker: &TaskTracker, why: End) -> End 
     tracker.close();
     tracker.wait().await;
     why
-}
-
-/// Resolves when no frame passed for `deadline`, at most twice that long after the last one.
-async fn idle(shared: &Shared, deadline: Duration) {
-    loop {
-        let before = shared.frames.load(Ordering::Relaxed);
-        sleep(deadline).await;
-        if shared.frames.load(Ordering::Relaxed) == before {
-            return;
-        }
-    }
 }
 
 /// Sends frames up to the last one, then closes. An error says that the client has gone.

@@ -9,9 +9,12 @@
 //! Source: waitid(2), pidfd_open(2), proc_pid_stat(5); runc `libcontainer`, Go `os/exec` for the error texts.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
@@ -25,6 +28,7 @@ use rustix::termios::{LocalModes, SpecialCodeIndex, Winsize};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
+use tokio::task::spawn_blocking;
 
 use super::container::Inlet;
 use crate::wire::remotecommand::TerminalSize;
@@ -101,8 +105,24 @@ pub(super) struct NotStarted(String);
 // === impl Command ===
 
 impl Command {
-    /// Starts the process. Blocks for as long as a fork and an exec take.
-    pub(super) fn start(mut self) -> Result<(Process, Streams), NotStarted> {
+    /// Starts the process, in its folder, which is made where it is missing. When dropped the process, once it runs, is
+    /// killed at once.
+    pub(super) async fn start(self) -> Result<(Process, Streams), NotStarted> {
+        let started = spawn_blocking(move || {
+            make_private(&self.dir).map_err(|error| NotStarted::folder(&self.dir, &error))?;
+            self.start_here()
+        });
+        match started.await {
+            Ok(started) => started,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(error) => Err(NotStarted::stopping(&error)),
+            },
+        }
+    }
+
+    /// Blocks for as long as a fork and an exec take.
+    fn start_here(mut self) -> Result<(Process, Streams), NotStarted> {
         let Some(name) = self.argv.first().cloned() else {
             return Err(NotStarted::before_exec("args must not be empty"));
         };
@@ -332,7 +352,7 @@ impl Process {
         if self.terminal {
             let session = self.leader;
             // Reads all of `/proc`.
-            let killed = tokio::task::spawn_blocking(move || kill_session(session)).await;
+            let killed = spawn_blocking(move || kill_session(session)).await;
             debug_assert!(killed.is_ok(), "looking through /proc does not panic");
         }
     }
@@ -449,4 +469,9 @@ impl Terminal {
         let canonical = modes.local_modes.contains(LocalModes::ICANON);
         canonical.then(|| modes.special_codes[SpecialCodeIndex::VEOF])
     }
+}
+
+/// Makes a folder and its parents, for the owner alone.
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

@@ -50,7 +50,6 @@ mod websocket;
 
 use std::ffi::OsString;
 use std::io;
-use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -63,12 +62,12 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::{spawn_blocking, yield_now};
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
 use super::Settings;
 use super::container::{Attached, Ended};
-use super::process::{Command, NotStarted, Output, Process, Stdin, Streams, Terminal};
+use super::process::{Command, NotStarted, Output, Process, Stdin, Terminal};
 use crate::drain::Drain;
 use crate::wire::channel::{self, Subprotocol};
 use crate::wire::remotecommand::{Asked, Outcome, Protocol, Resize, ResizeDecoder, StreamType, TerminalSize};
@@ -325,7 +324,7 @@ impl Session<'_> {
         let (mut far, input, outputs) = connect(task, shared).await;
         let end = {
             let mut feed = pin!(feed(input, stdin_queue).fuse());
-            let mut idle = pin!(idle(shared, settings.idle));
+            let mut idle = pin!(super::idle(&shared.frames, settings.idle));
             // Owns the data queue's sender, so its end lets the writer finish and close.
             let mut main = pin!(deliver(&mut far, asked, outputs, data, settings, shared).fuse());
             let mut watched = pin!(reader.run());
@@ -390,9 +389,12 @@ impl Session<'_> {
 /// Starts the process or takes the container's, and hands its terminal to the reader.
 async fn connect(task: Task, shared: &Shared) -> (Far, Option<Stdin>, [Option<Output>; 2]) {
     let (far, streams) = match task {
-        Task::Exec { command, working_dir } => {
+        Task::Exec { mut command, working_dir } => {
             let shown = shown(&command.argv);
-            match start(command, working_dir, shared).await {
+            command.dir.extend(working_dir);
+            // Those before the last were for nobody.
+            command.size = lock(&shared.terminal).sizes.drain(..).next_back();
+            match command.start().await {
                 Ok((process, streams)) => (Far::Process { process: Box::new(process), shown }, streams),
                 Err(why) => return (Far::NotStarted(why), None, [None, None]),
             }
@@ -408,30 +410,6 @@ async fn connect(task: Task, shared: &Shared) -> (Far, Option<Stdin>, [Option<Ou
     (far, streams.stdin, [streams.stdout, streams.stderr])
 }
 
-/// When dropped the process, once it runs, is killed at once.
-async fn start(
-    mut command: Command,
-    working_dir: Option<PathBuf>,
-    shared: &Shared,
-) -> Result<(Process, Streams), NotStarted> {
-    if let Some(dir) = working_dir {
-        command.dir.push(dir);
-    }
-    // Those before the last were for nobody.
-    command.size = lock(&shared.terminal).sizes.drain(..).next_back();
-    let started = spawn_blocking(move || {
-        super::make_private(&command.dir).map_err(|error| NotStarted::folder(&command.dir, &error))?;
-        command.start()
-    });
-    match started.await {
-        Ok(started) => started,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            Err(error) => Err(NotStarted::stopping(&error)),
-        },
-    }
-}
-
 /// A command as Go prints a list of strings.
 fn shown(argv: &[OsString]) -> String {
     argv.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -440,17 +418,6 @@ fn shown(argv: &[OsString]) -> String {
 fn lock(terminal: &Mutex<Early>) -> std::sync::MutexGuard<'_, Early> {
     // Whoever panicked left a terminal or none; both are fine.
     terminal.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Resolves when no frame passed for `deadline`, at most twice that long after the last one.
-async fn idle(shared: &Shared, deadline: Duration) {
-    loop {
-        let before = shared.frames.load(Ordering::Relaxed);
-        sleep(deadline).await;
-        if shared.frames.load(Ordering::Relaxed) == before {
-            return;
-        }
-    }
 }
 
 /// Moves stdin to the process; what it does not take is dropped, so that the client can go on.
@@ -727,6 +694,7 @@ mod tests {
     use futures_util::future::{pending, ready};
     use tokio::net::TcpListener;
 
+    use super::super::process::Streams;
     use super::*;
 
     /// What a client of v4 gets that asks for this and attaches to that; it sends nothing.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::dev::manifests;
+use crate::serving::history::Gone;
 
 fn store() -> Arc<Store> {
     Store::new(manifests::builtin().unwrap().objects)
@@ -117,8 +118,8 @@ async fn binding_an_endpoint_changes_the_node_and_wakes_watchers() {
         store.set_node_endpoint("node-a", "127.0.0.1:4711".parse().unwrap()).unwrap();
     };
     let (change, ()) = tokio::join!(changes.next(), bind);
-    let change = change.unwrap();
-    assert_eq!((change.version, change.after.name()), (start + 1, "node-a"));
+    let (version, change) = change.unwrap();
+    assert_eq!((version, change.after.name()), (start + 1, "node-a"));
     assert_eq!(change.before.meta().uid, change.after.meta().uid);
     assert_eq!(
         slim_node(&store.node("node-a").unwrap()),
@@ -159,11 +160,11 @@ async fn a_watcher_that_falls_behind_is_told_so() {
     for _ in 0..HISTORY {
         store.set_node_endpoint("node-b", "127.0.0.1:1".parse().unwrap()).unwrap();
     }
-    assert_eq!(changes.next().await.unwrap().version, start + 1, "just kept");
+    assert_eq!(changes.next().await.unwrap().0, start + 1, "just kept");
     let mut late = store.changes(start);
     store.set_node_endpoint("node-b", "127.0.0.1:1".parse().unwrap()).unwrap();
     assert_eq!(late.next().await.unwrap_err(), Gone::Old { seen: start, oldest: start + 1 });
-    assert_eq!(changes.next().await.unwrap().version, start + 2);
+    assert_eq!(changes.next().await.unwrap().0, start + 2);
 }
 
 #[test]

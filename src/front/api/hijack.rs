@@ -3,6 +3,8 @@
 //! The far side is asked first. Once its answer is one the client may see, hyper is told to hand the connection
 //! over with its writes muted, and a task of the drain takes it from there.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode};
@@ -24,14 +26,15 @@ use crate::listen;
 use crate::locate::Place;
 use crate::policy::{self, Admitted};
 use crate::request::{Attributes, Subresource};
-use crate::session::live::{Carried, Facts, Live, Terms};
+use crate::session::live::{Carried, Live, Terms};
 use crate::session::seats::Seat;
 use crate::session::socket::Socket;
 use crate::session::{Limits, Order, Session, close};
 use crate::status::{About, Refusal, go_quote};
 use crate::tap::Opening;
 use crate::tap::record::Recorder;
-use crate::telemetry::{EndReason, Record, Subject, chain};
+use crate::telemetry::facts::Command;
+use crate::telemetry::{EndReason, Facts, Record, chain};
 use crate::upstream::{Answer, Carriage, ClientHead, Far, Switched};
 use crate::wire::http1::{BodyScanner, reserialize};
 use crate::wire::tap::Tap;
@@ -63,11 +66,12 @@ pub(super) async fn open(
     })?;
     tell(trail, place);
     let audit_id = audit_id(&request).to_owned();
-    let live = sessions.live().enter(facts(&door, place, &audit_id), shown(terms));
+    let opening = Opening { client: door.conn.peer, audit_id: audit_id.clone() };
+    let facts = Arc::new(facts(&door, place, audit_id));
+    let live = sessions.live().enter(facts.clone(), shown(terms));
     if !request.extensions().get::<AuditIdGiven>().is_some_and(|given| given.0) {
         request.headers_mut().remove(AUDIT_ID);
     }
-    let opening = Opening { client: door.conn.peer, audit_id: audit_id.clone() };
     let tapped = until_ended(&live, door.shared.pipeline.tap(admitted, &opening)).await?;
     if tapped.is_recorded() {
         let exec = tapped.place().exec();
@@ -98,7 +102,7 @@ pub(super) async fn open(
             trail.annotate("client-protocol", &switched.client_protocol);
             trail.annotate("far-protocol", &switched.far_protocol);
             trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
-            let record = Record::begin(subject(&door, place, audit_id), metrics.clone(), trail.take());
+            let record = Record::begin(facts, metrics.clone(), trail.take());
             live.runs(carried(&switched, tapped.recorder()), record.meters());
             let (admitted, recorder) = tapped.into_parts();
             let limits = admitted.terms().limits;
@@ -141,9 +145,9 @@ fn tell(trail: &mut Trail, place: &Place) {
     }
 }
 
-fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
+fn facts(door: &Door, place: &Place, audit_id: String) -> Facts {
     let (caller, exec) = (place.caller(), place.exec());
-    Subject {
+    Facts {
         user: caller.user().name.clone(),
         impersonator: caller.impersonator().map(|user| user.name.clone()).unwrap_or_default(),
         client: door.conn.peer,
@@ -153,25 +157,7 @@ fn subject(door: &Door, place: &Place, audit_id: String) -> Subject {
         pod: exec.pod.clone(),
         container: place.container().to_owned(),
         node: place.node().to_owned(),
-        program: Subject::program(&exec.command),
-        arguments: exec.command.len().saturating_sub(1),
-        tty: exec.tty,
-    }
-}
-
-fn facts(door: &Door, place: &Place, audit_id: &str) -> Facts {
-    let (caller, exec) = (place.caller(), place.exec());
-    Facts {
-        user: caller.user().name.clone(),
-        impersonator: caller.impersonator().map(|user| user.name.clone()).unwrap_or_default(),
-        client: door.conn.peer,
-        audit_id: audit_id.to_owned(),
-        subresource: exec.subresource.as_str(),
-        namespace: exec.namespace.clone(),
-        pod: exec.pod.clone(),
-        container: place.container().to_owned(),
-        node: place.node().to_owned(),
-        command: exec.command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
+        command: Command::of(&exec.command),
         tty: exec.tty,
         stdin: exec.stdin,
     }
@@ -263,15 +249,16 @@ fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'s
         let policy = &door.shared.pipeline.policy;
         loop {
             let now = Timestamp::now();
-            let due = match &*known.borrow_and_update() {
-                Err(why) => return Order { reason: EndReason::Lapsed, why: why.clone() },
-                Ok(caller) => match policy.still(&admitted, caller, now) {
-                    Ok(due) => due,
-                    Err(error) => {
-                        info!(%error, "a session has lapsed");
-                        return Order { reason: error.end(), why: error.to_string() };
-                    }
-                },
+            let caller = match known.borrow_and_update().clone() {
+                Err(why) => return Order { reason: EndReason::Lapsed, why },
+                Ok(caller) => caller,
+            };
+            let due = match policy.still(&admitted, &caller, now) {
+                Ok(due) => due,
+                Err(error) => {
+                    info!(%error, "a session has lapsed");
+                    return Order { reason: error.end(), why: error.to_string() };
+                }
             };
             let clock = async {
                 match due {
@@ -286,7 +273,7 @@ fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'s
             };
             tokio::select! {
                 () = known => {}
-                () = changes.changed() => {}
+                () = changes.changed(caller.authenticated(), &admitted.place().exec().namespace) => {}
                 () = clock => {}
             }
         }

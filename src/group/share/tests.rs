@@ -14,7 +14,9 @@ use crate::grant::configmaps::ConfigMaps;
 use crate::group::resource::{Item, Resource};
 use crate::group::sessions::LiveSessions;
 use crate::session::Settings;
-use crate::session::live::{Carried, Changed, Facts, Known, Live, Terms};
+use crate::session::live::{Carried, Change, Known, Live, Terms};
+use crate::telemetry::Facts;
+use crate::telemetry::facts::Command;
 use crate::testing::apiserver::{ApiServer, CONFIG_MAPS};
 use crate::testing::{PATIENCE, soon, until};
 
@@ -76,20 +78,8 @@ impl Replica {
     }
 
     fn run(&self, pod: &str, command: Vec<String>) -> Live {
-        let facts = Facts {
-            user: "ana".into(),
-            impersonator: String::new(),
-            client: ([127, 0, 0, 1], 1).into(),
-            audit_id: "an-id".into(),
-            subresource: "exec",
-            namespace: "shop".into(),
-            pod: pod.into(),
-            container: "app".into(),
-            node: "n".into(),
-            command,
-            tty: true,
-            stdin: true,
-        };
+        let command = Command { arguments: command.len().saturating_sub(1), words: command };
+        let facts = Arc::new(Facts { audit_id: "an-id".into(), command, ..Facts::example("shop", pod) });
         self.sessions.live().enter(facts, Terms::default())
     }
 
@@ -170,9 +160,8 @@ async fn sessions_of_one_are_in_the_list_of_all_until_they_or_their_replica_go()
     until("it runs there, too", || one.items()[0].status["phase"] == "Running").await;
     assert_eq!(one.items()[0].status["clientProtocol"], "v5.channel.k8s.io");
     for _ in ["it came", "it runs"] {
-        let change = soon("a change", changes.next()).await.unwrap();
-        let far = |what| matches!(what, Changed::Far { after: Some(far), .. } if far.name == name);
-        assert!(far(change.what));
+        let (_, change) = soon("a change", changes.next()).await.unwrap();
+        assert!(matches!(&*change, Change::Far { after: Some(far), .. } if far.name == name));
     }
 
     let other = two.enter("db");

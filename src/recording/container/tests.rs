@@ -8,29 +8,12 @@ use super::seal::{Chain, Seal};
 use super::*;
 use crate::recording::facts::{Details, Ending, Facts, Stdin, Typed};
 use crate::recording::keys::{Identity, Keys, SigningKey};
+use crate::testing::recordings::facts;
 use crate::wire::tap::Moved;
 use crate::wire::tape::{Buffer, Kind as Channel, Reel, Tape};
 
 fn facts_of(tty: bool) -> Facts {
-    let word = |text: &str| text.to_owned();
-    Facts {
-        id: word("5d1f0b1e-7c1c-4d5a-9f2e-3f6f5b0c8a11"),
-        audit_id: word("7a1f0b1e-7c1c-4d5a-9f2e-3f6f5b0c8a11"),
-        started: "2026-11-21T10:00:00Z".parse().unwrap(),
-        subresource: word("exec"),
-        namespace: word("shop"),
-        pod: word("cart-0"),
-        container: word("cart"),
-        node: word("node-a"),
-        user: word("ana"),
-        groups: vec![word("dev")],
-        impersonator: word(""),
-        client: word("10.0.0.1:4711"),
-        tty,
-        stdin: true,
-        records_stdin: Stdin::All,
-        rule: word("default"),
-    }
+    Facts { records_stdin: Stdin::All, ..facts(tty) }
 }
 
 fn details() -> Details {

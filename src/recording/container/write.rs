@@ -160,16 +160,11 @@ impl Writer {
             return Err(Error::Size { what: "a chunk", bytes: len });
         }
         let from = out.len();
-        if self.cipher.is_some() {
-            Kind::Hidden.put(out.bytes(), |out| {
-                let from = out.len();
-                let mut frame = Buffer::default();
-                self.squeeze.frame(self.until, content, &mut frame).map_err(Error::Compress)?;
-                out.extend_from_slice(&frame);
-                self.hide(from, out)
-            })?;
-        } else {
-            self.squeeze.frame(self.until, content, out).map_err(Error::Compress)?;
+        let hidden = self.cipher.as_ref().map(|_| Kind::Hidden.begin(out.bytes()));
+        self.squeeze.frame(self.until, content, out).map_err(Error::Compress)?;
+        if let Some(hidden) = hidden {
+            self.hide(hidden, out.bytes())?;
+            Kind::end(hidden, out.bytes());
         }
         if out.len() - from >= LARGE {
             self.pad(out.len() - from, out.bytes())?;

@@ -2,13 +2,13 @@
 //! replica to do.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::{Changed, Known, List, Registry};
+use super::{Change, Known, List, Registry};
 
 /// Namespace and name, and who has it: no process gives a name twice.
 pub(super) type Key = (String, String, Arc<str>);
@@ -43,8 +43,7 @@ pub struct Far {
 impl Registry {
     /// Puts what another process has now in the place of what it had before.
     pub fn tell(&self, instance: &str, has: Vec<Far>) {
-        let mut list = self.0.list.write().unwrap_or_else(PoisonError::into_inner);
-        let since = list.version;
+        let mut list = self.write();
         let of_it = list.far.iter().filter(|(_, far)| *far.instance == *instance);
         let mut had: BTreeMap<_, _> = of_it.map(|(key, far)| (key.clone(), far.clone())).collect();
         for mut far in has {
@@ -55,29 +54,26 @@ impl Registry {
                 list.far.insert(key, Arc::new(far));
                 continue;
             }
-            far.version = list.version + super::STEP;
+            far.version = self.0.next();
             let after = Arc::new(far);
             list.far.insert(key, after.clone());
-            list.put(Changed::Far { before, after: Some(after) });
+            self.0.history.put(after.version, Change::Far { before, after: Some(after) });
         }
         for (key, before) in had {
             list.far.remove(&key);
-            list.put(Changed::Far { before: Some(before), after: None });
-        }
-        if list.version != since {
-            self.0.version.send_replace(list.version);
+            self.0.history.put(self.0.next(), Change::Far { before: Some(before), after: None });
         }
     }
 
     /// All sessions of a namespace or of all, in order of namespace and name, and the version of the list.
     pub fn all(&self, namespace: Option<&str>) -> (Vec<Known>, u64) {
-        let list = self.0.list.read().unwrap_or_else(PoisonError::into_inner);
+        let list = self.read();
         let within = |of: &str| namespace.is_none_or(|namespace| namespace == of);
         let own = list.entries.values().cloned().map(Known::Own);
         let far = list.far.values().cloned().map(Known::Far);
         let mut all: Vec<_> = own.chain(far).filter(|known| within(known.place().0)).collect();
         all.sort_by(|one, other| one.place().cmp(&other.place()));
-        (all, list.version)
+        (all, self.0.history.version())
     }
 }
 
@@ -148,12 +144,12 @@ mod tests {
         let mut told = Vec::new();
         let mut seen = changes.seen();
         for _ in 0..6 {
-            let change = changes.next().await.unwrap();
-            assert!(change.version > seen);
-            seen = change.version;
-            told.push(match change.what {
-                Changed::Own(own) => (String::new(), own.before.is_some(), own.after.is_some()),
-                Changed::Far { before, after } => {
+            let (version, change) = changes.next().await.unwrap();
+            assert!(version > seen);
+            seen = version;
+            told.push(match &*change {
+                Change::Own(own) => (String::new(), own.before.is_some(), own.after.is_some()),
+                Change::Far { before, after } => {
                     let name = before.as_ref().or(after.as_ref()).unwrap().name.clone();
                     (name, before.is_some(), after.is_some())
                 }

@@ -4,10 +4,10 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::{Serialize, Serializer};
 
 /// Bytes of a pattern: Kubernetes's longest names twice over.
-pub const MAX_PATTERN: usize = 512;
+const MAX_PATTERN: usize = 512;
 
 /// Stars of a pattern. Each costs a look through the whole text.
-pub const MAX_STARS: usize = 16;
+const MAX_STARS: usize = 16;
 
 /// A text in which `*` stands for any characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,23 +29,28 @@ impl Pattern {
         }
     }
 
-    /// Whether this text is [`like`] it.
+    /// Whether the stars can stand for something so that it is this text. No backtracking: the leftmost place of each part
+    /// is as good as any.
     pub fn fits(&self, text: &str) -> bool {
-        like(&self.0, text)
+        let Some((first, rest)) = self.0.split_once('*') else { return self.0 == text };
+        let Some(mut text) = text.strip_prefix(first) else { return false };
+        let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+        for part in middle.split('*') {
+            let Some(at) = text.find(part) else { return false };
+            text = &text[at + part.len()..];
+        }
+        text.ends_with(last)
     }
-}
 
-/// Whether the stars of a pattern can stand for something so that it is this text. No backtracking: the leftmost place of
-/// each part is as good as any.
-pub fn like(pattern: &str, text: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut text) = text.strip_prefix(first) else { return false };
-    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
-    for part in middle.split('*') {
-        let Some(at) = text.find(part) else { return false };
-        text = &text[at + part.len()..];
+    /// Whether there is a text that does not fit.
+    pub fn is_narrow(&self) -> bool {
+        self.0.chars().any(|ch| ch != '*')
     }
-    text.ends_with(last)
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl<'de> Deserialize<'de> for Pattern {

@@ -1,4 +1,4 @@
-//! Valid: which keys and values a label selector may name, and what the API server says of others.
+//! Names: which texts are keys and values of labels or names of objects, and what the API server says of others.
 //!
 //! Source: apimachinery `pkg/util/validation/validation.go` (`IsQualifiedName`, `IsValidLabelValue`,
 //! `IsDNS1123Subdomain`).
@@ -24,7 +24,10 @@ const PREFIX: &str = "a lowercase RFC 1123 subdomain must consist of lower case 
                       '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 
 /// What is wrong with a label's key, such as `app` or `example.com/app`.
-pub(super) fn key(key: &str) -> Result<(), String> {
+///
+/// # Errors
+/// In the API server's words.
+pub fn key(key: &str) -> Result<(), String> {
     let mut wrong = Vec::new();
     let (prefix, name) = match key.split_once('/') {
         Some((_, name)) if name.contains('/') => {
@@ -58,7 +61,10 @@ pub(super) fn key(key: &str) -> Result<(), String> {
 }
 
 /// What is wrong with a label's value.
-pub(super) fn value(value: &str) -> Result<(), String> {
+///
+/// # Errors
+/// In the API server's words.
+pub fn value(value: &str) -> Result<(), String> {
     let mut wrong = Vec::new();
     if value.len() > MAX_NAME {
         wrong.push(too_long(MAX_NAME));
@@ -84,9 +90,28 @@ fn is_name(name: &str) -> bool {
         && name.ends_with(|ch: char| ch.is_ascii_alphanumeric())
 }
 
-fn is_subdomain(name: &str) -> bool {
+/// Whether this is a DNS name, as of most objects; whoever asks bounds its length.
+pub fn is_subdomain(name: &str) -> bool {
     name.split('.').all(|label| {
         let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_are_names_of_bounded_length() {
+        let long = "a".repeat(64);
+        for good in ["a", "A.b_c-9", "example.com/a", &long[1..]] {
+            assert_eq!(key(good), Ok(()), "{good}");
+        }
+        for bad in ["", "a/", "/a", "a/b/c", "Ex/a", "a..b/c", "-a", "a.", "\u{e9}", &long] {
+            assert!(key(bad).is_err(), "{bad}");
+        }
+        assert!(value("").is_ok() && value(&long[1..]).is_ok());
+        assert_eq!(value(&long).unwrap_err(), "must be no more than 63 bytes");
+    }
 }
