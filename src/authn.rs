@@ -172,8 +172,8 @@ impl Caller {
         Self { user, impersonator: Some(impersonator), proof: self.proof }
     }
 
-    /// Who was authenticated.
-    fn authenticated(&self) -> &User {
+    /// Who was authenticated: the person, whoever they act as.
+    pub fn authenticated(&self) -> &User {
         self.impersonator().unwrap_or(&self.user)
     }
 }

@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 
 pub use audience::{Audience, Refused as AudienceError, Seen};
 pub use metrics::Metrics;
-pub use record::{EndReason, Meter, Meters, Record, Subject};
+pub use record::{EndReason, Meter, Meters, Record, Slowed, Subject};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]

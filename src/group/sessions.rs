@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,8 +27,9 @@ use crate::cluster::Body;
 use crate::recording::safe;
 use crate::serving::table::{Column, since, span};
 use crate::serving::{select, uncached};
+use crate::session::limits::{By, Limit, Limits};
 use crate::session::live::{Entry, Phase, Registry, State};
-use crate::session::{Limits, Order, Sessions};
+use crate::session::{Order, Sessions};
 use crate::status::Refusal;
 use crate::telemetry::{AudienceError, EndReason, Seen};
 use crate::wire::tape;
@@ -196,7 +198,8 @@ fn order(caller: &Caller) -> Order {
 
 fn item(sessions: &Sessions, entry: &Entry, state: &State) -> Item {
     let now = Timestamp::now();
-    let limits = sessions.limits(state.terms.limits);
+    let limits = sessions.limits(&state.terms.limits);
+    let has = sessions.of_user(entry.facts.person());
     let metadata = ObjectMeta {
         name: Some(entry.name.clone()),
         namespace: Some(entry.facts.namespace.clone()),
@@ -208,7 +211,8 @@ fn item(sessions: &Sessions, entry: &Entry, state: &State) -> Item {
         labels: Some(labels(entry)),
         ..ObjectMeta::default()
     };
-    Item::new(&KIND, metadata, spec(entry), status(entry, state, limits), cells(entry, state, limits, now))
+    let status = status(entry, state, &limits, has, now);
+    Item::new(&KIND, metadata, spec(entry), status, cells(entry, state, &limits, now))
 }
 
 /// What can be a label's value is one: names of users seldom can be, if they are addresses.
@@ -254,9 +258,13 @@ fn spec(entry: &Entry) -> Value {
     ])
 }
 
-fn status(entry: &Entry, state: &State, limits: Limits) -> Value {
-    let seconds = |limit: Option<std::time::Duration>| json!(limit.map(|limit| limit.as_secs()));
+/// `has` is the number of sessions that its person has.
+fn status(entry: &Entry, state: &State, limits: &Limits, has: usize, now: Timestamp) -> Value {
     let terms = &state.terms;
+    let time = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let slowed = state.meters.as_ref().and_then(|meters| meters.slowed()).map(|slowed| {
+        object([("since", json!(time(slowed.since))), ("heldUpSeconds", json!(slowed.held_up.as_secs()))])
+    });
     object([
         ("phase", json!(state.phase.word())),
         ("message", json!(state.ending.as_ref().map(|(_, why)| why))),
@@ -271,16 +279,47 @@ fn status(entry: &Entry, state: &State, limits: Limits) -> Value {
         ("rules", json!(terms.rules)),
         ("reason", json!(terms.reason)),
         ("grant", json!(terms.grant)),
-        ("until", json!(terms.until.map(|until| until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()))),
-        (
-            "limits",
-            object([
-                ("bytesPerSecond", json!(Some(limits.bytes_per_second).filter(|rate| *rate != 0))),
-                ("longestSeconds", seconds(limits.longest)),
-                ("idleSeconds", seconds(limits.idle)),
-                ("sessionsPerUser", json!(terms.sessions_per_user)),
-            ]),
-        ),
+        ("until", json!(terms.until.map(time))),
+        ("slowed", json!(slowed)),
+        ("limits", bounded_by(limits, |limit| json!(limit.most), |limit| json!(limit.most.as_secs()))),
+        ("limitedBy", bounded_by(limits, |limit| by(&limit.by), |limit| by(&limit.by))),
+        ("left", left(state, limits, has, now)),
+    ])
+}
+
+/// One value for each limit that there is; those of numbers, and those of times.
+fn bounded_by(
+    limits: &Limits,
+    number: impl Fn(&Limit<u64>) -> Value,
+    time: impl Fn(&Limit<Duration>) -> Value,
+) -> Value {
+    let sessions = limits.sessions_per_user.as_ref();
+    let sessions = sessions.map(|limit| Limit { most: limit.most as u64, by: limit.by.clone() });
+    object([
+        ("bytesPerSecond", json!(limits.bytes_per_second.as_ref().map(&number))),
+        ("longestSeconds", json!(limits.longest.as_ref().map(&time))),
+        ("idleSeconds", json!(limits.idle.as_ref().map(&time))),
+        ("sessionsPerUser", json!(sessions.as_ref().map(&number))),
+    ])
+}
+
+fn by(by: &By) -> Value {
+    json!(by.to_string())
+}
+
+/// What is left of the limits that are used up.
+fn left(state: &State, limits: &Limits, has: usize, now: Timestamp) -> Value {
+    let (age, idle) = (state.meters.as_ref().map(|meters| meters.age()), state.idle());
+    let time = |limit: &Option<Limit<Duration>>, used: Option<Duration>| {
+        json!(limit.as_ref().map(|limit| limit.most.saturating_sub(used.unwrap_or_default()).as_secs()))
+    };
+    let sessions = limits.sessions_per_user.as_ref().map(|limit| limit.most.saturating_sub(has));
+    let until = state.terms.until.map(|until| until.duration_since(now).as_secs().max(0));
+    object([
+        ("longestSeconds", time(&limits.longest, age)),
+        ("idleSeconds", time(&limits.idle, idle)),
+        ("sessionsPerUser", json!(sessions)),
+        ("untilSeconds", json!(until)),
     ])
 }
 
@@ -294,7 +333,23 @@ fn schema() -> Value {
         "bytesPerSecond": number("Bytes per second and direction."),
         "longestSeconds": number("How long it may last."),
         "idleSeconds": number("How long nothing of its own may pass."),
-        "sessionsPerUser": number("Sessions of its caller at once."),
+        "sessionsPerUser": number("Sessions at once of whoever has opened it."),
+    });
+    let limited_by = json!({
+        "bytesPerSecond": text("The rule or the setting."),
+        "longestSeconds": text("The rule or the setting."),
+        "idleSeconds": text("The rule or the setting."),
+        "sessionsPerUser": text("The rule or the setting."),
+    });
+    let left = json!({
+        "longestSeconds": number("Until it has lasted as long as it may."),
+        "idleSeconds": number("Until it has been idle for as long as it may, if nothing passes."),
+        "sessionsPerUser": number("Sessions that whoever has opened it may still open."),
+        "untilSeconds": number("Until what allows it runs out."),
+    });
+    let slowed = json!({
+        "since": text("When that began."),
+        "heldUpSeconds": number("For how long in all."),
     });
     json!({
         "spec": fields("What was asked for.", json!({
@@ -325,13 +380,16 @@ fn schema() -> Value {
             "grant": text("The grant that it needs."),
             "until": text("When what allows it runs out."),
             "limits": fields("What bounds it.", limits),
+            "limitedBy": fields("What has set each limit.", limited_by),
+            "left": fields("What is left of limits that are used up.", left),
+            "slowed": fields("That its limit of bytes has held it up.", slowed),
         })),
     })
 }
 
 // --- as a row
 
-fn cells(entry: &Entry, state: &State, limits: Limits, now: Timestamp) -> Vec<Value> {
+fn cells(entry: &Entry, state: &State, limits: &Limits, now: Timestamp) -> Vec<Value> {
     let (facts, carried, terms) = (&entry.facts, &state.carried, &state.terms);
     let command = match facts.subresource {
         "exec" => facts.command.join(" "),
@@ -401,13 +459,15 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn bounds(limits: Limits) -> String {
-    let seconds = |limit: std::time::Duration| span(i64::try_from(limit.as_secs()).unwrap_or(i64::MAX));
-    let rate = Some(limits.bytes_per_second).filter(|rate| *rate != 0);
+fn bounds(limits: &Limits) -> String {
+    let time = |name: &str, limit: &Option<Limit<Duration>>| {
+        let seconds = i64::try_from(limit.as_ref()?.most.as_secs()).unwrap_or(i64::MAX);
+        Some(format!("{name} {}", span(seconds)))
+    };
     let all = [
-        rate.map(|rate| format!("{}/s", size(rate))),
-        limits.longest.map(|longest| format!("longest {}", seconds(longest))),
-        limits.idle.map(|idle| format!("idle {}", seconds(idle))),
+        limits.bytes_per_second.as_ref().map(|rate| format!("{}/s", size(rate.most))),
+        time("longest", &limits.longest),
+        time("idle", &limits.idle),
     ];
     all.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -475,8 +535,6 @@ fn line(value: &Value) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -490,11 +548,14 @@ mod tests {
             assert_eq!(size(bytes), text);
         }
         assert_eq!(size(u64::MAX), "15Ei");
+        let by = By::Rule("p/a".into());
+        let seconds = |seconds| Some(Limit { most: Duration::from_secs(seconds), by: by.clone() });
         let limits = Limits {
-            bytes_per_second: 1 << 20,
-            longest: Some(Duration::from_secs(8 * 3600)),
-            idle: Some(Duration::from_secs(90)),
+            bytes_per_second: Some(Limit { most: 1 << 20, by: by.clone() }),
+            longest: seconds(8 * 3600),
+            idle: seconds(90),
+            sessions_per_user: None,
         };
-        assert_eq!(bounds(limits), "1.0Mi/s, longest 8h, idle 90s");
+        assert_eq!(bounds(&limits), "1.0Mi/s, longest 8h, idle 90s");
     }
 }

@@ -15,7 +15,8 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{Limits, Order};
+use super::Order;
+use super::limits::Limits;
 use crate::telemetry::Meters;
 
 /// Changes kept for watchers: three of each session. One further behind than this gets 410 and lists again.
@@ -89,8 +90,6 @@ pub struct Terms {
     pub grant: Option<String>,
     /// What bounds it.
     pub limits: Limits,
-    /// Sessions of its caller at once.
-    pub sessions_per_user: Option<usize>,
     /// When what allows it runs out.
     pub until: Option<Timestamp>,
 }
@@ -366,6 +365,15 @@ impl State {
     /// How long nothing of the session's own has passed; none before it runs.
     pub fn idle(&self) -> Option<Duration> {
         self.meters.as_ref().map(|meters| meters.idle())
+    }
+}
+
+// === impl Facts ===
+
+impl Facts {
+    /// Who has opened it, whoever they act as.
+    pub fn person(&self) -> &str {
+        if self.impersonator.is_empty() { &self.user } else { &self.impersonator }
     }
 }
 
