@@ -172,7 +172,7 @@ impl Caller {
         Self { user, impersonator: Some(impersonator), proof: self.proof }
     }
 
-    /// Who was authenticated.
+    /// Who was authenticated: the person, whoever they act as.
     pub fn authenticated(&self) -> &User {
         self.impersonator().unwrap_or(&self.user)
     }

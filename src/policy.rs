@@ -29,7 +29,7 @@ use crate::locate::Place;
 use crate::reload::Live;
 use crate::request::Exec;
 use crate::serving::history::{Changes, History};
-use crate::session::Limits;
+use crate::session::limits::Limits;
 use crate::status::{About, Refusal, go_quote};
 use crate::telemetry::EndReason;
 use set::{Joined, Set, Verdict};
@@ -110,8 +110,6 @@ pub struct Terms {
     pub record: (String, Demand),
     /// What bounds it.
     pub limits: Limits,
-    /// Sessions of its caller at once.
-    pub sessions_per_user: Option<usize>,
     /// What for, as the request or the grant says it.
     pub reason: Option<String>,
     /// The grant it stands on, by `namespace/name`.
@@ -285,7 +283,8 @@ impl Policy {
         let asked = &Asked { reason, ..*asked };
         let refused = |rule: &str, why| Error { pod: asked.exec.pod.clone(), rule: rule.to_owned(), why };
         let mut joined = Joined::default();
-        // To act as somebody else is a header, too: it takes nobody out of what is demanded of themselves.
+        // To act as somebody else is a header, too: it takes nobody out of what is demanded of themselves. The person comes
+        // last: their sessions are counted, by what is said of them.
         for user in [Some(asked.user), asked.impersonator].into_iter().flatten() {
             let mut verdict = Verdict::default();
             for set in &sets {
@@ -302,13 +301,11 @@ impl Policy {
         if joined.rules.is_empty() {
             joined.rules.push(DEFAULT.to_owned());
         }
-        let Joined { rules, record, limits, sessions_per_user, reason: wants_reason, grant: wants_grant } =
-            joined;
+        let Joined { rules, record, limits, reason: wants_reason, grant: wants_grant } = joined;
         let mut terms = Terms {
             rules,
             record: record.unwrap_or_else(|| (DEFAULT.to_owned(), self.settings.record)),
             limits,
-            sessions_per_user,
             reason: asked.reason.map(str::to_owned),
             grant: None,
             until: None,
@@ -325,7 +322,8 @@ impl Policy {
         }
         match wants_reason {
             Some((rule, message)) if terms.reason.is_none() => {
-                Err(refused(&rule, Why::NoReason(ask::reason(&message))))
+                let how = ask::reason(asked, &message, self.grants.longest());
+                Err(refused(&rule, Why::NoReason(how)))
             }
             _ => Ok(terms),
         }

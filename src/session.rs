@@ -14,6 +14,7 @@
 
 pub mod close;
 mod hangup;
+pub mod limits;
 pub mod live;
 pub mod seats;
 pub mod socket;
@@ -32,14 +33,14 @@ use futures_util::future::{BoxFuture, Fuse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::config::spelled;
 use crate::drain::Drain;
 use crate::recording::safe::plain;
 use crate::tap::record::{Done, Recorder};
 use crate::telemetry::{EndReason, Meters, Record, chain};
 use crate::wire::link::{Fate, Fault, Link, Out, Queue, Runs, Timing};
-use close::FAR_DRAIN;
+use close::{CLIENT_LINGER, FAR_DRAIN};
 use hangup::Last;
+use limits::{Limit, Limits};
 use live::Registry;
 use seats::{Full, Seat, Seats};
 use socket::{Hangup, Socket};
@@ -99,17 +100,6 @@ pub struct Sessions {
     seats: Seats,
     live: Registry,
     drain: Drain,
-}
-
-/// What bounds one session. Where the settings of all say less, that holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes per second and direction; 0 is no limit.
-    pub bytes_per_second: u64,
-    /// How long it may last.
-    pub longest: Option<Duration>,
-    /// How long nothing but keepalives may pass.
-    pub idle: Option<Duration>,
 }
 
 /// That a session is to end, although neither peer has ended it.
@@ -212,16 +202,21 @@ enum Parting {
 impl Sessions {
     /// Sessions under these settings that end with this drain.
     pub fn new(settings: Settings, drain: Drain) -> Self {
-        let seats = Seats::new(settings.max_sessions, settings.max_sessions_per_caller);
+        let seats = Seats::new(settings.max_sessions);
         Self { settings, seats, live: Registry::default(), drain }
     }
 
-    /// A seat for a session of this user, who may have no more than this many, and no more than anybody.
+    /// A seat for a session that this user opens with these limits of its own.
     ///
     /// # Errors
     /// When there is none.
-    pub fn seat(&self, user: &str, at_most: Option<usize>) -> Result<Seat, Full> {
-        self.seats.take(user, at_most)
+    pub fn seat(&self, user: &str, own: &Limits) -> Result<Seat, Full> {
+        self.seats.take(user, self.limits(own).sessions_per_user.as_ref())
+    }
+
+    /// How many sessions this user has.
+    pub fn of_user(&self, user: &str) -> usize {
+        self.seats.of(user)
     }
 
     /// The sessions that are there now.
@@ -235,8 +230,8 @@ impl Sessions {
     }
 
     /// What bounds a session that has these limits of its own.
-    pub fn limits(&self, own: Limits) -> Limits {
-        own.under(&self.settings)
+    pub fn limits(&self, own: &Limits) -> Limits {
+        own.clone().and(Limits::from(&self.settings))
     }
 
     /// What applies to every session.
@@ -265,8 +260,8 @@ impl Sessions {
             mut record,
             recorder,
         } = session;
-        let (meters, limits) = (record.meters(), limits.under(&self.settings));
-        let rate = limits.bytes_per_second;
+        let (meters, limits) = (record.meters(), self.limits(&limits));
+        let rate = limits.bytes_per_second.as_ref().map_or(0, |limit| limit.most);
         let client = Side::new(client, BytesMut::from(early), rate, head.len());
         let far = Side::new(far, BytesMut::from(first), rate, 0);
         let mut bounds = Bounds { start: Instant::now(), limits, orders: orders.fuse() };
@@ -282,32 +277,38 @@ impl Sessions {
             splice.stamp();
             let farewell = self.farewell(&mut splice, stop, runs);
             record.passed(&splice.out.tap);
-            let Splice { client, mut far, mut link, mut out, recorder, active, .. } = splice;
+            if let (Some(slowed), Some(limit)) = (meters.slowed(), &bounds.limits.bytes_per_second) {
+                record.slowed(slowed, &limit.by);
+            }
+            let Splice { client, mut far, mut link, mut out, mut recorder, active, .. } = splice;
             let to_client = std::mem::take(&mut out.client);
             let far_side = async {
                 let may_remain =
                     self.leave(&mut far, &mut *link, &mut out, &meters, runs, &farewell, recorder.as_ref());
                 let may_remain = may_remain.await;
-                let recorded = async {
-                    let recorder = recorder?;
-                    recorder.finish(&mut out.tap, farewell.reason, may_remain, &self.drain).await
-                };
-                let ((), recorded) =
-                    tokio::join!(close::far(&mut far.io, self.settings.linger, &self.drain), recorded);
-                (may_remain, recorded)
+                if let Some(recorder) = &mut recorder {
+                    recorder.hand_over(&mut out.tap);
+                }
+                close::far(&mut far.io, self.settings.linger, &self.drain).await;
+                may_remain
             };
             let broken = bounds.broken(active);
-            let (broken, (may_remain, recorded)) =
+            let (broken, may_remain) =
                 tokio::join!(self.part(client, to_client, socket, &meters, &farewell, broken), far_side);
-            if let Some(Done { ending, .. }) = recorded {
-                record.recorded(&ending);
-            }
+            let (reason, cause) = match broken {
+                Some(Order { reason, why }) => (reason, why),
+                None => (farewell.reason, farewell.cause),
+            };
             if may_remain {
                 record.process_may_remain();
             }
-            match broken {
-                Some(Order { reason, why }) => record.end(reason, why),
-                None => record.end(farewell.reason, farewell.cause),
+            // Said now, in case nobody waits for the recording.
+            record.end(reason, cause);
+            if let Some(recorder) = recorder
+                && let Some(Done { ending, .. }) =
+                    recorder.finish(&mut out.tap, reason, may_remain, &self.drain).await
+            {
+                record.recorded(&ending);
             }
         })
         .await;
@@ -330,13 +331,20 @@ impl Sessions {
         let start = *start;
         let (mut tick, mut check, mut deaf) = (timing.keepalive.map(|period| start + period), None, None);
         let opens = start + self.settings.open_timeout;
-        let longest = limits.longest.and_then(|longest| start.checked_add(longest));
+        let longest = limits.longest.as_ref().and_then(|longest| start.checked_add(longest.most));
         let mut cutting = pin!(self.drain.cutting());
+        let mut told = false;
         loop {
+            if let Some(limit) =
+                limits.bytes_per_second.as_ref().filter(|_| !told && meters.slowed().is_some())
+            {
+                told = true;
+                notify(&mut *splice.link, &limit.holds(), &mut splice.out);
+            }
             let now = Instant::now();
             check = check.filter(|_| splice.waits_for_far()).or(splice.waits_for_far().then(|| now + CHECK));
             deaf = deaf.or(splice.far_deaf.is_some().then(|| now + FAR_DRAIN));
-            let idle = limits.idle.and_then(|idle| splice.active.checked_add(idle));
+            let idle = limits.idle.as_ref().and_then(|idle| splice.active.checked_add(idle.most));
             let opens = Some(opens).filter(|_| !splice.link.is_open());
             let next = [splice.resume_at(), splice.record_at(), tick, check, deaf, idle, longest, opens]
                 .into_iter()
@@ -372,11 +380,11 @@ impl Sessions {
             {
                 return Stop::FarDeaf(error);
             }
-            if let Some(longest) = limits.longest.filter(|longest| start.elapsed() >= *longest) {
-                return Stop::Ordered(overlong(longest));
+            if let Some(longest) = limits.longest.as_ref().filter(|longest| start.elapsed() >= longest.most) {
+                return Stop::Ordered(longest.overlong());
             }
-            if let Some(idle) = limits.idle.filter(|idle| splice.idle() >= *idle) {
-                return Stop::Ordered(idle_for(idle));
+            if let Some(idle) = limits.idle.as_ref().filter(|idle| splice.idle() >= idle.most) {
+                return Stop::Ordered(idle.idle());
             }
             if due(check) {
                 check = None;
@@ -494,7 +502,12 @@ impl Sessions {
         // What it has not got must be seen to be missing.
         let parting = if broken.is_some() { Parting::Cut } else { farewell.client };
         match (parting, &socket) {
-            (Parting::Cut, Some(socket)) => close::cut(&mut client.io, socket, linger, drain).await,
+            (Parting::Cut, Some(socket)) => {
+                // Where podgate wants it to be over, whoever goes on sending does not keep it.
+                let ordered = broken.is_some() || client_has == Some(FAR_DRAIN);
+                let longest = if ordered { linger } else { linger.max(CLIENT_LINGER) };
+                close::cut(&mut client.io, socket, linger, longest, drain).await;
+            }
             (Parting::Cut, None) | (Parting::Drop, _) => {}
             (Parting::Proper, _) => close::client(&mut client.io, linger, drain).await,
         }
@@ -551,63 +564,36 @@ impl Sessions {
     }
 }
 
-// === impl Limits ===
-
-impl Limits {
-    /// The stricter of these and of what applies to all.
-    fn under(self, all: &Settings) -> Self {
-        let bytes_per_second = match (self.bytes_per_second, all.max_bytes_per_second) {
-            (0, rate) | (rate, 0) => rate,
-            (one, all) => one.min(all),
-        };
-        let stricter = |one: Option<Duration>, all: Duration| {
-            one.into_iter().chain(Some(all).filter(|all| !all.is_zero())).min()
-        };
-        Self {
-            bytes_per_second,
-            longest: stricter(self.longest, all.max_duration),
-            idle: stricter(self.idle, all.idle_timeout),
-        }
-    }
-}
-
 // === impl Bounds ===
 
 impl Bounds {
     /// Resolves when the session is to end in which something has passed last at `active`.
     async fn broken(&mut self, active: Instant) -> Order {
-        let Self { start, limits, orders } = self;
-        let after = |since: Instant, limit: Option<Duration>| {
-            let at = limit.and_then(|limit| Some((since.checked_add(limit)?, limit)));
-            async move {
-                match at {
-                    Some((at, limit)) => sleep_until(at).map(|()| limit).await,
-                    None => std::future::pending().await,
-                }
+        async fn after(since: Instant, limit: Option<&Limit<Duration>>) -> &Limit<Duration> {
+            match limit.and_then(|limit| Some((since.checked_add(limit.most)?, limit))) {
+                Some((at, limit)) => sleep_until(at).map(|()| limit).await,
+                None => std::future::pending().await,
             }
-        };
+        }
+        let Self { start, limits, orders } = self;
         tokio::select! {
             order = orders => order,
-            limit = after(*start, limits.longest) => overlong(limit),
-            limit = after(active, limits.idle) => idle_for(limit),
+            limit = after(*start, limits.longest.as_ref()) => limit.overlong(),
+            limit = after(active, limits.idle.as_ref()) => limit.idle(),
         }
     }
-}
-
-fn idle_for(limit: Duration) -> Order {
-    Order { reason: EndReason::Idle, why: format!("this session was idle for {}", spelled(limit)) }
-}
-
-fn overlong(limit: Duration) -> Order {
-    let why = format!("this session has lasted {}, as long as it may", spelled(limit));
-    Order { reason: EndReason::Overlong, why }
 }
 
 /// Ends a session for a reason of podgate's own, which the client is told: by an error, and in a terminal on a line of
 /// its own besides, since not every client shows the error there.
 fn tell(link: &mut dyn Link, why: &str, out: &mut Out) -> Fate {
-    link.announce(&format!("\r\npodgate: {}\r\n", plain(why)), out);
+    notify(link, why, out);
     link.end(why, out)
+}
+
+/// Says something in the client's terminal, if it has one.
+fn notify(link: &mut dyn Link, what: &str, out: &mut Out) {
+    link.announce(&format!("\r\npodgate: {}\r\n", plain(what)), out);
 }
 
 /// Resolves this long after the drain's cut.

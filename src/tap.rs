@@ -49,6 +49,8 @@ pub struct Stage {
 pub struct Tapped {
     admitted: Admitted,
     recorder: Option<Recorder>,
+    /// Whether the far side may have begun what it was asked for.
+    begun: AtomicBool,
 }
 
 /// What a recording tells about a request besides its place.
@@ -107,12 +109,12 @@ impl Stage {
     /// # Errors
     /// When there can be no recording where one is demanded.
     pub async fn open(&self, admitted: Admitted, opening: &Opening) -> Result<Tapped, record::Error> {
-        let Some(recordings) = &self.recordings else { return Ok(Tapped { admitted, recorder: None }) };
+        let Some(recordings) = &self.recordings else { return Ok(Tapped::new(admitted, None)) };
         let (place, terms) = (admitted.place(), admitted.terms());
         let (user, exec) = (place.caller().user(), place.exec());
         let (rule, demand) = &terms.record;
         let strict = match demand.record {
-            Record::Off => return Ok(Tapped { admitted, recorder: None }),
+            Record::Off => return Ok(Tapped::new(admitted, None)),
             Record::Strict => true,
             Record::Tolerant => false,
         };
@@ -137,13 +139,17 @@ impl Stage {
         let command = exec.command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         let details = Details { command, ports: exec.ports.clone() };
         let recorder = Recorder::begin(recordings, Begin { facts, details, strict }).await?;
-        Ok(Tapped { admitted, recorder: Some(recorder) })
+        Ok(Tapped::new(admitted, Some(recorder)))
     }
 }
 
 // === impl Tapped ===
 
 impl Tapped {
+    fn new(admitted: Admitted, recorder: Option<Recorder>) -> Self {
+        Self { admitted, recorder, begun: AtomicBool::new(false) }
+    }
+
     /// The place.
     pub fn place(&self) -> &Place {
         self.admitted.place()
@@ -159,15 +165,22 @@ impl Tapped {
         self.recorder.is_some()
     }
 
-    /// The far side is asked now: what it is asked for it may do, whoever has left meanwhile. From here on there will be a
-    /// recording.
-    pub fn keep(&self) {
+    /// The far side is asked now: from here on there will be a recording. `begins` says whether it may do at once what it
+    /// is asked for, whoever has left meanwhile.
+    pub fn keep(&self, begins: bool) {
+        self.begun.fetch_or(begins && self.place().exec().runs().own(), Ordering::Relaxed);
         self.recorder.iter().for_each(Recorder::keep);
     }
 
     /// The far side has refused.
     pub fn forgo(&self) {
+        self.begun.store(false, Ordering::Relaxed);
         self.recorder.iter().for_each(Recorder::forgo);
+    }
+
+    /// Whether the far side may run a program of this session, for all that it has said.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// What will record its session.

@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 pub use audience::{Audience, Refused as AudienceError, Seen};
 pub use facts::Facts;
 pub use metrics::Metrics;
-pub use record::{EndReason, Meter, Meters, Record};
+pub use record::{EndReason, Meter, Meters, Record, Slowed};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]

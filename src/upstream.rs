@@ -253,8 +253,8 @@ impl Upstream {
             false => error,
         })?;
         let within = self.settings.upgrade_timeout;
-        // Over WebSocket a command begins at once.
-        tapped.keep();
+        // Over WebSocket a command begins at once, in SPDY once its streams are open.
+        tapped.keep(*client.carriage == Carriage::WebSocket);
         let answered =
             timeout(within, ask(&mut io, &request)).await.map_err(|_| Error::AnswerLate(within))?;
         let (head, mut raw) = answered?;

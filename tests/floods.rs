@@ -339,11 +339,11 @@ async fn disconnects(count: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_abrupt_disconnects_leave_no_socket_task_or_memory() {
-    disconnects(1000).await;
+    Box::pin(disconnects(1000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes; `make soak`"]
 async fn ten_thousand_abrupt_disconnects_leave_no_socket_task_or_memory() {
-    disconnects(10_000).await;
+    Box::pin(disconnects(10_000)).await;
 }

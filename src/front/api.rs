@@ -418,7 +418,9 @@ impl Door {
             if self.shared.drain.is_stopping() {
                 return Err(Refusal::Unavailable("podgate is shutting down, try another replica".into()));
             }
-            return hijack::open(self, request, admitted, carriage, ask.attributes, started, trail).await;
+            // Boxed: other requests need no room for it.
+            let opened = hijack::open(self, request, admitted, carriage, ask.attributes, started, trail);
+            return Box::pin(opened).await;
         }
         upgrade::check_page(&caller, request.headers(), &self.shared.settings.allowed_origins)?;
         let owned = self.shared.group.owns(&ask);

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -29,8 +30,9 @@ use crate::recording::safe;
 use crate::selector::names;
 use crate::serving::table::{Column, since, span};
 use crate::serving::uncached;
+use crate::session::limits::{By, Limit, Limits};
 use crate::session::live::{self, Entry, Far, Known, Own, Phase, Registry, State};
-use crate::session::{Limits, Order, STOPPED, Sessions};
+use crate::session::{Order, STOPPED, Sessions};
 use crate::status::Refusal;
 use crate::telemetry::{AudienceError, EndReason, Seen};
 use crate::wire::tape;
@@ -258,8 +260,10 @@ impl Form {
             labels: Some(labels(entry)),
             ..ObjectMeta::default()
         };
-        let limits = self.sessions.limits(state.terms.limits);
-        item(metadata, spec(entry), status(entry, state, limits, self.replica.as_deref()))
+        let limits = self.sessions.limits(&state.terms.limits);
+        let has = self.sessions.of_user(entry.facts.person());
+        let status = status(entry, state, &limits, has, self.replica.as_deref(), Timestamp::now());
+        item(metadata, spec(entry), status)
     }
 
     /// A session of another replica.
@@ -346,9 +350,20 @@ fn spec(entry: &Entry) -> Value {
     ])
 }
 
-fn status(entry: &Entry, state: &State, limits: Limits, replica: Option<&str>) -> Value {
-    let seconds = |limit: Option<std::time::Duration>| json!(limit.map(|limit| limit.as_secs()));
+/// `has` is the number of sessions that its person has.
+fn status(
+    entry: &Entry,
+    state: &State,
+    limits: &Limits,
+    has: usize,
+    replica: Option<&str>,
+    now: Timestamp,
+) -> Value {
     let terms = &state.terms;
+    let time = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let slowed = state.meters.as_ref().and_then(|meters| meters.slowed()).map(|slowed| {
+        object([("since", json!(time(slowed.since))), ("heldUpSeconds", json!(slowed.held_up.as_secs()))])
+    });
     object([
         ("phase", json!(state.phase.word())),
         ("message", json!(state.ending.as_ref().map(|(_, why)| why))),
@@ -364,16 +379,47 @@ fn status(entry: &Entry, state: &State, limits: Limits, replica: Option<&str>) -
         ("rules", json!(terms.rules)),
         ("reason", json!(terms.reason)),
         ("grant", json!(terms.grant)),
-        ("until", json!(terms.until.map(|until| until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()))),
-        (
-            "limits",
-            object([
-                ("bytesPerSecond", json!(Some(limits.bytes_per_second).filter(|rate| *rate != 0))),
-                ("longestSeconds", seconds(limits.longest)),
-                ("idleSeconds", seconds(limits.idle)),
-                ("sessionsPerUser", json!(terms.sessions_per_user)),
-            ]),
-        ),
+        ("until", json!(terms.until.map(time))),
+        ("slowed", json!(slowed)),
+        ("limits", bounded_by(limits, |limit| json!(limit.most), |limit| json!(limit.most.as_secs()))),
+        ("limitedBy", bounded_by(limits, |limit| by(&limit.by), |limit| by(&limit.by))),
+        ("left", left(state, limits, has, now)),
+    ])
+}
+
+/// One value for each limit that there is; those of numbers, and those of times.
+fn bounded_by(
+    limits: &Limits,
+    number: impl Fn(&Limit<u64>) -> Value,
+    time: impl Fn(&Limit<Duration>) -> Value,
+) -> Value {
+    let sessions = limits.sessions_per_user.as_ref();
+    let sessions = sessions.map(|limit| Limit { most: limit.most as u64, by: limit.by.clone() });
+    object([
+        ("bytesPerSecond", json!(limits.bytes_per_second.as_ref().map(&number))),
+        ("longestSeconds", json!(limits.longest.as_ref().map(&time))),
+        ("idleSeconds", json!(limits.idle.as_ref().map(&time))),
+        ("sessionsPerUser", json!(sessions.as_ref().map(&number))),
+    ])
+}
+
+fn by(by: &By) -> Value {
+    json!(by.to_string())
+}
+
+/// What is left of the limits that are used up.
+fn left(state: &State, limits: &Limits, has: usize, now: Timestamp) -> Value {
+    let (age, idle) = (state.meters.as_ref().map(|meters| meters.age()), state.idle());
+    let time = |limit: &Option<Limit<Duration>>, used: Option<Duration>| {
+        json!(limit.as_ref().map(|limit| limit.most.saturating_sub(used.unwrap_or_default()).as_secs()))
+    };
+    let sessions = limits.sessions_per_user.as_ref().map(|limit| limit.most.saturating_sub(has));
+    let until = state.terms.until.map(|until| until.duration_since(now).as_secs().max(0));
+    object([
+        ("longestSeconds", time(&limits.longest, age)),
+        ("idleSeconds", time(&limits.idle, idle)),
+        ("sessionsPerUser", json!(sessions)),
+        ("untilSeconds", json!(until)),
     ])
 }
 
@@ -387,7 +433,23 @@ fn schema() -> Value {
         "bytesPerSecond": number("Bytes per second and direction."),
         "longestSeconds": number("How long it may last."),
         "idleSeconds": number("How long nothing of its own may pass."),
-        "sessionsPerUser": number("Sessions of its caller at once."),
+        "sessionsPerUser": number("Sessions at once of whoever has opened it."),
+    });
+    let limited_by = json!({
+        "bytesPerSecond": text("The rule or the setting."),
+        "longestSeconds": text("The rule or the setting."),
+        "idleSeconds": text("The rule or the setting."),
+        "sessionsPerUser": text("The rule or the setting."),
+    });
+    let left = json!({
+        "longestSeconds": number("Until it has lasted as long as it may."),
+        "idleSeconds": number("Until it has been idle for as long as it may, if nothing passes."),
+        "sessionsPerUser": number("Sessions that whoever has opened it may still open."),
+        "untilSeconds": number("Until what allows it runs out."),
+    });
+    let slowed = json!({
+        "since": text("When that began."),
+        "heldUpSeconds": number("For how long in all."),
     });
     json!({
         "spec": fields("What was asked for.", json!({
@@ -419,6 +481,9 @@ fn schema() -> Value {
             "grant": text("The grant that it needs."),
             "until": text("When what allows it runs out."),
             "limits": fields("What bounds it.", limits),
+            "limitedBy": fields("What has set each limit.", limited_by),
+            "left": fields("What is left of limits that are used up.", left),
+            "slowed": fields("That its limit of bytes has held it up.", slowed),
         })),
     })
 }

@@ -22,18 +22,28 @@ const PASSING: [&str; 6] = [
     "batch.kubernetes.io/job-completion-index",
 ];
 
-/// How to say what for.
-pub(super) fn reason(message: &str) -> String {
+/// How to say what for; with a grant, where one may last so long, since kubectl can add nothing to a request.
+pub(super) fn reason(asked: &Asked<'_>, message: &str, longest: Option<Duration>) -> String {
     let how = "a reason is needed: give it as ?reason=..., in the header Podgate-Reason, or with a grant";
-    join(message, how)
+    let kubectl = longest.map(|longest| {
+        let command = command(asked, longest);
+        format!("; with kubectl, ask for a grant that says it, which somebody else approves: {command}")
+    });
+    join(message, &format!("{how}{}", kubectl.unwrap_or_default()))
 }
 
-/// How to ask for a grant that may last so long: the command, whole, on one line.
+/// How to ask for a grant that may last so long.
 pub(super) fn grant(asked: &Asked<'_>, message: &str, longest: Option<Duration>) -> String {
     const WANTED: &str = "it takes a grant that somebody else has approved";
-    let Some(longest) = longest else {
-        return join(message, &format!("{WANTED}, and podgate has been given no place to keep grants in"));
+    let how = match longest {
+        Some(longest) => format!("{WANTED}; ask for one with: {}", command(asked, longest)),
+        None => format!("{WANTED}, and podgate has been given no place to keep grants in"),
     };
+    join(message, &how)
+}
+
+/// The command that asks for one, whole, on one line.
+fn command(asked: &Asked<'_>, longest: Duration) -> String {
     let person = asked.impersonator.unwrap_or(asked.user);
     let labels: BTreeMap<_, _> =
         asked.pod.labels.iter().filter(|(key, _)| !PASSING.contains(&key.as_str())).collect();
@@ -59,8 +69,7 @@ pub(super) fn grant(asked: &Asked<'_>, message: &str, longest: Option<Duration>)
         },
     });
     // Shells differ in here-strings, and in what they make of a backslash in `echo`.
-    let grant = quoted(&grant.to_string());
-    join(message, &format!("{WANTED}; ask for one with: printf %s {grant} | kubectl create -f -"))
+    format!("printf %s {} | kubectl create -f -", quoted(&grant.to_string()))
 }
 
 fn join(message: &str, how: &str) -> String {

@@ -3,6 +3,7 @@
 //! Invariants: whatever is asked, the cost is bounded by what the set was compiled from; the order of rules says nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Asked;
 use super::document::{Document, Effect, Fault, Hours, MAX_RULES, Match, Rule};
@@ -10,7 +11,7 @@ use crate::cluster::User;
 use crate::config::recording::{Demand, Record};
 use crate::recording::facts::Stdin;
 use crate::selector::Pattern;
-use crate::session;
+use crate::session::limits::{By, Limit, Limits};
 
 /// Documents of one set: some for each team of a large cluster.
 pub const MAX_DOCUMENTS: usize = 1000;
@@ -63,8 +64,7 @@ struct Wants {
     rules: Vec<String>,
     record: Option<(String, Record)>,
     stdin: Option<Stdin>,
-    limits: session::Limits,
-    sessions_per_user: Option<usize>,
+    limits: Limits,
     reason: Option<(String, String)>,
     grant: Option<(String, String)>,
 }
@@ -74,8 +74,7 @@ struct Wants {
 pub(super) struct Joined {
     pub(super) rules: Vec<String>,
     pub(super) record: Option<(String, Demand)>,
-    pub(super) limits: session::Limits,
-    pub(super) sessions_per_user: Option<usize>,
+    pub(super) limits: Limits,
     /// The rule that wants one, and its message.
     pub(super) reason: Option<(String, String)>,
     pub(super) grant: Option<(String, String)>,
@@ -273,27 +272,17 @@ impl Wants {
         if demands.grant {
             self.grant.get_or_insert_with(said);
         }
-        let own = session::Limits {
-            bytes_per_second: limits.bytes_per_second.map_or(0, std::num::NonZero::get),
-            longest: limits.longest,
-            idle: limits.idle,
+        let by: Arc<str> = name.into();
+        fn set<T>(most: T, by: &Arc<str>) -> Limit<T> {
+            Limit { most, by: By::Rule(by.clone()) }
+        }
+        let own = Limits {
+            bytes_per_second: limits.bytes_per_second.map(|most| set(most.get(), &by)),
+            longest: limits.longest.map(|most| set(most, &by)),
+            idle: limits.idle.map(|most| set(most, &by)),
+            sessions_per_user: limits.sessions_per_user.map(|most| set(most.get(), &by)),
         };
-        self.limits = stricter(self.limits, own);
-        let own = limits.sessions_per_user.map(std::num::NonZero::get);
-        self.sessions_per_user = least(self.sessions_per_user, own);
-    }
-}
-
-fn least<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
-    a.into_iter().chain(b).min()
-}
-
-fn stricter(a: session::Limits, b: session::Limits) -> session::Limits {
-    let some = |rate: u64| Some(rate).filter(|rate| *rate > 0);
-    session::Limits {
-        bytes_per_second: least(some(a.bytes_per_second), some(b.bytes_per_second)).unwrap_or(0),
-        longest: least(a.longest, b.longest),
-        idle: least(a.idle, b.idle),
+        self.limits = std::mem::take(&mut self.limits).and(own);
     }
 }
 
@@ -302,7 +291,7 @@ fn stricter(a: session::Limits, b: session::Limits) -> session::Limits {
 impl Joined {
     /// Takes in what is wanted of another who answers for the session; where nothing is said, `default` holds for them.
     pub(super) fn take(&mut self, verdict: Verdict, default: Demand) {
-        let Wants { rules, record, stdin, limits, sessions_per_user, reason, grant } = verdict.wants;
+        let Wants { rules, record, stdin, limits, reason, grant } = verdict.wants;
         let (rule, record) = record.unwrap_or_else(|| (super::DEFAULT.to_owned(), default.record));
         let demand = Demand { record, stdin: stdin.unwrap_or(default.stdin) };
         self.record = Some(match self.record.take() {
@@ -316,8 +305,9 @@ impl Joined {
         });
         let mut known: BTreeSet<String> = self.rules.iter().cloned().collect();
         self.rules.extend(rules.into_iter().filter(|rule| known.insert(rule.clone())));
-        self.limits = stricter(self.limits, limits);
-        self.sessions_per_user = least(self.sessions_per_user, sessions_per_user);
+        // Sessions are counted of the person, so no other's rules say how many there may be: who is judged last.
+        let own = Limits { sessions_per_user: None, ..std::mem::take(&mut self.limits) };
+        self.limits = own.and(limits);
         self.reason = self.reason.take().or(reason);
         self.grant = self.grant.take().or(grant);
     }

@@ -190,13 +190,11 @@ fn outcome(text: &str, allow: bool, words: &str) -> String {
         let (record, stdin) = (format!("{record:?}"), format!("{stdin:?}"));
         also(format!("recorded {}, stdin {} ({rule})", record.to_lowercase(), stdin.to_lowercase()));
     }
-    let limits = terms.limits;
-    if limits.bytes_per_second > 0 {
-        also(format!("{} bytes/s", limits.bytes_per_second));
-    }
-    limits.longest.into_iter().for_each(|longest| also(format!("longest {longest:?}")));
-    limits.idle.into_iter().for_each(|idle| also(format!("idle {idle:?}")));
-    terms.sessions_per_user.into_iter().for_each(|most| also(format!("{most} sessions")));
+    let Limits { bytes_per_second, longest, idle, sessions_per_user } = terms.limits;
+    bytes_per_second.into_iter().for_each(|limit| also(format!("{} bytes/s", limit.most)));
+    longest.into_iter().for_each(|limit| also(format!("longest {:?}", limit.most)));
+    idle.into_iter().for_each(|limit| also(format!("idle {:?}", limit.most)));
+    sessions_per_user.into_iter().for_each(|limit| also(format!("{} sessions", limit.most)));
     terms.grant.into_iter().for_each(|grant| also(format!("grant {grant}")));
     terms.reason.into_iter().for_each(|reason| also(format!("for {reason:?}")));
     line
@@ -436,7 +434,12 @@ fn deny_wins_and_of_what_allows_the_strictest_counts() {
             true,
             "",
             "denied: policy p/a: say why; a reason is needed: give it as ?reason=..., in the header Podgate-Reason, or \
-             with a grant",
+             with a grant; with kubectl, ask for a grant that says it, which somebody else approves: printf %s \
+             '{\"apiVersion\":\"podgate.dev/v1alpha1\",\"kind\":\"Grant\",\"metadata\":{\"generateName\":\
+             \"access-\",\"namespace\":\"shop\"},\"spec\":{\"duration\":\"1h\",\"reason\":\"say here what \
+             for\",\"selector\":{\"containers\":[\"app\"],\"podLabels\":{\"matchLabels\":{\"app\":\"cart\",\
+             \"tier\":\"front\"}},\"subresources\":[\"exec\"]},\"subject\":{\"user\":\"ana\"}}}' | kubectl \
+             create -f -",
         ),
         (
             "{name: a, match: {}, effect: allow, demands: {reason: true}}",
@@ -506,6 +509,14 @@ fn deny_wins_and_of_what_allows_the_strictest_counts() {
             false,
             "as=ben",
             "allowed by p/b, p/a; recorded strict, stdin none (p/a); longest 3600s; idle 3600s",
+        ),
+        // Sessions are counted of the person, by what is said of them.
+        (
+            "{name: a, match: {users: [ana]}, effect: allow, limits: {sessionsPerUser: 9}}\n\
+             {name: b, match: {users: [ben]}, effect: allow, limits: {sessionsPerUser: 1, longest: 1h}}",
+            false,
+            "as=ben",
+            "allowed by p/b, p/a; longest 3600s; 9 sessions",
         ),
         // What cannot be evaluated allows nothing, and is no way out of what it wants.
         (broken, false, "", "denied: policy default: no rule allows this"),
@@ -781,13 +792,21 @@ fn the_grant_that_somebody_is_told_to_ask_for_is_one_that_there_may_be() {
 
 #[test]
 fn nobody_is_told_to_ask_for_a_grant_where_there_are_none() {
-    let text = one("{}", "effect: allow, demands: {grant: true}");
-    let policy = policy_with(&text, true, Granted::of(None, None));
-    assert_eq!(
-        policy.terms(&Case::usual().asked()).unwrap_err().to_string(),
-        "policy p/r: it takes a grant that somebody else has approved, and podgate has been given no place to keep \
-         grants in"
-    );
+    for (demand, told) in [
+        (
+            "grant",
+            "it takes a grant that somebody else has approved, and podgate has been given no place to keep grants in",
+        ),
+        (
+            "reason",
+            "a reason is needed: give it as ?reason=..., in the header Podgate-Reason, or with a grant",
+        ),
+    ] {
+        let text = one("{}", &format!("effect: allow, demands: {{{demand}: true}}"));
+        let policy = policy_with(&text, true, Granted::of(None, None));
+        let error = policy.terms(&Case::usual().asked()).unwrap_err().to_string();
+        assert_eq!(error, format!("policy p/r: {told}"));
+    }
 }
 
 /// The examples of the document, each a policy and what becomes of sessions under it.

@@ -17,7 +17,7 @@ pub const FAR_DRAIN: Duration = Duration::from_secs(30);
 
 /// How long a client that is slow to read may go on sending after its session is over: closing in the middle of
 /// its input would throw away the output it has not read yet. Beyond it that output is lost.
-const CLIENT_LINGER: Duration = Duration::from_secs(30);
+pub const CLIENT_LINGER: Duration = Duration::from_secs(30);
 
 /// How long peers have left to close once the drain cuts: below the drain's own grace, or it would report the
 /// session as stuck.
@@ -44,10 +44,16 @@ pub async fn far<I: AsyncRead + AsyncWrite + Unpin>(io: &mut I, linger: Duration
 }
 
 /// Ends the client's connection so that what it was sent still arrives, but not as a proper end: the far side
-/// broke, and what is missing must be seen to be missing.
-pub async fn cut<C: AsyncRead + Unpin>(client: &mut C, socket: &Socket, linger: Duration, drain: &Drain) {
+/// broke, and what is missing must be seen to be missing. Who goes on sending has `longest`.
+pub async fn cut<C: AsyncRead + Unpin>(
+    client: &mut C,
+    socket: &Socket,
+    linger: Duration,
+    longest: Duration,
+    drain: &Drain,
+) {
     socket.finish();
-    patiently(drop_input(client, linger, linger.max(CLIENT_LINGER)), linger, drain).await;
+    patiently(drop_input(client, linger, longest), linger, drain).await;
 }
 
 /// Waits, unless the drain cuts.

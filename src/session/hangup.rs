@@ -3,7 +3,8 @@
 //! In the flow: after the farewell, while the client is told. A kubelet does nothing about a program whose connection
 //! is gone: it would run on for as long as its container. So the program in a terminal is interrupted and told, again
 //! and again, that there is no more to read, which ends a shell and whatever it waits for; one without a terminal is
-//! told so once, by the protocol. Then the far side has some time to say how its program ended.
+//! told so once, by the protocol. Then the far side has some time to say how its program ended. One that has not said yet
+//! that its streams are open may have begun all the same, and is waited for.
 //! Invariants: nothing is typed behind bytes that the far side has not taken; nothing it says goes to the client, or
 //! counts as passed; keys are on the tape as podgate's own.
 
@@ -16,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::splice::{READ, Side};
 use crate::telemetry::Meter;
-use crate::wire::link::{HangUp, Link, Out, Runs};
+use crate::wire::link::{HangUp, Link, Out, Runs, Spoken};
 
 /// Between two keys: what one of them has ended gives the terminal back to the program that waits for it. The kernel
 /// throws away what was typed behind an interrupt and not read.
@@ -43,6 +44,8 @@ enum Until {
     Ended,
     /// For that, or until all bytes are out.
     Sent,
+    /// For that, or any other word.
+    Heard,
 }
 
 // === impl Last ===
@@ -72,16 +75,15 @@ impl<'a, F: AsyncRead + AsyncWrite + Unpin> Last<'a, F> {
         if runs.tty() {
             // The rest is for the end of stdin.
             let keys_until = until - within / 4;
-            for round in 0.. {
-                if self.is_over() || Instant::now() >= keys_until {
-                    break;
-                }
-                let step = if round % ROUND == 0 { HangUp::Interrupt } else { HangUp::EndOfFile };
+            let mut said = 0;
+            while !self.is_over() && Instant::now() < keys_until {
                 // While bytes wait, the program reads nothing, and keys would only wait with them.
                 if self.out.far.is_empty() {
-                    if !self.link.hang_up(step, self.out) {
+                    let step = if said % ROUND == 0 { HangUp::Interrupt } else { HangUp::EndOfFile };
+                    if !self.say(step, keys_until).await {
                         break;
                     }
+                    said += 1;
                     stamp(self.out);
                     self.out.tap.typed(step.key());
                 }
@@ -89,9 +91,22 @@ impl<'a, F: AsyncRead + AsyncWrite + Unpin> Last<'a, F> {
             }
         }
         // Without stdin there is nothing to be said, and no reason to expect an end.
-        if !self.is_over() && self.link.hang_up(HangUp::EndOfStdin, self.out) {
+        if self.say(HangUp::EndOfStdin, until).await {
             let _ = timeout_at(until, self.wait(Until::Ended)).await;
         }
+    }
+
+    /// Says something to the program as soon as its stdin is open; false where that comes to nothing.
+    async fn say(&mut self, step: HangUp, until: Instant) -> bool {
+        while !self.is_over() {
+            match self.link.hang_up(step, self.out) {
+                Spoken::Yes => return true,
+                Spoken::No => return false,
+                Spoken::NotYet if timeout_at(until, self.wait(Until::Heard)).await.is_err() => return false,
+                Spoken::NotYet => {}
+            }
+        }
+        false
     }
 
     fn is_over(&self) -> bool {
@@ -114,7 +129,12 @@ impl<'a, F: AsyncRead + AsyncWrite + Unpin> Last<'a, F> {
         }
         while !self.is_over() {
             match self.far.poll_fill(cx, READ) {
-                Poll::Ready(Ok(1..)) => self.hear(),
+                Poll::Ready(Ok(1..)) => {
+                    self.hear();
+                    if until == Until::Heard {
+                        break;
+                    }
+                }
                 Poll::Ready(_) => self.deaf = true,
                 Poll::Pending if until == Until::Sent && sent.is_ready() => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,

@@ -17,7 +17,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{Limits, Order};
+use super::Order;
+use super::limits::Limits;
 use crate::serving::history::{self, Changes, History};
 use crate::telemetry::{Facts, Meters};
 
@@ -68,8 +69,6 @@ pub struct Terms {
     pub grant: Option<String>,
     /// What bounds it.
     pub limits: Limits,
-    /// Sessions of its caller at once.
-    pub sessions_per_user: Option<usize>,
     /// When what allows it runs out.
     pub until: Option<Timestamp>,
 }

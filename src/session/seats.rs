@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::limits::{By, Limit};
+
 /// All seats; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Seats(Arc<Shared>);
@@ -14,7 +16,6 @@ pub struct Seats(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     max: usize,
-    max_per_caller: usize,
     taken: Mutex<Taken>,
 }
 
@@ -33,39 +34,38 @@ pub struct Seat {
 }
 
 /// There is no seat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
     /// Podgate has as many sessions as it may.
     #[error("podgate has {0} sessions open, as many as it may have at once; please try again later")]
     All(usize),
     /// The caller has.
-    #[error("you have {0} sessions open, as many as a caller may have at once; end one and try again")]
-    Caller(usize),
+    #[error("you have {0} sessions open, as many as {1} lets you have at once; end one and try again")]
+    Caller(usize, By),
 }
 
 // === impl Seats ===
 
 impl Seats {
-    /// So many in all, and so many for each caller.
-    pub fn new(max: usize, max_per_caller: usize) -> Self {
-        Self(Arc::new(Shared { max, max_per_caller, taken: Mutex::default() }))
+    /// So many in all.
+    pub fn new(max: usize) -> Self {
+        Self(Arc::new(Shared { max, taken: Mutex::default() }))
     }
 
-    /// A seat for this user, if they have fewer than this many.
+    /// A seat for this user, if they have fewer than so many.
     ///
     /// # Errors
     /// When there is none.
-    pub fn take(&self, caller: &str, at_most: Option<usize>) -> Result<Seat, Full> {
-        let Shared { max, max_per_caller, .. } = *self.0;
-        let max_per_caller = at_most.map_or(max_per_caller, |at_most| at_most.min(max_per_caller));
+    pub fn take(&self, caller: &str, per_user: Option<&Limit<usize>>) -> Result<Seat, Full> {
         let mut taken = self.0.taken();
-        if taken.all >= max {
-            return Err(Full::All(max));
+        if taken.all >= self.0.max {
+            return Err(Full::All(self.0.max));
+        }
+        let has = taken.callers.get(caller).copied().unwrap_or_default();
+        if let Some(limit) = per_user.filter(|limit| has >= limit.most) {
+            return Err(Full::Caller(has, limit.by.clone()));
         }
         let caller = match taken.callers.entry(caller.into()) {
-            Entry::Occupied(entry) if *entry.get() >= max_per_caller => {
-                return Err(Full::Caller(max_per_caller));
-            }
             Entry::Occupied(mut entry) => {
                 *entry.get_mut() += 1;
                 entry.key().clone()
@@ -78,6 +78,11 @@ impl Seats {
         };
         taken.all += 1;
         Ok(Seat { shared: self.0.clone(), caller })
+    }
+
+    /// How many this user has.
+    pub fn of(&self, caller: &str) -> usize {
+        self.0.taken().callers.get(caller).copied().unwrap_or_default()
     }
 }
 
@@ -107,13 +112,16 @@ mod tests {
 
     #[test]
     fn seats_run_out_for_one_caller_and_then_for_all_and_come_back() {
-        let seats = Seats::new(3, 2);
-        let ana = [seats.take("ana", None).unwrap(), seats.take("ana", None).unwrap()];
-        assert_eq!(seats.take("ana", None).unwrap_err(), Full::Caller(2));
-        let ben = seats.take("ben", None).unwrap();
+        let seats = Seats::new(3);
+        let most = |most| Limit { most, by: By::Rule("p/a".into()) };
+        let (one, two) = (most(1), most(2));
+        let full = |has| Full::Caller(has, By::Rule("p/a".into()));
+        let ana = [seats.take("ana", Some(&two)).unwrap(), seats.take("ana", Some(&two)).unwrap()];
+        assert_eq!((seats.take("ana", Some(&two)).unwrap_err(), seats.of("ana")), (full(2), 2));
+        let ben = seats.take("ben", Some(&two)).unwrap();
         assert_eq!(seats.take("eve", None).unwrap_err(), Full::All(3));
         drop(ana);
-        assert_eq!(seats.take("ben", Some(1)).unwrap_err(), Full::Caller(1));
+        assert_eq!(seats.take("ben", Some(&one)).unwrap_err(), full(1));
         let again = [seats.take("ana", None).unwrap(), seats.take("ana", None).unwrap()];
         assert_eq!(seats.take("ana", None).unwrap_err(), Full::All(3));
         drop((again, ben));

@@ -71,6 +71,8 @@ pub(super) struct Splice<C, F> {
     pub(super) active: Instant,
     /// When a direction may move again that has used up its budget.
     resume: [Option<Instant>; 2],
+    /// For how long the limit of bytes has held it up, as was told last.
+    held: Duration,
 }
 
 /// What ends a splice, or wants its driver's attention.
@@ -151,6 +153,17 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
         polled
     }
 
+    /// As [`Side::poll_fill`], by what was granted.
+    fn poll_read(&mut self, cx: &mut Context<'_>, granted: usize) -> Poll<io::Result<usize>> {
+        let polled = self.poll_fill(cx, granted);
+        match &polled {
+            Poll::Ready(Ok(read)) => self.throttle.spend(*read),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.throttle.pass(),
+        }
+        polled
+    }
+
     /// Holds no more than what waits, for as long as nothing comes.
     fn rest(&mut self) {
         if self.input.len() <= KEEP {
@@ -185,7 +198,18 @@ where
         if recorder.is_some() {
             out.tap.record();
         }
-        Self { client, far, link, out, recorder, full: false, far_deaf: None, active, resume: [None; 2] }
+        Self {
+            client,
+            far,
+            link,
+            out,
+            recorder,
+            full: false,
+            far_deaf: None,
+            active,
+            resume: [None; 2],
+            held: Duration::ZERO,
+        }
     }
 
     /// Lets the link begin and take what was read of both sides before.
@@ -250,6 +274,10 @@ where
                 self.active = Instant::now();
                 meters.touch();
             }
+            if self.held() != self.held {
+                self.held = self.held();
+                meters.hold_up(self.held);
+            }
             if !moved {
                 return if timing != self.timing() { Poll::Ready(Event::Timing) } else { Poll::Pending };
             }
@@ -307,12 +335,11 @@ where
                 return Poll::Pending;
             }
         };
-        let read = match std::task::ready!(self.far.poll_fill(cx, allowed)) {
+        match std::task::ready!(self.far.poll_read(cx, allowed)) {
             Ok(0) => return Poll::Ready(Err(Event::FarEnded(None))),
-            Ok(read) => read,
+            Ok(_) => {}
             Err(error) => return Poll::Ready(Err(Event::FarEnded(Some(error)))),
         };
-        self.far.throttle.spend(read);
         let could = self.link.takes_client();
         self.take_far()?;
         // What the client sent early has waited for this.
@@ -334,12 +361,11 @@ where
                 return Poll::Pending;
             }
         };
-        let read = match std::task::ready!(self.client.poll_fill(cx, allowed)) {
+        match std::task::ready!(self.client.poll_read(cx, allowed)) {
             Ok(0) => return Poll::Ready(Err(Event::ClientEnded(None))),
-            Ok(read) => read,
+            Ok(_) => {}
             Err(error) => return Poll::Ready(Err(Event::ClientEnded(Some(error)))),
-        };
-        self.client.throttle.spend(read);
+        }
         Poll::Ready(self.take_client())
     }
 
@@ -368,6 +394,11 @@ where
         self.client.input.extend_from_slice(&rest);
         self.take_client()?;
         Ok(true)
+    }
+
+    /// For how long its limit of bytes has held up the direction that it has held up longer.
+    pub(super) fn held(&self) -> Duration {
+        self.client.throttle.held().max(self.far.throttle.held())
     }
 
     /// How long after a session's own bytes have gone by this is.

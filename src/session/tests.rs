@@ -5,8 +5,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::telemetry::{Facts, Metrics};
-use crate::wire::link::{HangUp, Out};
+use crate::recording::container::{Reader, Trust};
+use crate::recording::facts::{Details, Facts, Stdin};
+use crate::recording::keys::{Keys, SigningKey};
+use crate::tap;
+use crate::tap::record::Begin;
+use crate::telemetry::{self, Metrics};
+use crate::wire::link::{HangUp, Out, Spoken};
 
 /// Passes everything on; knows no frames, but a `!` of either side ends the session, and `?` is none of its bytes.
 struct Through {
@@ -15,6 +20,8 @@ struct Through {
     runs: Runs,
     /// The far side has said `exit`, which is heard only once the client is gone.
     ended: bool,
+    /// It takes stdin: from the begin on, or once it has said `open`.
+    open: bool,
 }
 
 impl Link for Through {
@@ -69,18 +76,22 @@ impl Link for Through {
         !self.runs.own() || self.ended || self.whole
     }
 
-    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> bool {
+    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> Spoken {
+        if !self.open {
+            return Spoken::NotYet;
+        }
         let keys: &[u8] = match step {
             HangUp::Interrupt => b"C",
             HangUp::EndOfFile => b"D",
             HangUp::EndOfStdin => b".",
         };
         out.far.put().extend_from_slice(keys);
-        true
+        Spoken::Yes
     }
 
     fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
         self.ended |= input.windows(4).any(|part| part == b"exit");
+        self.open |= input.windows(4).any(|part| part == b"open");
         Ok(())
     }
 
@@ -109,8 +120,13 @@ fn settings() -> Settings {
 }
 
 fn record(metrics: &Metrics) -> Record {
-    let facts = Arc::new(Facts::example("shop", "cart-0"));
+    let facts = Arc::new(telemetry::Facts::example("shop", "cart-0"));
     Record::begin(facts, metrics.clone(), crate::audit::Trail::default())
+}
+
+/// A limit of rule `p/a`.
+fn rule<T>(most: T) -> Option<Limit<T>> {
+    Some(Limit { most, by: limits::By::Rule("p/a".into()) })
 }
 
 /// A session between two ends that a test holds.
@@ -121,6 +137,8 @@ struct Rig {
     timing: Timing,
     runs: Runs,
     limits: Limits,
+    open: bool,
+    recorder: std::sync::Mutex<Option<Recorder>>,
     orders: std::sync::Mutex<Option<BoxFuture<'static, Order>>>,
 }
 
@@ -133,6 +151,8 @@ impl Rig {
             timing: Timing::default(),
             runs: Runs::Forward,
             limits: Limits::default(),
+            open: true,
+            recorder: None.into(),
             orders: None.into(),
         }
     }
@@ -149,13 +169,19 @@ impl Rig {
             early: Bytes::from_static(b"early "),
             far,
             first: Bytes::from_static(b"first "),
-            link: Box::new(Through { over: false, whole: false, runs: self.runs, ended: false }),
+            link: Box::new(Through {
+                over: false,
+                whole: false,
+                runs: self.runs,
+                ended: false,
+                open: self.open,
+            }),
             runs: self.runs,
             timing: self.timing,
-            limits: self.limits,
+            limits: self.limits.clone(),
             orders: self.orders.lock().unwrap().take().unwrap_or_else(|| Box::pin(std::future::pending())),
             record: record(&self.metrics),
-            recorder: None,
+            recorder: self.recorder.lock().unwrap().take(),
         };
         Sessions::new(self.settings.clone(), self.drain.clone()).run(session).await;
     }
@@ -341,7 +367,10 @@ async fn the_clock_ticks_and_ends_a_session_in_which_nothing_but_pings_passes() 
         got
     };
     let ((), at_client, at_far) = tokio::join!(rig.run(ours, None, theirs), pinging, all(&mut far));
-    assert_eq!(at_client, "HEADfirst <this session was idle for 1m>");
+    assert_eq!(
+        at_client,
+        "HEADfirst <this session was idle for 1m, as long as setting session.idleTimeout lets it>"
+    );
     let ticks = at_far.matches("<tick>").count();
     assert!((17..=19).contains(&ticks), "{ticks} in 90 s");
     assert_eq!(rig.ended().0, "idle");
@@ -368,8 +397,8 @@ async fn an_idle_session_ends_although_its_client_takes_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_whose_far_side_has_ended_is_still_held_to_its_limits_and_orders() {
-    let longest = Limits { longest: Some(Duration::from_secs(90)), ..Limits::default() };
-    let idle = Limits { idle: Some(Duration::from_secs(90)), ..Limits::default() };
+    let longest = Limits { longest: rule(Duration::from_secs(90)), ..Limits::default() };
+    let idle = Limits { idle: rule(Duration::from_secs(90)), ..Limits::default() };
     for (limits, ordered, word) in
         [(longest, false, "overlong"), (idle, false, "idle"), (Limits::default(), true, "ended")]
     {
@@ -395,6 +424,52 @@ async fn a_session_whose_far_side_has_ended_is_still_held_to_its_limits_and_orde
         );
         assert_eq!(rig.ended().0, word);
     }
+}
+
+/// A recorder that writes into this folder.
+async fn recorder(folder: &std::path::Path, drain: &Drain, metrics: &Metrics) -> Recorder {
+    let keys = Keys { signing: SigningKey::generate().unwrap(), recipients: Vec::new() };
+    let settings = tap::Settings { dir: folder.to_owned(), max_bytes: 1 << 20, keys, store: None };
+    let recordings = tap::Recordings::start(settings, drain, metrics).unwrap();
+    let facts = Facts {
+        id: "r".into(),
+        audit_id: String::new(),
+        started: jiff::Timestamp::now(),
+        subresource: "exec".into(),
+        namespace: "shop".into(),
+        pod: "cart-0".into(),
+        container: "app".into(),
+        node: "n".into(),
+        user: "ana".into(),
+        groups: Vec::new(),
+        impersonator: String::new(),
+        client: String::new(),
+        tty: false,
+        stdin: false,
+        records_stdin: Stdin::None,
+        rule: "default".into(),
+    };
+    let begin = Begin { facts, details: Details::default(), strict: true };
+    let recorder = Recorder::begin(&recordings, begin).await.unwrap();
+    recorder.keep();
+    recorder
+}
+
+#[tokio::test]
+async fn a_recording_says_how_its_session_ended_in_the_same_word() {
+    let (mut rig, folder) = (Rig::new(), tempfile::tempdir().unwrap());
+    rig.limits.longest = rule(Duration::from_millis(300));
+    *rig.recorder.lock().unwrap() = Some(recorder(folder.path(), &rig.drain, &rig.metrics).await);
+    // What the far side has said, which has ended, has no room.
+    let (_client, ours) = duplex(1);
+    let (mut far, theirs) = duplex(1 << 16);
+    far.write_all(b"done!").await.unwrap();
+    soon_ended(rig.run(ours, None, theirs)).await;
+    assert_eq!(rig.ended().0, "overlong");
+    let file = std::fs::File::open(folder.path().join("r.tape.zst")).unwrap();
+    let mut reader = Reader::open(file, Trust::Anyone, &[]).unwrap();
+    while reader.next().unwrap().is_some() {}
+    assert_eq!(reader.ending().unwrap().reason, "overlong");
 }
 
 #[tokio::test]
@@ -436,6 +511,28 @@ async fn a_terminal_that_its_client_has_left_is_hung_up_until_its_program_has_en
     assert_eq!(heard, "early CDD<bye>");
     assert!(took >= Duration::from_millis(200) && took < Duration::from_millis(300), "{took:?}");
     assert!(!rig.may_remain());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_may_have_begun_is_waited_for_and_hung_up_or_told_of() {
+    for opens in [true, false] {
+        let mut rig = Rig::new();
+        (rig.runs, rig.open) = (TERMINAL, false);
+        let (client, ours) = duplex(1 << 16);
+        let (far, theirs) = duplex(1 << 16);
+        drop(client);
+        let far = async {
+            let mut far = far;
+            far.read_exact(&mut [0; "early ".len()]).await.unwrap();
+            if opens {
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                far.write_all(b"open").await.unwrap();
+            }
+            program(far, opens.then_some("CD".len())).await.0
+        };
+        let ((), heard) = tokio::join!(rig.run(ours, None, theirs), far);
+        assert_eq!((heard.as_str(), rig.may_remain()), (if opens { "CD<bye>" } else { "<bye>" }, !opens));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -515,17 +612,19 @@ async fn a_far_side_that_takes_nothing_or_is_gone_holds_no_session() {
 
 #[tokio::test(start_paused = true)]
 async fn each_limit_ends_a_session_in_time_and_says_so_in_the_terminal_and_as_an_error() {
-    let (idle, longest) = (Some(Duration::from_secs(60)), Some(Duration::from_secs(90)));
+    let (idle, longest) = (rule(Duration::from_secs(60)), rule(Duration::from_secs(90)));
     let limits = Limits { idle, ..Limits::default() };
-    let of_its_own = (limits, Duration::ZERO, Duration::ZERO);
+    let of_its_own = (limits.clone(), Duration::ZERO, Duration::ZERO);
     let of_all = (Limits::default(), Duration::from_secs(60), Duration::ZERO);
-    let told = "this session was idle for 1m";
-    let overlong = "this session has lasted 1m30s, as long as it may";
+    let told = "this session was idle for 1m, as long as rule p/a lets it";
+    let told_all = "this session was idle for 1m, as long as setting session.idleTimeout lets it";
+    let overlong = "this session has lasted 1m30s, as long as rule p/a lets it";
+    let overlong_all = "this session has lasted 1m30s, as long as setting session.maxDuration lets it";
     for (limits, idle_timeout, max_duration, seconds, why, word) in [
         (of_its_own.0, of_its_own.1, of_its_own.2, 60, told, "idle"),
-        (of_all.0, of_all.1, of_all.2, 60, told, "idle"),
+        (of_all.0, of_all.1, of_all.2, 60, told_all, "idle"),
         (
-            Limits { longest, ..limits },
+            Limits { longest: longest.clone(), ..limits },
             Duration::from_secs(7200),
             Duration::from_secs(7200),
             60,
@@ -533,7 +632,7 @@ async fn each_limit_ends_a_session_in_time_and_says_so_in_the_terminal_and_as_an
             "idle",
         ),
         (Limits { longest, ..Limits::default() }, Duration::ZERO, Duration::ZERO, 90, overlong, "overlong"),
-        (Limits::default(), Duration::ZERO, Duration::from_secs(90), 90, overlong, "overlong"),
+        (Limits::default(), Duration::ZERO, Duration::from_secs(90), 90, overlong_all, "overlong"),
     ] {
         let mut rig = Rig::new();
         (rig.runs, rig.limits) = (TERMINAL, limits);
@@ -580,6 +679,62 @@ async fn the_drains_cut_hangs_up_as_well_and_shortens_what_takes_too_long() {
     assert!(heard.starts_with("early CDDD") && heard.ends_with("<bye>"), "{heard}");
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     assert!(rig.may_remain());
+}
+
+/// The terminal of a session that is held to so many bytes a second, in which so many pass; and how long that takes.
+async fn held(rate: Option<Limit<u64>>, bytes: usize) -> (String, Duration, Rig) {
+    let mut rig = Rig::new();
+    (rig.runs, rig.limits.bytes_per_second) = (TERMINAL, rate);
+    rig.settings.linger = Duration::from_millis(10);
+    let (mut client, ours) = duplex(1 << 20);
+    let (mut far, theirs) = duplex(1 << 20);
+    let start = Instant::now();
+    let talk = async {
+        far.write_all(&vec![b'x'; bytes]).await.unwrap();
+        far.write_all(b"!").await.unwrap();
+        far
+    };
+    let ((), got, _) = tokio::join!(rig.run(ours, None, theirs), all(&mut client), talk);
+    (got, start.elapsed(), rig)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_terminal_is_told_once_when_its_limit_of_bytes_is_felt() {
+    const NOTICE: &str = "\r\npodgate: held to 9.7 KiB/s by rule p/a\r\n";
+    let (got, took, _rig) = held(rule(10_000), 50_000).await;
+    assert!(took >= Duration::from_millis(4_800) && took < Duration::from_millis(5_300), "{took:?}");
+    assert_eq!(got.matches(NOTICE).count(), 1);
+    let before = got.find(NOTICE).unwrap();
+    assert!((10_000..=15_000).contains(&before), "told after a second, not behind {before} bytes");
+    assert_eq!(got.replace(NOTICE, "").matches('x').count(), 50_000);
+    // What is over before anybody feels it is not told, nor is a terminal that is held to nothing.
+    for (rate, bytes) in [(rule(10_000), 9_000), (None, 50_000)] {
+        assert!(!held(rate, bytes).await.0.contains("podgate"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_ignores_the_close_and_goes_on_sending_does_not_keep_what_was_ended() {
+    let rig = Rig::new();
+    let (_peer, _ours, socket) = pair().await;
+    let (client, ours) = duplex(1 << 16);
+    let (_far, theirs) = duplex(1 << 20);
+    let order = Order { reason: EndReason::Ended, why: "this session was ended by ana".into() };
+    *rig.orders.lock().unwrap() = Some(Box::pin(std::future::ready(order)));
+    let (mut reader, mut writer) = tokio::io::split(client);
+    let sends = async {
+        while writer.write_all(b"more").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let start = Instant::now();
+    let run = async {
+        rig.run(ours, Some(socket), theirs).await;
+        start.elapsed()
+    };
+    let (took, got, ()) = tokio::join!(run, all(&mut reader), sends);
+    assert_eq!(got, "HEADfirst <this session was ended by ana>");
+    assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 async fn soon_ended(run: impl Future<Output = ()>) {

@@ -10,12 +10,14 @@
 //! one with an ending, whatever became of the session.
 
 use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::PollSender;
@@ -139,6 +141,8 @@ struct Told {
     kept: bool,
     /// What could not be handed over, since the last order.
     lost: Option<Gap>,
+    /// How it ends if nobody says more.
+    abandoned: Option<(EndReason, bool)>,
     /// The session is over.
     last: Option<Last>,
 }
@@ -234,6 +238,11 @@ impl Recorder {
         self.shared.told().kept = false;
     }
 
+    /// There was none that anybody knows of: this is how it ends, should nobody say more.
+    pub fn abandon(&self, reason: EndReason, process_may_remain: bool) {
+        self.shared.told().abandoned = Some((reason, process_may_remain));
+    }
+
     /// Whether there will be a recording.
     pub fn is_kept(&self) -> bool {
         self.shared.told().kept
@@ -293,6 +302,17 @@ impl Recorder {
     pub fn due(&self) -> Option<Instant> {
         let due = self.since? + CHUNK_TIME;
         Some(self.full.map_or(due, |full| due.max(full + STALL)))
+    }
+
+    /// The session says nothing more, but it is not known yet how it ends: what is on the tape is not to wait for that.
+    pub fn hand_over(&mut self, tap: &mut Tap) {
+        let Some(tape) = tap.tape().filter(|tape| !tape.is_empty()) else { return };
+        // Where the spool has no room now, it stays on the tape, and goes with the end.
+        if let Some(Ok(())) = poll_fn(|cx| self.chunks.poll_reserve(cx)).now_or_never() {
+            let lost = self.shared.told().lost.take();
+            // It fails only when the task is gone, as reserving does.
+            let _ = self.chunks.send_item(Order { reel: tape.take(), lost });
+        }
     }
 
     /// The session is over: writes the rest. Resolves when the recording is closed, or with nothing when that takes
@@ -453,12 +473,13 @@ impl Task {
                 let _ = failed.send(error.to_string());
             }
         }
-        let Told { kept, lost, last } = std::mem::take(&mut *self.shared.told());
+        let Told { kept, lost, abandoned, last } = std::mem::take(&mut *self.shared.told());
         if !kept {
             with(writing, Writing::discard).await;
             return;
         }
-        let Some((back, ending)) = with(writing, move |writing| writing.end(last, lost)).await else {
+        let Some((back, ending)) = with(writing, move |writing| writing.end(last, abandoned, lost)).await
+        else {
             return;
         };
         writing = back;
@@ -646,15 +667,17 @@ impl Writing {
     }
 
     /// Seals the rest and the ending; all of it waits to be written.
-    fn end(&mut self, last: Option<Last>, lost: Option<Gap>) -> Ending {
+    fn end(&mut self, last: Option<Last>, abandoned: Option<(EndReason, bool)>, lost: Option<Gap>) -> Ending {
+        let (reason, process_may_remain) =
+            abandoned.unwrap_or((EndReason::Aborted, self.facts.has_process()));
         let aborted = || Last {
             reel: Reel::default(),
             seconds: (jiff::Timestamp::now() - self.facts.started)
                 .total(jiff::Unit::Second)
                 .unwrap_or_default(),
-            reason: EndReason::Aborted,
+            reason,
             exit_code: None,
-            process_may_remain: self.facts.has_process(),
+            process_may_remain,
             moved: Moved::default(),
         };
         let Last { mut reel, seconds, reason, exit_code, process_may_remain, moved } =

@@ -46,6 +46,15 @@ pub struct Command {
     pub arguments: usize,
 }
 
+// === impl Facts ===
+
+impl Facts {
+    /// Who has opened it, whoever they act as.
+    pub fn person(&self) -> &str {
+        if self.impersonator.is_empty() { &self.user } else { &self.impersonator }
+    }
+}
+
 // === impl Command ===
 
 impl Command {

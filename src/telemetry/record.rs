@@ -1,9 +1,10 @@
 //! Record: the one end record of a session, written when it is dropped, whatever path led there.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -15,6 +16,9 @@ use crate::wire::tap::Tap;
 
 /// Most bytes of typed lines in an audit event: all that an annotation holds.
 const TYPED: usize = Trail::ANNOTATION;
+
+/// How long a limit of bytes has to have held a session up before it is told: nobody feels less.
+const FELT: Duration = Duration::from_secs(1);
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,18 @@ pub struct Meters {
     since: Instant,
     /// Milliseconds after that.
     active: AtomicU64,
+    slow_since: OnceLock<Timestamp>,
+    /// Milliseconds.
+    held_up: AtomicU64,
+}
+
+/// That a limit of bytes has held a session up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slowed {
+    /// Since when, with pauses.
+    pub since: Timestamp,
+    /// For how long, without them.
+    pub held_up: Duration,
 }
 
 /// The end record. Begins with the 101; fires on drop.
@@ -129,6 +145,8 @@ impl Default for Meters {
             down: Meter::default(),
             since: Instant::now(),
             active: AtomicU64::new(0),
+            slow_since: OnceLock::new(),
+            held_up: AtomicU64::new(0),
         }
     }
 }
@@ -138,6 +156,23 @@ impl Meters {
     pub fn touch(&self) {
         let after = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.active.store(after, Ordering::Relaxed);
+    }
+
+    /// The limit of bytes has held the session up for so long in all.
+    pub fn hold_up(&self, held_up: Duration) {
+        self.slow_since.get_or_init(Timestamp::now);
+        self.held_up.store(u64::try_from(held_up.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether it has, so that it was felt.
+    pub fn slowed(&self) -> Option<Slowed> {
+        let held_up = Duration::from_millis(self.held_up.load(Ordering::Relaxed));
+        self.slow_since.get().filter(|_| held_up >= FELT).map(|&since| Slowed { since, held_up })
+    }
+
+    /// For how long the session lasts.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// For how long none have.
@@ -197,6 +232,12 @@ impl Record {
                 }
             }
         }
+    }
+
+    /// Says what has held it up, and for how long.
+    pub fn slowed(&mut self, slowed: Slowed, by: &impl std::fmt::Display) {
+        self.trail.annotate("slowed-seconds", format!("{:.1}", slowed.held_up.as_secs_f64()));
+        self.trail.annotate("slowed-by", by.to_string());
     }
 
     /// Says what its recording says.

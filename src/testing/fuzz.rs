@@ -12,7 +12,7 @@ mod recordings;
 mod words;
 
 pub use frames::{channel_messages, http1_head, spdy_frames, spdy_headers, ws_frames};
-pub use links::{spdy_link, translator, tunnel, ws_link};
+pub use links::{hang_up, spdy_link, translator, tunnel, ws_link};
 pub use recordings::{cast, recording, tape};
 pub use words::{portforward, remotecommand, request};
 
@@ -31,6 +31,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "cast", run: cast },
     Target { name: "channel_messages", run: channel_messages },
+    Target { name: "hang_up", run: hang_up },
     Target { name: "http1_head", run: http1_head },
     Target { name: "portforward", run: portforward },
     Target { name: "recording", run: recording },

@@ -122,6 +122,14 @@ impl TestGateway {
         let cluster = FakeCluster::new();
         cluster.node("n", far.addr.port());
         cluster.simple_pod("default/web", "n");
+        Self::before(cluster, config, pki, route).await
+    }
+
+    /// A gateway that goes this way, in front of this cluster.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn before(cluster: Arc<FakeCluster>, config: Config, pki: Arc<Pki>, route: Route) -> Self {
         let authn = Methods { anonymous: config.authentication.anonymous, ..Self::methods(&pki) };
         let ground = Ground { route, authn, ..Self::ground(&pki, cluster.clone()) };
         Self { gateway: Self::launch(&config, ground).await, pki, cluster }

@@ -107,6 +107,17 @@ pub enum HangUp {
     EndOfStdin,
 }
 
+/// Whether a program could be told something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken {
+    /// It is queued.
+    Yes,
+    /// Its stdin may still be opened.
+    NotYet,
+    /// There is no stdin to say it on.
+    No,
+}
+
 /// What the clock is to do for a link; it has none of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
@@ -137,7 +148,7 @@ pub trait Link: Send {
     fn far(&mut self, input: &mut BytesMut, out: &mut Out) -> Result<(), Fault>;
 
     /// Writes a text of podgate's own to the client's terminal, unless the client had its result. Only where there is a
-    /// terminal, and in front of [`Link::end`].
+    /// terminal, at any time in front of [`Link::end`].
     fn announce(&mut self, _text: &str, _out: &mut Out) {}
 
     /// The session is over: the far side's bytes have ended, or podgate ends it for the reason `why`, a sentence
@@ -150,10 +161,9 @@ pub trait Link: Send {
         true
     }
 
-    /// The session is over for its client: says this to the program that it has left behind. False where there is no
-    /// stdin to say it on.
-    fn hang_up(&mut self, _step: HangUp, _out: &mut Out) -> bool {
-        false
+    /// The session is over for its client: says this to the program that it has left behind.
+    fn hang_up(&mut self, _step: HangUp, _out: &mut Out) -> Spoken {
+        Spoken::No
     }
 
     /// Takes bytes of the far side off the front of `input` when they are for nobody any more: only whether the

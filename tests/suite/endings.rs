@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podgate::app::dev::Dev;
+use podgate::config::Config;
 use podgate::drain::Drained;
 use podgate::testing::far::SWITCHING;
-use podgate::testing::frames::{opening, replies, result};
+use podgate::testing::frames::{STDIN, opening, payload, replies, result};
 use podgate::testing::gateway::{self, exec_request, send};
 use podgate::testing::{Far, Pki, TestGateway, until};
 use podgate::wire::remotecommand::Outcome;
@@ -23,6 +24,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::dev::{Running, config};
 use crate::kubectl::{self, Kubectl};
+use crate::recording::{only, recording_into};
 
 /// What nodes speak; there is a pod of that name on each.
 const NODES: [&str; 3] = ["spdy", "v4", "v5"];
@@ -31,7 +33,7 @@ const NODES: [&str; 3] = ["spdy", "v4", "v5"];
 const GONE: Duration = Duration::from_secs(10);
 
 /// Stands for a program in the environment of all that it starts, so that they can be found.
-const MARK: &str = "PODGATE_TEST_MARK";
+pub(crate) const MARK: &str = "PODGATE_TEST_MARK";
 
 /// A program in a container, and whether it heeds a hang-up.
 struct Program {
@@ -104,6 +106,16 @@ const PROGRAMS: &[Program] = &[
         heeds: true,
     },
     Program {
+        name: "stubborn",
+        flags: "-it",
+        command: SHELL,
+        types: &[("trap '' INT HUP QUIT TERM; echo be''gun\r", "begun")],
+        says: "bash-",
+        heeds: true,
+    },
+    // A container that has no shell.
+    Program { name: "bare", flags: "-it", command: &["sleep", "1000"], types: &[], says: "", heeds: true },
+    Program {
         name: "raw",
         flags: "-it",
         command: SHELL,
@@ -141,6 +153,11 @@ const PROGRAMS: &[Program] = &[
 
 /// A cluster whose main processes are marked so.
 async fn running(main: &str) -> (Running, PathBuf) {
+    running_with(main, |_| {}).await
+}
+
+/// The same, with other settings.
+pub(crate) async fn running_with(main: &str, adjust: impl FnOnce(&mut Config)) -> (Running, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let manifests = folder.path().join("manifests");
     std::fs::create_dir(&manifests).unwrap();
@@ -163,11 +180,12 @@ async fn running(main: &str) -> (Running, PathBuf) {
     let mut config = config(&folder);
     config.dev.manifests = Some(manifests);
     config.audit.file.path = Some(log.clone());
+    adjust(&mut config);
     (Running { dev: Dev::start(&config).await.unwrap(), folder }, log)
 }
 
 /// Processes with this mark.
-fn marked(mark: &str) -> usize {
+pub(crate) fn marked(mark: &str) -> usize {
     let wanted = format!("{MARK}={mark}\0").into_bytes();
     let is_marked = |entry: std::fs::DirEntry| {
         let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
@@ -183,7 +201,7 @@ fn marked(mark: &str) -> usize {
 }
 
 /// The annotations of the last event of the session with this mark.
-fn ended(log: &std::path::Path, mark: &str) -> Option<Value> {
+pub(crate) fn ended(log: &std::path::Path, mark: &str) -> Option<Value> {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let events = text.lines().filter(|line| line.contains(&format!("{MARK}={mark}\\\"")));
     let mut events = events.map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -267,6 +285,96 @@ async fn the_main_process_of_a_container_outlives_whoever_is_attached_to_it() {
         }
     }
     running.stop().await;
+}
+
+/// Clients that ask for a command, over WebSocket, where it begins at once, and over SPDY, where it does not.
+const ASKED: [(&str, bool); 2] = [
+    (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: v4.channel.k8s.io\r\n",
+        true,
+    ),
+    ("Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n", false),
+];
+
+#[tokio::test]
+async fn of_a_client_that_leaves_while_its_far_side_is_asked_it_is_told_that_its_program_may_remain() {
+    for recorded in [false, true] {
+        for (headers, begins) in ASKED {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = if recorded { recording_into(folder.path()) } else { gateway::config() };
+            let log = folder.path().join("audit.log");
+            config.audit.file.path = Some(log.clone());
+            let pki = Arc::new(Pki::new());
+            // It never answers.
+            let mut far = Far::start(&pki, |io| async move {
+                std::future::pending::<()>().await;
+                drop(io);
+            })
+            .await;
+            let gateway = TestGateway::facing(&far, config, pki).await;
+            let mut client = gateway.connect_as("ana").await;
+            let line = format!("GET /api/v1/namespaces/default/pods/web/exec?command={MARK}%3Dx%22&stdout=1");
+            send(&mut client, &gateway::request(&line, headers)).await;
+            far.head().await;
+            drop(client);
+            let last = || {
+                let text = std::fs::read_to_string(&log).unwrap_or_default();
+                let line = text.lines().find(|line| line.contains("\"ResponseComplete\""))?.to_owned();
+                serde_json::from_str::<Value>(&line).ok().map(|event| event["annotations"].clone())
+            };
+            until("the last event", || last().is_some()).await;
+            let annotations = last().unwrap();
+            let told = annotations.get("podgate.dev/process-may-remain").is_some();
+            assert_eq!(told, begins, "{annotations}");
+            let remain = gateway.metric("podgate_processes_may_remain_total");
+            assert_eq!(remain, f64::from(u8::from(begins)));
+            let reason = annotations.get("podgate.dev/end-reason").and_then(Value::as_str);
+            assert_eq!(reason, (begins || recorded).then_some("client_lost"), "{annotations}");
+            if recorded {
+                assert!(annotations.get("podgate.dev/recording-id").is_some(), "{annotations}");
+                let recording = only(&folder.path().join("spool"), &folder.path().join("key.pem")).await;
+                let ending = recording.ending;
+                assert_eq!((ending.reason.as_str(), ending.process_may_remain), ("client_lost", begins));
+            }
+            gateway.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_killed_before_the_replies_of_its_node_are_read_is_hung_up_when_they_come() {
+    let pki = Arc::new(Pki::new());
+    let (typed, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let far = Far::start(&pki, move |mut io| {
+        let typed = typed.clone();
+        async move {
+            send(&mut io, SWITCHING).await;
+            io.read_exact(&mut vec![0; opening().len()]).await.expect("a client that opens its streams");
+            // The program runs, and its client is gone by the time that podgate hears of it.
+            typed.send(Vec::new()).unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            send(&mut io, &replies()).await;
+            let mut keys = vec![0; 2 * 9];
+            io.read_exact(&mut keys).await.expect("keys");
+            typed.send(keys).unwrap();
+            send(&mut io, &result(&Outcome::exit(130))).await;
+            let _ = io.shutdown().await;
+        }
+    })
+    .await;
+    let gateway = TestGateway::facing(&far, gateway::config(), pki).await;
+    let mut client = gateway.connect_as("ana").await;
+    let query = "command=sh&stdin=1&stdout=1&tty=1";
+    send(&mut client, &exec_request(query, "X-Stream-Protocol-Version: v4.channel.k8s.io\r\n")).await;
+    send(&mut client, &opening()).await;
+    heard.recv().await.unwrap();
+    drop(client);
+    let keys = podgate::testing::soon("keys", heard.recv()).await.unwrap();
+    assert_eq!(payload(&keys, STDIN), (b"\x03\x04".to_vec(), true));
+    until("the end", || gateway.metric("podgate_sessions") == 0.0).await;
+    assert_eq!(gateway.metric("podgate_processes_may_remain_total"), 0.0);
+    gateway.stop().await;
 }
 
 /// Says what a shell does: the short ones end by themselves after some seconds, the long ones when they are hung up.

@@ -126,6 +126,15 @@ impl Kubectl {
         }
     }
 
+    pub(crate) fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// The same, run by this.
+    pub(crate) fn run_by(self, binary: PathBuf) -> Self {
+        Self { binary, ..self }
+    }
+
     fn name(&self) -> String {
         self.binary.display().to_string()
     }

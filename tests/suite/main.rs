@@ -13,6 +13,7 @@ mod auditor;
 mod authn;
 mod badlink;
 mod binary;
+mod bounds;
 mod cluster;
 mod copy;
 mod endings;
@@ -25,6 +26,7 @@ mod sessions;
 
 mod hostile;
 mod limits;
+mod network;
 mod operations;
 mod passthrough;
 mod pipeline;

@@ -118,6 +118,31 @@ async fn a_user_has_no_more_sessions_than_the_strictest_rule_says() {
 }
 
 #[tokio::test]
+async fn sessions_are_those_of_the_person_whoever_they_act_as() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = "{name: a, match: {}, effect: allow, limits: {sessionsPerUser: 1}}";
+    let rig = rig_with(ruled(config(), folder.path(), rules).0).await;
+    let (ana_as_ben, ana_as_eve) = ("Impersonate-User: ben\r\n", "Impersonate-User: eve\r\n");
+    let mut live = Vec::new();
+    // Whoever acts as ben takes no session of ben's.
+    for (user, headers) in [("ana", ana_as_ben), ("ben", "")] {
+        let mut io = rig.gateway.connect_as(user).await;
+        send(&mut io, &exec_request("command=id", headers)).await;
+        assert_eq!(read_exactly(&mut io, SWITCHING.len()).await, SWITCHING);
+        live.push(io);
+    }
+    // Nor has she more of her own by it.
+    for headers in ["", ana_as_ben, ana_as_eve] {
+        let answer = asked(&rig, "ana", headers).await;
+        assert_eq!(answer.code(), 429, "{}", answer.body);
+        let told = "you have 1 sessions open, as many as rule p/a lets you have at once";
+        assert!(answer.body.contains(told), "{}", answer.body);
+    }
+    drop(live);
+    rig.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn the_longest_session_of_a_rule_ends_and_audit_knows_rule_and_reason() {
     let folder = tempfile::tempdir().unwrap();
     let rules = "{name: a, match: {}, effect: allow, demands: {reason: true}, limits: {longest: 1s}}";

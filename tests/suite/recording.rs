@@ -26,9 +26,9 @@ use crate::rig::rig_with;
 use crate::sessions::{exec, lines};
 
 /// A recording, as its reader has it.
-struct Recording {
+pub(crate) struct Recording {
     facts: Facts,
-    ending: Ending,
+    pub(crate) ending: Ending,
     pieces: Vec<(Kind, Vec<u8>)>,
 }
 
@@ -61,7 +61,7 @@ fn recordings(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The only recording below a folder, once it is there.
-async fn only(folder: &Path, key: &Path) -> Recording {
+pub(crate) async fn only(folder: &Path, key: &Path) -> Recording {
     until("a recording in the store", || recordings(folder).len() == 1).await;
     let trusted = [SigningKey::from_file(key).unwrap().verifying().clone()];
     let file = File::open(&recordings(folder)[0]).unwrap();

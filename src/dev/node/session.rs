@@ -99,6 +99,9 @@ const STALL_CHECK: Duration = Duration::from_secs(1);
 /// How long a closing frame may take when the session is cut: less than what the drain gives after the cut.
 const CUT_CLOSE: Duration = Duration::from_millis(500);
 
+/// How long a session here outlives the cut. Nodes do not stop with the podgate in front of them, which is to be heard.
+const OUTLIVES: Duration = Duration::from_millis(300);
+
 /// What one session is about.
 pub(super) struct Job {
     pub(super) transport: Transport,
@@ -328,10 +331,14 @@ impl Session<'_> {
             // Owns the data queue's sender, so its end lets the writer finish and close.
             let mut main = pin!(deliver(&mut far, asked, outputs, data, settings, shared).fuse());
             let mut watched = pin!(reader.run());
+            let mut cut = pin!(async {
+                drain.cutting().await;
+                sleep(OUTLIVES).await;
+            });
             loop {
                 tokio::select! {
                     biased;
-                    () = drain.cutting() => break End::Cut,
+                    () = &mut cut => break End::Cut,
                     written = &mut writer => break match written {
                         Ok(()) => End::Done,
                         Err(_) => End::ClientGone,

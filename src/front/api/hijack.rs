@@ -26,15 +26,16 @@ use crate::listen;
 use crate::locate::Place;
 use crate::policy::{self, Admitted};
 use crate::request::{Attributes, Subresource};
-use crate::session::live::{Carried, Live, Terms};
+use crate::session::limits::Limits;
+use crate::session::live::{Carried, Live, Phase, Terms};
 use crate::session::seats::Seat;
 use crate::session::socket::Socket;
-use crate::session::{Limits, Order, Session, close};
+use crate::session::{Order, Session, close};
 use crate::status::{About, Refusal, go_quote};
-use crate::tap::Opening;
 use crate::tap::record::Recorder;
+use crate::tap::{Opening, Tapped};
 use crate::telemetry::facts::Command;
-use crate::telemetry::{EndReason, Facts, Record, chain};
+use crate::telemetry::{EndReason, Facts, Metrics, Record, chain};
 use crate::upstream::{Answer, Carriage, ClientHead, Far, Switched};
 use crate::wire::http1::{BodyScanner, reserialize};
 use crate::wire::tap::Tap;
@@ -60,7 +61,8 @@ pub(super) async fn open(
 ) -> Result<Response<Body>, Refusal> {
     let sessions = &door.shared.sessions;
     let (place, terms) = (admitted.place(), admitted.terms());
-    let seat = sessions.seat(&place.caller().user().name, terms.sessions_per_user).map_err(|full| {
+    // Of the person: nobody takes the seats of others, or gets more of their own, by acting as somebody else.
+    let seat = sessions.seat(&place.caller().authenticated().name, &terms.limits).map_err(|full| {
         info!(error = %full, "request refused");
         Refusal::TooManyRequests { message: full.to_string(), retry_after: SEAT_RETRY }
     })?;
@@ -86,14 +88,17 @@ pub(super) async fn open(
         peer: door.conn.peer,
         carriage: &carriage,
     };
+    let metrics = &door.shared.metrics;
+    let mut asking = Asking { tapped: &tapped, trail, metrics, end: Some(EndReason::ClientLost) };
     let answer = until_ended(&live, door.shared.pipeline.open(&tapped, &head)).await;
-    if let Some(recorder) = tapped.recorder().filter(|recorder| recorder.is_kept()) {
-        trail.annotate("recording-id", recorder.id());
-        trail.annotate("rule", recorder.rule());
-    }
+    asking.end = match &answer {
+        Ok(_) => None,
+        Err(_) if live.entry().state().phase == Phase::Ending => Some(EndReason::Ended),
+        Err(_) => Some(EndReason::FarLost),
+    };
+    drop(asking);
     let answer = answer?;
     let place = tapped.place();
-    let metrics = &door.shared.metrics;
     let upgrade = hyper::upgrade::on(&mut request);
     match answer {
         Answer::Switched(far, switched) => {
@@ -105,7 +110,7 @@ pub(super) async fn open(
             let record = Record::begin(facts, metrics.clone(), trail.take());
             live.runs(carried(&switched, tapped.recorder()), record.meters());
             let (admitted, recorder) = tapped.into_parts();
-            let limits = admitted.terms().limits;
+            let limits = admitted.terms().limits.clone();
             let orders = Box::pin(either(lapse(door.clone(), admitted, attributes), live.ordered()));
             let told = Told { record, recorder };
             let held = Held { live, seat, limits, orders };
@@ -165,8 +170,8 @@ fn facts(door: &Door, place: &Place, audit_id: String) -> Facts {
 
 /// What of the terms is shown.
 fn shown(terms: &policy::Terms) -> Terms {
-    let policy::Terms { rules, limits, reason, grant, until, record: _, sessions_per_user } = terms.clone();
-    Terms { rules, reason, grant, limits, sessions_per_user, until }
+    let policy::Terms { rules, limits, reason, grant, until, record: _ } = terms.clone();
+    Terms { rules, reason, grant, limits, until }
 }
 
 fn carried(switched: &Switched, recorder: Option<&Recorder>) -> Carried {
@@ -176,6 +181,39 @@ fn carried(switched: &Switched, recorder: Option<&Recorder>) -> Carried {
         far_protocol: switched.far_protocol.clone(),
         recording: kept.map(|recorder| recorder.id().to_owned()).unwrap_or_default(),
         recording_rule: kept.map(|recorder| recorder.rule().to_owned()).unwrap_or_default(),
+    }
+}
+
+/// A far side that is being asked. Where its answer is not waited for, because the client has gone, or is none, what it was
+/// asked for may run, and nobody is there whom it would heed.
+struct Asking<'a> {
+    tapped: &'a Tapped,
+    trail: &'a mut Trail,
+    metrics: &'a Metrics,
+    /// How it ends without an answer.
+    end: Option<EndReason>,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let Self { tapped, trail, metrics, end } = self;
+        let recorder = tapped.recorder().filter(|recorder| recorder.is_kept());
+        if let Some(recorder) = recorder {
+            trail.annotate("recording-id", recorder.id());
+            trail.annotate("rule", recorder.rule());
+        }
+        let Some(reason) = *end else { return };
+        let may_remain = tapped.has_begun();
+        if may_remain {
+            metrics.processes_may_remain.inc();
+            trail.annotate("process-may-remain", "true");
+        }
+        if let Some(recorder) = recorder {
+            recorder.abandon(reason, may_remain);
+        }
+        if may_remain || recorder.is_some() {
+            trail.annotate("end-reason", reason.word());
+        }
     }
 }
 
@@ -349,7 +387,8 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far, _trail: Trail) {
             info!(error, "the far side's refusal could not be passed on whole");
             drop(far);
             if let Ok(socket) = socket {
-                close::cut(&mut client, &socket, settings.linger, drain).await;
+                let longest = settings.linger.max(close::CLIENT_LINGER);
+                close::cut(&mut client, &socket, settings.linger, longest, drain).await;
             }
         }
     }

@@ -7,10 +7,13 @@
 //! side goes away. What the sides write is mostly frames, because few other bytes get past the first. What should
 //! come out is read from what went in, by the decoders alone.
 
+mod hangup;
 mod peers;
 mod views;
 
 use bytes::{Buf, BytesMut};
+
+pub use hangup::hang_up;
 
 use super::frames::asked;
 use super::{Choices, Cuts};
@@ -77,6 +80,8 @@ struct Session<'a, L> {
     end: Option<End>,
     /// How it ends if it does not end before.
     client_leaves: bool,
+    /// The far side is not left with it.
+    stays: bool,
     /// What is on the tape, where there is one.
     taped: Option<Taped>,
 }
@@ -507,6 +512,7 @@ impl<'a, L: Link> Session<'a, L> {
             begun: false,
             end: None,
             client_leaves: choices.flag(),
+            stays: false,
             taped: recorded.then(Taped::default),
         };
         if recorded {
@@ -603,7 +609,7 @@ impl<'a, L: Link> Session<'a, L> {
 
     fn after(&mut self, taken: Result<(), Fault>) {
         self.note(taken);
-        if self.end.is_some() {
+        if self.end.is_some() && !self.stays {
             self.link.leave(&mut self.out);
         }
     }

@@ -40,7 +40,7 @@ use std::mem;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Fate, Fault, HangUp, Link, Out, Queue, Runs};
+use super::{Fate, Fault, HangUp, Link, Out, Queue, Runs, Spoken};
 use crate::wire::remotecommand::Protocol;
 use crate::wire::spdy::{
     Encoder, Frame, GOAWAY_OK, GOAWAY_PROTOCOL_ERROR, Headers, MAX_STREAM_ID, Passing, Relay, RstStatus,
@@ -165,8 +165,8 @@ trait Streams: Send {
     }
 
     /// The stream that podgate may write stdin on; it is ended with the bytes if `fin`.
-    fn stdin(&mut self, _fin: bool) -> Option<u32> {
-        None
+    fn stdin(&mut self, _fin: bool) -> Result<u32, Spoken> {
+        Err(Spoken::No)
     }
 
     /// The stream that podgate may write to the client's terminal on.
@@ -400,7 +400,7 @@ impl Link for SpdyLink {
     }
 
     fn end(&mut self, why: &str, out: &mut Out) -> Fate {
-        if !self.streams.has_result() {
+        if !self.streams.has_result() && !self.abandoned {
             self.close(why, GOAWAY_OK, out);
         }
         self.streams.fate()
@@ -410,11 +410,17 @@ impl Link for SpdyLink {
         self.streams.is_done()
     }
 
-    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> bool {
+    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> Spoken {
         let fin = step == HangUp::EndOfStdin;
-        let Some(id) = self.streams.stdin(fin) else { return false };
-        put_data(out.far.put(), id, step.key(), fin);
-        true
+        if self.client_left {
+            // The far side has its GOAWAY, behind which nothing counts.
+            return Spoken::No;
+        }
+        match self.streams.stdin(fin) {
+            Ok(id) => put_data(out.far.put(), id, step.key(), fin),
+            Err(told) => return told,
+        }
+        Spoken::Yes
     }
 
     fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
@@ -434,7 +440,13 @@ impl Link for SpdyLink {
                     }
                 }
                 Some(Passing::Control(frame)) => match frame {
-                    Frame::SynReply { id, fin: true, .. } | Frame::Headers { id, fin: true, .. } => {
+                    Frame::SynReply { id, fin, .. } => {
+                        self.streams.accepted(id);
+                        if fin {
+                            self.streams.far_done(id, Done::Fin, &mut tap);
+                        }
+                    }
+                    Frame::Headers { id, fin: true, .. } => {
                         self.streams.far_done(id, Done::Fin, &mut tap);
                     }
                     Frame::RstStream { id, .. } => drop(self.streams.far_done(id, Done::Reset, &mut tap)),

@@ -25,7 +25,7 @@ mod tests;
 use bytes::{Bytes, BytesMut};
 
 use super::ws::{ANSWER_ROOM, Error, Peer, Said, put_frame};
-use super::{Fate, Fault, HangUp, Link, Out, Queue};
+use super::{Fate, Fault, HangUp, Link, Out, Queue, Spoken};
 use crate::wire::channel::{self, MAX_PAYLOAD, Subprotocol};
 use crate::wire::remotecommand::{Asked, MAX_RESULT, Outcome, Protocol, StreamType};
 use crate::wire::spdy::{self, Encoder, Frame, Headers, Pings, Pong, RstStatus};
@@ -59,7 +59,8 @@ pub struct Translator {
     cut: bool,
     /// The far side was told that this is the end.
     left: bool,
-    /// The far side has said something on the error stream, or GOAWAY: it does so when the program has ended.
+    /// The far side has said something on the error stream, or GOAWAY: it does so when the program has ended. Or it has
+    /// reset a stream before all were open: then there is none.
     ended: bool,
     over: Option<Fate>,
 }
@@ -230,6 +231,7 @@ impl Translator {
             (End::Fin, _) => {}
         }
         if end == End::Reset && !was_open {
+            self.ended = true;
             self.finish(&Outcome::Internal { text: STREAM_RESET.to_owned() }, Fate::Cut, out);
             self.leave(out);
         }
@@ -368,31 +370,40 @@ impl Link for Translator {
         self.over.unwrap_or(Fate::Cut)
     }
 
-    /// A server begins once all streams are there, and ends all of them when the program has ended, if it does not say
-    /// so before.
+    /// A server begins once all streams are there, which it may have said already and nobody read; and ends all of them
+    /// when the program has ended, if it does not say so before.
     fn is_done(&self) -> bool {
-        !self.is_open() || self.ended || self.results().all(|stream| stream.end.is_some())
+        self.ended || self.results().all(|stream| stream.end.is_some())
     }
 
-    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> bool {
-        let Some(stdin) = self.writable(StreamType::Stdin).filter(|stream| stream.replied) else {
-            return false;
-        };
+    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> Spoken {
+        let Some(stdin) = self.writable(StreamType::Stdin) else { return Spoken::No };
+        if !stdin.replied {
+            return Spoken::NotYet;
+        }
         match step {
             HangUp::Interrupt | HangUp::EndOfFile => {
                 stdin.write(&mut out.far, Bytes::from_static(step.key()));
             }
             HangUp::EndOfStdin => stdin.close(&mut out.far),
         }
-        true
+        Spoken::Yes
     }
 
     fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
         while let Some(frame) = self.decoder.decode(input).map_err(|error| Fault::Far(error.to_string()))? {
+            let was_open = self.is_open();
             let (id, end) = match frame {
-                Frame::SynReply { id, fin: true, .. } | Frame::Headers { id, fin: true, .. } => {
+                Frame::SynReply { id, fin, .. } => {
+                    if let Some(stream) = self.stream(id) {
+                        stream.replied = true;
+                    }
+                    if !fin {
+                        continue;
+                    }
                     (id, End::Fin)
                 }
+                Frame::Headers { id, fin: true, .. } => (id, End::Fin),
                 Frame::Data { stream: id, bytes, fin } => {
                     let said =
                         !bytes.is_empty() && self.stream(id).is_some_and(|it| it.kind == StreamType::Error);
@@ -412,6 +423,7 @@ impl Link for Translator {
             if let Some(stream) = self.stream(id) {
                 stream.end.get_or_insert(end);
                 stream.writable &= end == End::Fin;
+                self.ended |= end == End::Reset && !was_open;
             }
         }
         Ok(())

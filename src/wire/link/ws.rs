@@ -19,7 +19,7 @@ pub(super) mod tests;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Fate, Fault, HangUp, Link, Out, Queue};
+use super::{Fate, Fault, HangUp, Link, Out, Queue, Spoken};
 use crate::wire::channel::{self, CLOSE, Encoding, MAX_PAYLOAD, Part, Parts, Subprotocol};
 use crate::wire::portforward::{Half, Legacy};
 use crate::wire::remotecommand::{Asked, Outcome, StreamSet, StreamType};
@@ -33,7 +33,7 @@ pub(super) const ANSWER_ROOM: usize = 16 * 1024;
 /// The port that a server of port-forward names in the first message on each channel, in bytes.
 const PORT: usize = 2;
 
-/// Told to a client whose far side closes before the result.
+/// Spoken to a client whose far side closes before the result.
 const NO_RESULT: &str = "the far side closed the session before it gave a result";
 
 /// A WebSocket client and a WebSocket far side, in the same subprotocol.
@@ -310,10 +310,12 @@ impl Link for WsLink {
         self.session.has_result() || self.far_left && self.session.may_close() || self.session.is_ports()
     }
 
-    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> bool {
-        let Session::Command { subprotocol, writable, .. } = &mut self.session else { return false };
+    fn hang_up(&mut self, step: HangUp, out: &mut Out) -> Spoken {
+        let Session::Command { subprotocol, writable, .. } = &mut self.session else {
+            return Spoken::No;
+        };
         if !writable.contains(StreamType::Stdin) {
-            return false;
+            return Spoken::No;
         }
         let stdin = channel::number(StreamType::Stdin);
         let (channel, bytes) = match step {
@@ -322,10 +324,10 @@ impl Link for WsLink {
                 writable.remove(StreamType::Stdin);
                 (CLOSE, Bytes::copy_from_slice(&[stdin]))
             }
-            HangUp::EndOfStdin => return false,
+            HangUp::EndOfStdin => return Spoken::No,
         };
         self.far.put_message(&mut out.far, self.encoding, channel, bytes);
-        true
+        Spoken::Yes
     }
 
     fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {

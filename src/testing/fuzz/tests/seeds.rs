@@ -446,6 +446,28 @@ fn links(seeds: &mut Vec<Seed>) {
         let first = [&[subprotocol, 2, 1][..], cuts, &[0]].concat();
         put(seeds, "ws_link", &format!("ports-{subprotocol}"), &[&first, &ports]);
     }
+
+    // A while of each side, thrice; then what is typed and what the far side says to it.
+    let (keys, ends) = (&[0, 1, 1][..], &[2, 1][..]);
+    let spdy = [from_client(1, b"input", 0), data(2, b"output", 1, 0)].concat();
+    let spdy_last = [&data(2, b"^C", 1, 0)[1..], &[1], &result(0, 1)[1..]].concat();
+    let mixed = [message(0, b"input", 1), data(1, b"output", 1, 0)].concat();
+    let plain = [message(0, b"input", 1), said(1, b"output", 1)].concat();
+    let plain_last = [&said(1, b"^C", 1)[1..], &[3], &status[1..]].concat();
+    let rounds = |of: &[u8]| [sized(of), sized(of), sized(of)].concat();
+    for (tty, cuts) in (0..2).zip(CUTS.iter().cycle()) {
+        for (which, opened, begun, session, last) in [
+            (0, "open", &[1, 1][..], &spdy, &spdy_last),
+            (0, "asked", &[1, 0], &spdy, &spdy_last),
+            (1, "open", &[1], &mixed, &spdy_last),
+            (1, "asked", &[0], &mixed, &spdy_last),
+            (2, "open", &[], &plain, &plain_last),
+        ] {
+            let first = [&[tty, which, 0][..], cuts, &[0], begun].concat();
+            let name = format!("{which}-{opened}-{tty}");
+            put(seeds, "hang_up", &name, &[&first, &rounds(session), keys, &[3], last, ends]);
+        }
+    }
 }
 
 /// A short session, as a tape, as a cast, and as files of both.

@@ -16,7 +16,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::{Done, LEFT, Refused, Streams, Way, put_last};
-use crate::wire::link::{Fate, Runs};
+use crate::wire::link::{Fate, Runs, Spoken};
 use crate::wire::remotecommand::{Outcome, Protocol, StreamType};
 use crate::wire::spdy::Headers;
 use crate::wire::tap::Tap;
@@ -309,28 +309,29 @@ impl Streams for Command {
         if self.has_result() { Fate::Whole } else { Fate::Cut }
     }
 
-    /// A server begins once all streams are there, and ends all of them when the program has ended, if it does not say
-    /// so before.
+    /// A server begins once all streams are there, which it may have said already and nobody read; and ends all of them
+    /// when the program has ended, if it does not say so before.
     fn is_done(&self) -> bool {
         let output = |channel: &&Channel| !matches!(channel.kind, StreamType::Stdin | StreamType::Resize);
-        let begun = self.channels.iter().any(|channel| channel.accepted);
+        let begun = !self.channels.is_empty();
         !begun || self.ended || self.channels.iter().filter(output).all(|channel| channel.far.is_some())
     }
 
-    fn stdin(&mut self, fin: bool) -> Option<u32> {
-        let open = |channel: &&mut Channel| {
-            channel.kind == StreamType::Stdin && channel.accepted && channel.client.is_none()
-        };
+    fn stdin(&mut self, fin: bool) -> Result<u32, Spoken> {
+        let open = |channel: &&mut Channel| channel.kind == StreamType::Stdin && channel.client.is_none();
         let v1 = self.protocol == Protocol::V1;
-        let stdin = self.channels.iter_mut().find(open)?;
+        let stdin = self.channels.iter_mut().find(open).ok_or(Spoken::No)?;
         // A server of v1 ends its own side of stdin at once, and reads on.
         if stdin.far.is_some_and(|done| done == Done::Reset || !v1) {
-            return None;
+            return Err(Spoken::No);
+        }
+        if !stdin.accepted {
+            return Err(Spoken::NotYet);
         }
         if fin {
             stdin.client = Some(Done::Fin);
         }
-        Some(stdin.id)
+        Ok(stdin.id)
     }
 
     fn terminal(&self) -> Option<u32> {

@@ -935,8 +935,33 @@ fn a_terminal_is_hung_up_on_stdin_and_its_end_is_heard() {
             assert!(server.told(&bench.to_far).goaway);
         }
     }
-    let (mut bench, _) = begun(TERMINAL, Protocol::V4);
-    assert!(bench.link.is_done() && !bench.hangs_up(HangUp::Interrupt), "nothing was started");
+}
+
+#[test]
+fn what_may_have_begun_before_its_replies_were_read_is_hung_up_when_they_are() {
+    let (mut bench, mut server) = begun(TERMINAL, Protocol::V4);
+    assert!(!bench.link.is_done(), "the far side may have begun");
+    assert_eq!(bench.spoken(HangUp::Interrupt), Spoken::NotYet);
+    assert!(!bench.hears_last(&server.replies()));
+    assert!(bench.hangs_up(HangUp::Interrupt) && bench.hangs_up(HangUp::EndOfStdin));
+    assert_eq!(server.told(&bench.to_far).stdin(), b"\x03");
+    // One that refuses a stream has not begun.
+    let (mut bench, server) = begun(TERMINAL, Protocol::V4);
+    assert!(bench.hears_last(&server.reset(StreamType::Stdout)));
+}
+
+#[test]
+fn a_notice_in_the_middle_stands_between_messages_and_the_session_goes_on() {
+    let (mut bench, server) = opened(TERMINAL, Protocol::V4);
+    let words = server.data(StreamType::Stdout, b"one two");
+    bench.far(&words[..11]).unwrap();
+    bench.link.announce("\r\nslow\r\n", &mut bench.out);
+    bench.far(&words[11..]).unwrap();
+    bench.far(&server.ends(&Outcome::exit(3).to_bytes(Protocol::V4), Manner::Closes)).unwrap();
+    let heard = bench.heard_by_client().channel(1);
+    let text = String::from_utf8_lossy(&heard).into_owned();
+    assert!(text.contains("\r\nslow\r\n") && text.replace("\r\nslow\r\n", "") == "one two", "{text}");
+    assert_eq!(bench.out.tap.moved().stdout, 7, "podgate's own words are no output");
 }
 
 #[test]

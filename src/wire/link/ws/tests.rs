@@ -119,9 +119,13 @@ impl<L: Link> Bench<L> {
 
     /// Says this to what was left behind; whether that can be.
     pub(in crate::wire::link) fn hangs_up(&mut self, step: HangUp) -> bool {
-        let said = self.link.hang_up(step, &mut self.out);
+        self.spoken(step) == Spoken::Yes
+    }
+
+    pub(in crate::wire::link) fn spoken(&mut self, step: HangUp) -> Spoken {
+        let spoken = self.link.hang_up(step, &mut self.out);
         self.drain();
-        said
+        spoken
     }
 
     /// The far side writes to nobody; whether it is done then.

@@ -15,9 +15,13 @@ fn opened(protocol: Protocol, runs: Runs) -> Rig {
 
 impl Rig {
     fn hangs_up(&mut self, step: HangUp) -> bool {
-        let said = self.link.hang_up(step, &mut self.out);
+        self.told_to(step) == Spoken::Yes
+    }
+
+    fn told_to(&mut self, step: HangUp) -> Spoken {
+        let told = self.link.hang_up(step, &mut self.out);
         self.drain(0);
-        said
+        told
     }
 
     fn hears_last(&mut self, frames: &[Frame]) -> bool {
@@ -66,6 +70,9 @@ fn a_client_that_leaves_its_program_does_not_take_stdin_along() {
         let mut rig = opened(Protocol::V4, EXEC);
         rig.client_says(&leaving);
         assert!(rig.link.is_over());
+        let for_client = rig.to_client.len();
+        rig.end();
+        assert_eq!(rig.to_client.len(), for_client, "it has left");
         assert!(rig.hangs_up(HangUp::Interrupt));
         let expected: Vec<_> = resets.into_iter().map(reset).chain([data(STDIN, "\x03")]).collect();
         assert_eq!(rig.told(), expected);
@@ -88,12 +95,44 @@ fn a_client_that_leaves_its_program_does_not_take_stdin_along() {
 }
 
 #[test]
-fn nothing_was_started_before_the_far_side_has_opened_a_stream() {
+fn nothing_was_started_before_there_is_a_stream() {
+    let mut rig = Rig::new(SpdyLink::command(Protocol::V4, EXEC));
+    assert!(rig.link.is_done() && rig.told_to(HangUp::Interrupt) == Spoken::No);
+}
+
+#[test]
+fn what_may_have_begun_before_its_replies_were_read_is_hung_up_when_they_are() {
     let mut rig = Rig::new(SpdyLink::command(Protocol::V4, EXEC));
     rig.client_says(&opening());
-    assert!(rig.link.is_done() && !rig.hangs_up(HangUp::Interrupt));
-    rig.far_says(&replies());
-    assert!(!rig.link.is_done());
+    assert!(!rig.link.is_done(), "the far side may have begun");
+    assert_eq!(rig.told_to(HangUp::Interrupt), Spoken::NotYet);
+    assert!(!rig.hears_last(&replies()));
+    assert!(rig.hangs_up(HangUp::Interrupt) && rig.hangs_up(HangUp::EndOfFile));
+    assert_eq!(rig.told(), [data(STDIN, "\x03"), data(STDIN, "\x04")]);
+    assert!(rig.hears_last(&results(Protocol::V4, &Outcome::exit(130))[1]));
+    // One that refuses the streams has not begun.
+    let mut rig = Rig::new(SpdyLink::command(Protocol::V4, EXEC));
+    rig.client_says(&opening());
+    assert!(rig.hears_last(&[reset(ERROR), reset(STDIN), reset(STDOUT), reset(STDERR)]));
+    assert_eq!(rig.told_to(HangUp::Interrupt), Spoken::No);
+}
+
+#[test]
+fn a_notice_in_the_middle_stands_between_frames_and_the_session_goes_on() {
+    let mut rig = opened(Protocol::V4, EXEC);
+    let whole = encode_with(&mut rig.far_encoder, &[data(STDOUT, "one two")]);
+    // Half of a frame has come.
+    rig.far(&whole[..11]).unwrap();
+    rig.link.announce("\r\nslow\r\n", &mut rig.out);
+    rig.far(&whole[11..]).unwrap();
+    rig.far_says(&results(Protocol::V4, &Outcome::exit(3))[1]);
+    let seen = rig.seen();
+    assert_eq!(seen.text(STDOUT), "one\r\nslow\r\n two");
+    assert_eq!(seen.outcome(Protocol::V4), Outcome::exit(3));
+    let mut taped = crate::wire::tape::Taped::default();
+    taped.read(rig.out.tap.tape().unwrap().take().pieces());
+    assert_eq!((&taped.stdout[..], &taped.told[..]), (&b"one two"[..], &b"\r\nslow\r\n"[..]));
+    assert_eq!(rig.out.tap.moved().stdout, 7, "podgate's own words are no output");
 }
 
 #[test]
