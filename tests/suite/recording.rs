@@ -217,7 +217,7 @@ async fn what_the_node_was_asked_for_is_recorded_although_its_client_has_left() 
     soon("the question", was_asked.recv()).await.unwrap();
     drop(io);
     let recording = only(&folder.path().join("spool"), &folder.path().join("key.pem")).await;
-    assert_eq!((recording.facts.user.as_str(), recording.ending.reason.as_str()), ("ana", "aborted"));
+    assert_eq!((recording.facts.user.as_str(), recording.ending.reason.as_str()), ("ana", "client_lost"));
     gateway.stop().await;
 }
 
