@@ -317,6 +317,10 @@ pub struct Dev {
     /// Folder of Kubernetes manifests to use instead of the built-in set.
     #[arg(long, value_name = "DIR", env = "PODGATE_MANIFESTS")]
     pub manifests: Option<PathBuf>,
+    /// So many pods more, sim-0 and so on, on nodes of their own, whose commands are no processes: hello, source-N,
+    /// sink-N, echo and sleep-N. For load tests, such as those of podgate bench.
+    #[arg(long, value_name = "PODS", env = "PODGATE_SIMULATE")]
+    pub simulate: Option<u32>,
     /// Record sessions, into the folder `recordings` of the state folder unless the settings name another place.
     #[arg(long, env = "PODGATE_RECORD")]
     pub record: bool,

@@ -324,6 +324,9 @@ pub struct Log {
     pub filter: String,
 }
 
+/// Most simulated pods: ninety nodes of them, each with a port of its own.
+pub const MAX_SIMULATED: u32 = 10_000;
+
 /// The embedded cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -333,6 +336,8 @@ pub struct Dev {
     /// Folder of manifests; the built-in set when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifests: Option<PathBuf>,
+    /// Simulated pods besides, whose commands are no processes; at most [`MAX_SIMULATED`].
+    pub simulate: u32,
     /// Whether addresses other than loopback are accepted. Only a flag sets it: a file that is copied around
     /// must not open the door.
     #[serde(skip)]
@@ -389,6 +394,7 @@ impl Config {
         if flags.manifests.is_some() {
             config.dev.manifests.clone_from(&flags.manifests);
         }
+        set(&mut config.dev.simulate, &flags.simulate);
         config.dev.danger_listen_beyond_loopback = flags.danger_listen_beyond_loopback;
         config.recording.enabled |= flags.record;
         let problems = config.problems().into_iter().chain(config.dev_problems()).collect();
@@ -649,7 +655,7 @@ impl Default for Log {
 
 impl Default for Dev {
     fn default() -> Self {
-        Self { dir: ".podgate".into(), manifests: None, danger_listen_beyond_loopback: false }
+        Self { dir: ".podgate".into(), manifests: None, simulate: 0, danger_listen_beyond_loopback: false }
     }
 }
 

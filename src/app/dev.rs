@@ -148,10 +148,11 @@ impl Dev {
     }
 
     async fn start_under(config: &Config, drain: &Drain, background: &Drain) -> Result<Self, Error> {
-        let loaded = match &config.dev.manifests {
+        let mut loaded = match &config.dev.manifests {
             Some(folder) => manifests::folder(folder)?,
             None => manifests::builtin()?,
         };
+        loaded.objects.extend(manifests::simulated(config.dev.simulate));
         for note in &loaded.warnings {
             warn!(manifest.file = note.file, manifest.line = note.line, "{}", note.what);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{Config, UpstreamMode};
+use super::{Config, MAX_SIMULATED, UpstreamMode};
 use crate::grant;
 
 /// The longest duration that makes sense: a year. Without a bound, adding one to now could overflow.
@@ -150,6 +150,9 @@ impl Config {
         }
         if self.session.share {
             problems.push(problem("session.share", "is for podgate serve: podgate dev is one process alone"));
+        }
+        if self.dev.simulate > MAX_SIMULATED {
+            problems.push(problem("dev.simulate", format!("is more than {MAX_SIMULATED} pods")));
         }
         for (key, addr) in [("api.listen", self.api.listen), ("admin.listen", self.admin.listen)] {
             if !self.dev.danger_listen_beyond_loopback && !addr.ip().is_loopback() {

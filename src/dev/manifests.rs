@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, fs};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
 use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef, Subject};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 
 use super::store::{Kind, Object, RBAC_GROUP};
@@ -24,6 +25,12 @@ use crate::tree::{self, Tree};
 /// Largest manifest file, in bytes. A pod is a few KiB, so this holds a thousand; more is the wrong file.
 /// A larger one is an error.
 const MAX_FILE: u64 = 8 * 1024 * 1024;
+
+/// Annotation of a pod: `true` where its commands are no processes.
+pub const SIMULATED: &str = "podgate.dev/simulated";
+
+/// Simulated pods on a node: as many as real nodes have, unless told otherwise.
+const SIMULATED_PODS: u32 = 110;
 
 /// What every cluster has.
 const BOOTSTRAP: (&str, &str) = ("built-in bootstrap.yaml", include_str!("builtin/bootstrap.yaml"));
@@ -132,6 +139,33 @@ pub fn folder(path: &Path) -> Result<Loaded, Error> {
     }
     files.sort();
     load(files.iter().map(|file| read(file)).collect::<Result<_, _>>()?)
+}
+
+/// Nodes and pods whose commands are simulated.
+pub fn simulated(pods: u32) -> impl Iterator<Item = Object> {
+    let node = |number: u32| format!("sim-node-{number}");
+    let nodes = (0..pods.div_ceil(SIMULATED_PODS)).map(move |number| {
+        let metadata = ObjectMeta { name: Some(node(number)), ..ObjectMeta::default() };
+        Object::Node(Arc::new(Node { metadata, ..Node::default() }))
+    });
+    let pods = (0..pods).map(move |number| {
+        let metadata = ObjectMeta {
+            name: Some(format!("sim-{number}")),
+            namespace: Some("default".to_owned()),
+            labels: Some([("app".to_owned(), "sim".to_owned())].into()),
+            annotations: Some([(SIMULATED.to_owned(), "true".to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        let container = Container {
+            name: "sim".to_owned(),
+            image: Some("podgate.dev/simulated:1".to_owned()),
+            ..Container::default()
+        };
+        let node_name = Some(node(number / SIMULATED_PODS));
+        let spec = PodSpec { node_name, containers: vec![container], ..PodSpec::default() };
+        Object::Pod(Arc::new(Pod { metadata, spec: Some(spec), ..Pod::default() }))
+    });
+    nodes.chain(pods)
 }
 
 fn source((file, text): (&str, &str)) -> Source {

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use rustix::termios::{LocalModes, SpecialCodeIndex, Winsize};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWriteExt, SimplexStream, WriteHalf};
 use tokio::process::{Child, ChildStdin};
 use tokio::task::spawn_blocking;
 
@@ -91,6 +91,8 @@ pub(super) enum Stdin {
     },
     /// The input of a main process, which others may write to as well.
     Shared(Inlet),
+    /// The input of what is no process.
+    Simulated(WriteHalf<SimplexStream>),
 }
 
 /// A hold on a terminal, for its size and its modes.
@@ -253,7 +255,7 @@ fn go_errno(errno: Errno) -> String {
 // === impl NotStarted ===
 
 impl NotStarted {
-    fn exec(name: &OsStr, why: String) -> Self {
+    pub(super) fn exec(name: &OsStr, why: String) -> Self {
         Self::unprefixed(&format!("exec: {:?}: {why}", name.to_string_lossy()))
     }
 
@@ -430,19 +432,27 @@ impl Stdin {
                 Ok(())
             }
             Self::Shared(inlet) => inlet.write(bytes).await,
+            Self::Simulated(to) => to.write_all(bytes).await,
         }
     }
 
     /// Lets the process see the end of its input. On a terminal that is the end-of-file character, typed twice
     /// after an unfinished line, and nothing at all in raw mode, where no character means the end.
     pub(super) async fn close(self) {
-        if let Self::Terminal { mut to, terminal, line_open } = self {
-            let Some(end) = terminal.end_of_file() else {
-                return;
-            };
-            let typed = if line_open { &[end, end][..] } else { &[end][..] };
-            // Fails when the process has gone.
-            let _ = to.write_all(typed).await;
+        match self {
+            Self::Terminal { mut to, terminal, line_open } => {
+                let Some(end) = terminal.end_of_file() else {
+                    return;
+                };
+                let typed = if line_open { &[end, end][..] } else { &[end][..] };
+                // Fails when the process has gone.
+                let _ = to.write_all(typed).await;
+            }
+            Self::Simulated(mut to) => {
+                // Fails when what read it has ended.
+                let _ = to.shutdown().await;
+            }
+            Self::Pipe(_) | Self::Shared(_) => {}
         }
     }
 }

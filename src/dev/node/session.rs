@@ -65,9 +65,9 @@ use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
-use super::Settings;
 use super::container::{Attached, Ended};
 use super::process::{Command, NotStarted, Output, Process, Stdin, Terminal};
+use super::{Settings, simulated};
 use crate::drain::Drain;
 use crate::wire::channel::{self, Subprotocol};
 use crate::wire::remotecommand::{Asked, Outcome, Protocol, Resize, ResizeDecoder, StreamType, TerminalSize};
@@ -122,6 +122,8 @@ pub(super) enum Task {
     Exec { command: Command, working_dir: Option<PathBuf> },
     /// The main process of a container.
     Attach(Attached),
+    /// What is no process.
+    Simulated(Vec<String>),
 }
 
 /// Why a session ended; for the log.
@@ -407,6 +409,10 @@ async fn connect(task: Task, shared: &Shared) -> (Far, Option<Stdin>, [Option<Ou
             }
         }
         Task::Attach(Attached { streams, ended }) => (Far::Attached(ended), streams),
+        Task::Simulated(argv) => match simulated::start(&argv) {
+            Ok(Attached { streams, ended }) => (Far::Attached(ended), streams),
+            Err(why) => return (Far::NotStarted(why), None, [None, None]),
+        },
     };
     let mut early = lock(&shared.terminal);
     if let Some(terminal) = &streams.terminal {
