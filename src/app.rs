@@ -1,5 +1,6 @@
 //! App: the only wiring. Builds rooms from their own part of the config, binds, and runs until told to stop.
 
+pub mod bench;
 pub mod dev;
 mod grants;
 pub mod keys;

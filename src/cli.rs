@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
+use crate::bench;
 use crate::telemetry::LogFormat;
 
 /// The gateway through which people and programs get into Kubernetes pods.
@@ -30,6 +31,8 @@ pub enum Command {
     Dev(Dev),
     /// Show a live session in this terminal, as it happens. `kubectl get sessions -A` lists them.
     Watch(Watch),
+    /// Put load on API servers, podgates or kubelets that a kubeconfig names, as kubectl does, and tell what it takes.
+    Bench(Bench),
     /// Prove that recordings are as podgate wrote them. Exit code 0: all are whole; 1: one is not as it was written, or
     /// by somebody else; 2: one cannot be read; 3: one is as it was written up to where podgate was killed.
     Verify(Verify),
@@ -62,6 +65,77 @@ pub struct Watch {
     /// Context of the kubeconfig [default: the current one].
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
+}
+
+/// Flags of `podgate bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Whom to measure; several are measured in turn, and the first is compared with the others. As
+    /// name=NAME,kubeconfig=FILE,context=NAME,pid=PID,kubelet=true, each of which may be left out: the kubeconfig is
+    /// that of kubectl, CPU and memory are read of a process of this machine, and kubelet=true says that the server
+    /// is a kubelet.
+    #[arg(long = "target", value_name = "KEY=VALUE,...", value_parser = target)]
+    pub targets: Vec<BenchTarget>,
+    /// Namespace of the pod [default: that of the context].
+    #[arg(long, short, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The pod that commands run in.
+    #[arg(long, value_name = "NAME")]
+    pub pod: String,
+    /// Its container; a kubelet has to be told.
+    #[arg(long, short, value_name = "NAME")]
+    pub container: Option<String>,
+    /// What the pod can run.
+    #[arg(long, value_name = "KIND", default_value = "real")]
+    pub commands: bench::Commands,
+    /// What is spoken.
+    #[arg(long, value_name = "PROTOCOL", default_value = "websocket")]
+    pub protocol: bench::client::Kind,
+    /// What is done, in this order [default: all of it].
+    #[arg(long = "work", value_name = "WORK", value_delimiter = ',')]
+    pub works: Vec<bench::Work>,
+    /// How often; medians are told.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// Set-ups a round.
+    #[arg(long, value_name = "N", default_value = "400", value_parser = value_parser!(u32).range(1..))]
+    pub setups: u32,
+    /// Set-ups at a time, and idle sessions that are opened at a time.
+    #[arg(long, value_name = "N", default_value = "16", value_parser = value_parser!(u32).range(1..))]
+    pub at_once: u32,
+    /// MiB of a bulk copy.
+    #[arg(long, value_name = "MIB", default_value = "1024", value_parser = value_parser!(u32).range(1..))]
+    pub mib: u32,
+    /// Keystrokes a round.
+    #[arg(long, value_name = "N", default_value = "2000", value_parser = value_parser!(u32).range(1..))]
+    pub strokes: u32,
+    /// Bulk copies beside keystrokes; 0 leaves that out.
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub beside: u32,
+    /// Idle sessions.
+    #[arg(long, value_name = "N", default_value = "2000", value_parser = value_parser!(u32).range(1..))]
+    pub idle: u32,
+    /// How long they are idle: 30s, 10m.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = offset)]
+    pub hold: Duration,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whom `podgate bench` measures.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BenchTarget {
+    /// What the report calls it.
+    pub name: Option<String>,
+    /// The way there.
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    pub context: Option<String>,
+    /// The process that is measured.
+    pub pid: Option<u32>,
+    /// Whether it is a kubelet.
+    pub kubelet: bool,
 }
 
 /// What can be done with recordings.
@@ -377,6 +451,23 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
     }
 }
 
+/// Whom to measure.
+fn target(text: &str) -> Result<BenchTarget, String> {
+    let mut target = BenchTarget::default();
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+        match key {
+            "name" => target.name = Some(value.to_owned()),
+            "kubeconfig" => target.kubeconfig = Some(value.into()),
+            "context" => target.context = Some(value.to_owned()),
+            "pid" => target.pid = Some(value.parse().map_err(|_| format!("pid {value:?} is no number"))?),
+            "kubelet" => target.kubelet = value.parse().map_err(|_| "kubelet is true or false".to_owned())?,
+            _ => return Err(format!("{key:?} is none of name, kubeconfig, context, pid and kubelet")),
+        }
+    }
+    Ok(target)
+}
+
 /// How fast; no number at all (`nan`) is none.
 fn speed(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|times| *times > 0.0).ok_or_else(|| "is a number above 0".to_owned())
@@ -389,4 +480,20 @@ fn offset(text: &str) -> Result<Duration, String> {
     let span = || text.parse::<jiff::SignedDuration>().ok().map(|span| span.as_secs_f64());
     let seconds = clock().or_else(span).ok_or("is seconds, 1:30, or 1m30s")?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_and_what_is_none_is_told() {
+        let read = target("name=a,kubeconfig=/k,context=c,pid=7,kubelet=true").unwrap();
+        let (name, context) = (Some("a".to_owned()), Some("c".to_owned()));
+        let kubeconfig = Some(PathBuf::from("/k"));
+        assert_eq!(read, BenchTarget { name, kubeconfig, context, pid: Some(7), kubelet: true });
+        assert_eq!(target("pid=x").unwrap_err(), "pid \"x\" is no number");
+        assert!(target("port=1").unwrap_err().contains("none of"));
+        assert!(target("podgate").unwrap_err().contains("KEY=VALUE"));
+    }
 }

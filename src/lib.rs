@@ -3,6 +3,7 @@
 //! Rooms in reading order; ARCHITECTURE.md is the map.
 
 pub mod app;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod drain;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use podgate::app::{dev, keys, play, recordings, serve, verify, watch};
+use podgate::app::{bench, dev, keys, play, recordings, serve, verify, watch};
 use podgate::cli::{self, Cli, Command};
 use podgate::config::{self, Config};
 use podgate::recording::safe::plain;
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Verify(flags) => done(verify::run(&flags).map_err(Into::into), USAGE),
         Command::Keys(flags) => done(keys::run(&flags).map(|()| 0).map_err(Into::into), 1),
         Command::Watch(flags) => read(watch::run(&flags), |_| 1),
+        Command::Bench(flags) => read(bench::run(&flags), |_| 1),
         Command::Play(flags) => read(play::run(&flags), recordings::Error::exit_code),
         Command::Recordings(command) => read(recordings::run(&command), recordings::Error::exit_code),
     }

@@ -12,6 +12,7 @@ mod audit;
 mod auditor;
 mod authn;
 mod badlink;
+mod bench;
 mod binary;
 mod bounds;
 mod cluster;
