@@ -187,11 +187,11 @@ impl<C> Changes<C> {
         let old = Gone::Old { seen, oldest: kept.oldest };
         let mut index = match self.next {
             Some(next) => next.checked_sub(kept.before).ok_or(old)?,
-            None if seen < kept.oldest || !(seen - kept.oldest).is_multiple_of(self.history.0.step) => {
-                return Err(old);
-            }
             None if seen > kept.newest && !self.history.0.shared => {
                 return Err(Gone::Ahead { seen, current: kept.newest });
+            }
+            None if seen < kept.oldest || !(seen - kept.oldest).is_multiple_of(self.history.0.step) => {
+                return Err(old);
             }
             None => kept.changes.partition_point(|(version, _)| *version <= seen) as u64,
         };
