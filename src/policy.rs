@@ -190,8 +190,8 @@ pub enum Why {
     /// It wants to know what for.
     #[error("{0}")]
     NoReason(String),
-    /// It wants a grant, and nobody knows yet which there are.
-    #[error("it takes a grant, and grants have not been read yet")]
+    /// It wants a grant, or what one may say, and nobody knows yet which there are.
+    #[error("grants have not been read yet")]
     Unread,
     /// It wants a grant, and there is none.
     #[error("{0}")]
@@ -321,6 +321,9 @@ impl Policy {
             (terms.grant, terms.until) = (Some(grant.name.clone()), Some(grant.until));
         }
         match wants_reason {
+            Some((rule, _)) if terms.reason.is_none() && !self.grants.are_known() => {
+                Err(refused(&rule, Why::Unread))
+            }
             Some((rule, message)) if terms.reason.is_none() => {
                 let how = ask::reason(asked, &message, self.grants.longest());
                 Err(refused(&rule, Why::NoReason(how)))

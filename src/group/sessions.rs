@@ -273,9 +273,7 @@ impl Form {
             ..ObjectMeta::clone(&far.metadata)
         };
         let mut status = Map::clone(&far.status);
-        if let Some(since) = far.idle_since {
-            status.insert("idleSeconds".to_owned(), since.elapsed().as_secs().into());
-        }
+        pass(&mut status, far.told.elapsed().as_secs());
         item(metadata, Map::clone(&far.spec).into(), status.into())
     }
 
@@ -385,6 +383,22 @@ fn status(
         ("limitedBy", bounded_by(limits, |limit| by(&limit.by), |limit| by(&limit.by))),
         ("left", left(state, limits, has, now)),
     ])
+}
+
+/// What so many seconds make of a status in which nothing else has happened.
+fn pass(status: &mut Map<String, Value>, seconds: u64) {
+    let later = |value: &mut Value, by: fn(u64, u64) -> u64| {
+        if let Some(then) = value.as_u64() {
+            *value = by(then, seconds).into();
+        }
+    };
+    if let Some(idle) = status.get_mut("idleSeconds") {
+        later(idle, u64::saturating_add);
+    }
+    let left = status.get_mut("left").and_then(Value::as_object_mut);
+    for (_, left) in left.into_iter().flatten().filter(|(name, _)| name.ends_with("Seconds")) {
+        later(left, u64::saturating_sub);
+    }
 }
 
 /// One value for each limit that there is; those of numbers, and those of times.

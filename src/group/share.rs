@@ -107,8 +107,8 @@ impl Default for Times {
             stale: Duration::from_secs(20),
             // As long as a watch may pause that failed a few times, twice.
             dead: Duration::from_secs(60),
-            // Nobody waits longer for kubectl to say that it is done.
-            order: Duration::from_secs(60),
+            // Who is cut off from the API server hears it later. It stays right: no other session ever has this uid.
+            order: Duration::from_secs(600),
             look: Duration::from_secs(1),
             retry: Duration::from_secs(2),
         }

@@ -697,12 +697,14 @@ fn a_request_that_is_refused_is_told_in_the_api_servers_form() {
 
 #[test]
 fn until_grants_are_read_nobody_is_told_that_there_is_none() {
-    let text = one("{}", "effect: allow, demands: {grant: true}");
-    let policy = policy_with(&text, true, Granted { unread: true, ..Granted::of(None, None) });
-    let refusal = policy.terms(&Case::usual().asked()).unwrap_err().refusal();
-    assert_eq!(refusal.message(), "policy p/r: it takes a grant, and grants have not been read yet");
-    assert_eq!(refusal.code(), 503);
-    assert_eq!(refusal.response(crate::status::Encoding::default()).headers()["retry-after"], "1");
+    for demand in ["grant", "reason"] {
+        let text = one("{}", &format!("effect: allow, demands: {{{demand}: true}}"));
+        let policy = policy_with(&text, true, Granted { unread: true, ..Granted::of(None, None) });
+        let refusal = policy.terms(&Case::usual().asked()).unwrap_err().refusal();
+        assert_eq!(refusal.message(), "policy p/r: grants have not been read yet");
+        assert_eq!(refusal.code(), 503);
+        assert_eq!(refusal.response(crate::status::Encoding::default()).headers()["retry-after"], "1");
+    }
 }
 
 #[test]

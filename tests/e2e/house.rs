@@ -355,9 +355,9 @@ pub(crate) async fn limits_are_told(house: &House<'_>) {
         (
             "while :; do echo on; sleep 0.2; done; sleep 21",
             LONGEST,
-            "this session has lasted 4s, as long as it may",
+            "this session has lasted 4s, as long as rule ",
         ),
-        ("sleep 22", IDLE, "this session was idle for 3s"),
+        ("sleep 22", IDLE, "this session was idle for 3s, as long as rule "),
     ];
     for (script, limit, why) in cells {
         let inside = house.inside(&[], "echo", script).await;

@@ -20,6 +20,10 @@ use crate::group::sessions::Form;
 use crate::session::live::{Entry, Registry, State};
 use crate::telemetry::chain;
 
+/// Bytes up to which sessions are put on a sheet. The rest is for what they say later: of one that has to move, others see
+/// nothing between two writes, and take it for ended.
+const FULL: usize = ROOM / 2;
+
 /// Writes sheets.
 pub(super) struct Publisher {
     maps: Arc<Collection>,
@@ -141,7 +145,7 @@ impl Publisher {
         }
     }
 
-    /// Writes a session on the sheet where it was, or on another where that has no room.
+    /// Writes a session on the sheet where it was, or on another that is not full.
     fn put(&mut self, at: Option<usize>, entry: &Entry, state: &State) {
         if let Some(at) = at {
             self.pages[at].retain(|uid| uid != entry.uid);
@@ -152,9 +156,9 @@ impl Publisher {
             // No head of a request is that large.
             _ => return debug!(session = entry.name, "a session is too large to be shared"),
         };
-        let room = |page: &Page| page.bytes + text.get().len() < ROOM;
-        let here = at.filter(|&at| room(&self.pages[at]));
-        let first = || self.pages.iter().skip(1).position(room).map(|at| at + 1);
+        let fits = |page: &Page, bytes| page.bytes + text.get().len() < bytes;
+        let here = at.filter(|&at| fits(&self.pages[at], ROOM));
+        let first = || self.pages.iter().skip(1).position(|page| fits(page, FULL)).map(|at| at + 1);
         let at = here.or_else(first).unwrap_or(self.pages.len());
         if at == self.pages.len() {
             self.pages.push(Page::default());

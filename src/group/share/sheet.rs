@@ -281,9 +281,8 @@ impl Told {
 
     /// As the list has it, where its process has been up for so long.
     pub(super) fn far(&self, instance: Arc<str>, up: Duration) -> Far {
-        let idle = self.status.get("idleSeconds").and_then(Value::as_u64);
-        let since = up.saturating_sub(Duration::from_secs(self.at));
-        let ago = idle.and_then(|idle| Duration::from_secs(idle).checked_add(since));
+        let now = Instant::now();
+        let ago = up.saturating_sub(Duration::from_secs(self.at));
         Far {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
@@ -294,7 +293,7 @@ impl Told {
             metadata: self.metadata.clone(),
             spec: self.spec.clone(),
             status: self.status.clone(),
-            idle_since: ago.and_then(|ago| Instant::now().checked_sub(ago)),
+            told: now.checked_sub(ago).unwrap_or(now),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Replicas of podgate that share their sessions through one API server.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -20,18 +22,21 @@ use crate::telemetry::facts::Command;
 use crate::testing::apiserver::{ApiServer, CONFIG_MAPS};
 use crate::testing::{PATIENCE, soon, until};
 
-/// Everything much quicker than it is.
+/// Everything much quicker than it is, but that nobody is taken for dead because the machine is slow.
 const TIMES: Times = Times {
     pace: Duration::from_millis(50),
     gather: Duration::from_millis(10),
     beat: Duration::from_millis(100),
     refresh: Duration::from_millis(500),
-    stale: Duration::from_secs(2),
-    dead: Duration::from_secs(3),
+    stale: Duration::from_secs(60),
+    dead: Duration::from_secs(120),
     order: Duration::from_secs(60),
     look: Duration::from_millis(50),
     retry: Duration::from_millis(100),
 };
+
+/// Of those who are to see that somebody is.
+const IMPATIENT: Times = Times { stale: Duration::from_secs(2), dead: Duration::from_secs(3), ..TIMES };
 
 struct Replica {
     sessions: Sessions,
@@ -84,7 +89,7 @@ impl Replica {
     }
 
     fn items(&self) -> Vec<Item> {
-        let listed = futures_util::FutureExt::now_or_never(self.objects.list(None));
+        let listed = self.objects.list(None).now_or_never();
         listed.unwrap().unwrap().items
     }
 
@@ -238,22 +243,35 @@ async fn an_order_that_comes_too_late_or_is_about_another_session_ends_nothing()
 #[tokio::test]
 async fn a_replica_that_was_killed_is_no_longer_shown_and_then_cleaned_up_after() {
     let server = ApiServer::start().await;
-    let (one, two) = (Replica::start(&server, "one").await, Replica::start(&server, "two").await);
+    let one = Replica::with(&server, "one", None, IMPATIENT).await;
+    let two = Replica::start(&server, "two").await;
+    let mut changes = one.objects.changes(None, one.sessions.live().all(None).1);
+    let mut next = async || soon("a change", changes.next()).await.unwrap().unwrap();
     let live = two.enter("web");
-    until("it is shown", || one.names() == [live.entry().name.clone()]).await;
+    let name = live.entry().name.clone();
+    assert_eq!(next().await.after.unwrap().name(), name);
     two.end().await;
     let since = Instant::now();
     put(&server, "sessions.dead.1", &sheet(None, &[session("web-dead")]));
-    until("that is shown as well", || one.names().len() == 2).await;
-    let item = one.items().into_iter().find(|item| item.name() == "web-dead").unwrap();
+    let own = one.enter("mine");
+    let (mut shown, mut gone) = (None, BTreeSet::new());
+    while gone.len() < 2 {
+        let change = next().await;
+        match (change.before, change.after) {
+            (_, Some(item)) if item.name() == "web-dead" => shown = Some(item),
+            (Some(item), None) => drop(gone.insert(item.name().to_owned())),
+            _ => {}
+        }
+    }
+    assert_eq!(gone, BTreeSet::from([name, "web-dead".to_owned()]));
+    assert!(since.elapsed() > IMPATIENT.stale, "{:?}", since.elapsed());
+    assert_eq!(one.names(), [own.entry().name.clone()]);
+    let item = shown.unwrap();
     assert_eq!(item.metadata.labels.unwrap().len(), 1, "labels of the group alone");
     assert!(!item.cells.iter().any(|cell| cell.as_str().unwrap_or_default().contains('\u{1b}')));
-    let own = one.enter("mine");
-    until("neither is shown", || one.names() == [own.entry().name.clone()]).await;
-    assert!(since.elapsed() > TIMES.stale - TIMES.beat, "{:?}", since.elapsed());
     let mine = || named(&server, "sessions.").iter().all(|name| name.starts_with(&own_prefix(&one)));
     until("nothing of theirs is left", mine).await;
-    assert!(since.elapsed() > TIMES.dead, "{:?}", since.elapsed());
+    assert!(since.elapsed() > IMPATIENT.dead, "{:?}", since.elapsed());
     one.leave().await;
 }
 
@@ -330,22 +348,23 @@ async fn garbage_is_ignored_disturbs_nothing_and_is_written_over() {
 #[tokio::test]
 async fn without_the_api_server_own_sessions_are_listed_and_others_are_for_a_while() {
     let server = ApiServer::start().await;
-    let (one, two) = (Replica::start(&server, "one").await, Replica::start(&server, "two").await);
+    let one = Replica::with(&server, "one", None, IMPATIENT).await;
+    let two = Replica::start(&server, "two").await;
     let (own, far) = (one.enter("mine"), two.enter("web"));
-    until("both are there", || one.names().len() == 2).await;
-    let known = one.far(&far.entry().name);
+    until("all know both", || one.names().len() == 2 && two.names().len() == 2).await;
+    let known = two.far(&own.entry().name);
     server.stop().await;
-    assert_eq!(one.names().len(), 2);
-    assert_eq!(one.share.end(&known, "eve").await.unwrap_err().code(), 503);
+    assert_eq!(two.share.end(&known, "eve").await.unwrap_err().code(), 503);
     until("the other's are not shown any more", || one.names() == [own.entry().name.clone()]).await;
+    assert_eq!(two.names().len(), 2, "this one has more patience");
     let later = one.enter("more");
     assert_eq!(one.names().len(), 2);
     server.restart().await;
     until("all of them are there again", || one.names().len() == 3 && two.names().len() == 3).await;
-    assert_eq!(far.entry().state().ending, None);
-    drop((own, later));
+    assert_eq!(own.entry().state().ending, None);
+    drop((own, far, later));
+    until("they are gone", || one.names().is_empty() && two.names().is_empty()).await;
     two.leave().await;
-    until("they are gone", || one.names().is_empty()).await;
     one.leave().await;
 }
 
@@ -357,6 +376,17 @@ async fn many_sessions_are_spread_over_sheets_that_the_api_server_takes() {
     let mut all: Vec<_> =
         (0..MANY).map(|n| two.run(&format!("p-{n}"), vec!["\u{1}\"".repeat(2000)])).collect();
     until("all are shown", || one.names().len() == MANY).await;
+    // They have more to say now, and none is away meanwhile.
+    let (mut changes, long) = (one.sessions.live().changes(one.sessions.live().all(None).1), "x".repeat(500));
+    for live in &all {
+        live.runs(Carried { client_protocol: long.clone(), ..Carried::default() }, Arc::default());
+    }
+    let mut running = 0;
+    while running < MANY {
+        let (_, change) = soon("a change", changes.next()).await.unwrap();
+        let Change::Far { before: Some(_), after: Some(far) } = &*change else { panic!("{change:?}") };
+        running += usize::from(far.status["phase"] == "Running");
+    }
     let texts = || -> Vec<usize> {
         let maps = server.all(CONFIG_MAPS);
         maps.iter().map(|map| map["data"]["sessions"].as_str().unwrap().len()).collect()
@@ -390,13 +420,28 @@ async fn sessions_that_come_and_go_cost_a_write_now_and_then() {
     one.end().await;
 }
 
-#[test]
-fn idle_time_goes_on_since_it_was_told() {
+#[tokio::test(start_paused = true)]
+async fn clocks_go_on_since_they_were_told() {
     let told = Sheet::read(&sheet(None, &[session("web")])).unwrap().sessions.remove(0);
-    let far = told.far("i".into(), Duration::from_secs(100));
-    let idle = far.idle_since.unwrap().elapsed().as_secs();
-    assert!((95..100).contains(&idle), "{idle}");
-    // Of a process that says that it has been up for less.
-    let far = told.far("i".into(), Duration::ZERO);
-    assert!(far.idle_since.unwrap().elapsed().as_secs() >= 5);
+    let ago = |up| told.far("i".into(), Duration::from_secs(up)).told.elapsed();
+    assert_eq!(ago(100), Duration::from_secs(90));
+    assert_eq!(ago(0), Duration::ZERO, "of a process that says that it has been up for less");
+}
+
+#[tokio::test]
+async fn what_is_left_of_limits_becomes_less_since_it_was_told() {
+    let server = ApiServer::start().await;
+    let one = Replica::start(&server, "one").await;
+    let mut session = session("web");
+    session["session"]["status"]["left"] =
+        json!({"longestSeconds": 1000, "untilSeconds": 60, "sessionsPerUser": 3});
+    put(&server, "sessions.other.1", &sheet(None, &[session]));
+    until("it is shown", || !one.names().is_empty()).await;
+    let status = one.items().remove(0).status;
+    let seconds = |value: &Value| value.as_u64().unwrap();
+    // It is 90 s ago, and a little more.
+    assert!((95..200).contains(&seconds(&status["idleSeconds"])), "{status}");
+    assert!((800..=910).contains(&seconds(&status["left"]["longestSeconds"])), "{status}");
+    assert_eq!((&status["left"]["untilSeconds"], &status["left"]["sessionsPerUser"]), (&json!(0), &json!(3)));
+    one.leave().await;
 }

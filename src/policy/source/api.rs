@@ -191,7 +191,12 @@ fn blamed(texts: &Texts, faults: &[Fault]) -> Vec<Refused> {
     let about = |(name, Text { uid, .. }): (&String, &Text)| {
         let origin = origin(name);
         let own = faults.iter().filter(|fault| fault.origin == origin);
-        let told: Vec<_> = own.map(|Fault { path, what, .. }| format!("{path}: {what}")).collect();
+        let told: Vec<_> = own
+            .map(|Fault { path, what, .. }| match path.as_str() {
+                "" => what.clone(),
+                path => format!("{path}: {what}"),
+            })
+            .collect();
         let refused = || Refused { name: name.clone(), uid: uid.clone(), why: told.join("; ") };
         (!told.is_empty()).then(refused)
     };

@@ -34,8 +34,8 @@ pub struct Far {
     pub spec: Arc<Map<String, Value>>,
     /// How it is.
     pub status: Arc<Map<String, Value>>,
-    /// Since when nothing of its own has passed.
-    pub idle_since: Option<Instant>,
+    /// When it was so.
+    pub told: Instant,
 }
 
 // === impl Registry ===
@@ -119,7 +119,7 @@ mod tests {
             metadata: Arc::default(),
             spec: Arc::default(),
             status: Arc::default(),
-            idle_since: None,
+            told: Instant::now(),
         }
     }
 
