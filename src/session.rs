@@ -31,6 +31,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Fuse};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::drain::Drain;
@@ -356,15 +357,17 @@ impl Sessions {
                     None => std::future::pending().await,
                 }
             };
+            // A session that always has something to move uses up its task's budget at every turn. Whatever ends it comes
+            // first, then, and the clock, which is to come behind what has been moved, needs none.
             tokio::select! {
                 biased;
-                event = poll_fn(|cx| splice.poll(cx, meters)) => match event {
-                    Event::Timing => continue,
-                    event => return Stop::Event(event),
-                },
                 () = &mut cutting => return Stop::Cut,
                 order = &mut *orders => return Stop::Ordered(order),
-                () = clock => {}
+                event = poll_fn(|cx| splice.poll(cx, meters)) => match event {
+                    Event::Timing => {}
+                    event => return Stop::Event(event),
+                },
+                () = unconstrained(clock) => {}
             }
             let now = Instant::now();
             let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
@@ -542,8 +545,8 @@ impl Sessions {
             let mut last = Last::new(far, link, out, &meters.up);
             tokio::select! {
                 biased;
-                () = last.hang_up(runs, far_has, within, |out| stamp(recorder, out)) => {}
                 () = cut(&self.drain, CUT_HANG_UP.min(within)) => {}
+                () = last.hang_up(runs, far_has, within, |out| stamp(recorder, out)) => {}
             }
             far_has = self.last_words();
         }

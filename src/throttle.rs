@@ -1,9 +1,11 @@
 //! Throttle: how many bytes one direction of a session may move, and when it may move more.
 //!
 //! A token bucket refilled in samples of 100 ms, holding at most one sample's worth: as upstream's limiter, no
-//! credit is carried over from idle time, so a limit is a limit over every 100 ms. A sample begins where the one before
-//! it ended, however late the caller wakes up: else each would cost what the machine takes to wake it. It also knows for
-//! how long it has held up what there was to move. Pure: the caller brings the clock. Source: `protocol.md` 4.4 (`--max-connection-bytes-per-sec`, `github.com/mxk/go-flowrate`).
+//! credit is carried over from idle time, so a limit is a limit over every 100 ms in which its caller comes in time.
+//! For one that was told to wait and wakes up late a sample begins where the one before it ended: else each would cost
+//! what the machine takes to wake it. It also knows for how long it has held up what there was to move. Pure: the caller
+//! brings the clock.
+//! Source: `protocol.md` 4.4 (`--max-connection-bytes-per-sec`, `github.com/mxk/go-flowrate`).
 
 use std::time::Duration;
 

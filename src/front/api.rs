@@ -260,11 +260,12 @@ impl Api {
             self.shared.drain.cutting().await;
             sleep(LAST_WORD).await;
         };
+        // They come first: a connection that always has something to move leaves no budget to what is behind it.
         tokio::select! {
             biased;
-            done = serving => done,
             () = cut => Ok(()),
             () = patience => Ok(()),
+            done = serving => done,
         }
     }
 }

@@ -39,9 +39,16 @@ pub enum Full {
     /// Podgate has as many sessions as it may.
     #[error("podgate has {0} sessions open, as many as it may have at once; please try again later")]
     All(usize),
-    /// The caller has.
-    #[error("you have {0} sessions open, as many as {1} lets you have at once; end one and try again")]
-    Caller(usize, By),
+    /// The caller has as many as they may, or more: other rules may let them have those.
+    #[error("you have {has} sessions open, and {by} lets you have {most} at once; end some and try again")]
+    Caller {
+        /// So many.
+        has: usize,
+        /// So many they may have.
+        most: usize,
+        /// What says so.
+        by: By,
+    },
 }
 
 // === impl Seats ===
@@ -63,7 +70,7 @@ impl Seats {
         }
         let has = taken.callers.get(caller).copied().unwrap_or_default();
         if let Some(limit) = per_user.filter(|limit| has >= limit.most) {
-            return Err(Full::Caller(has, limit.by.clone()));
+            return Err(Full::Caller { has, most: limit.most, by: limit.by.clone() });
         }
         let caller = match taken.callers.entry(caller.into()) {
             Entry::Occupied(mut entry) => {
@@ -115,13 +122,20 @@ mod tests {
         let seats = Seats::new(3);
         let most = |most| Limit { most, by: By::Rule("p/a".into()) };
         let (one, two) = (most(1), most(2));
-        let full = |has| Full::Caller(has, By::Rule("p/a".into()));
+        let full = |has, most| Full::Caller { has, most, by: By::Rule("p/a".into()) };
         let ana = [seats.take("ana", Some(&two)).unwrap(), seats.take("ana", Some(&two)).unwrap()];
-        assert_eq!((seats.take("ana", Some(&two)).unwrap_err(), seats.of("ana")), (full(2), 2));
+        assert_eq!((seats.take("ana", Some(&two)).unwrap_err(), seats.of("ana")), (full(2, 2), 2));
         let ben = seats.take("ben", Some(&two)).unwrap();
         assert_eq!(seats.take("eve", None).unwrap_err(), Full::All(3));
+        assert_eq!(seats.take("ana", Some(&one)).unwrap_err(), Full::All(3));
+        drop(ben);
+        let refused = seats.take("ana", Some(&one)).unwrap_err();
+        assert_eq!(refused, full(2, 1));
+        let told = "you have 2 sessions open, and rule p/a lets you have 1 at once; end some and try again";
+        assert_eq!(refused.to_string(), told);
         drop(ana);
-        assert_eq!(seats.take("ben", Some(&one)).unwrap_err(), full(1));
+        let ben = seats.take("ben", Some(&one)).unwrap();
+        assert_eq!(seats.take("ben", Some(&one)).unwrap_err(), full(1, 1));
         let again = [seats.take("ana", None).unwrap(), seats.take("ana", None).unwrap()];
         assert_eq!(seats.take("ana", None).unwrap_err(), Full::All(3));
         drop((again, ben));

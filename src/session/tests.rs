@@ -92,6 +92,7 @@ impl Link for Through {
     fn hear_last(&mut self, input: &mut BytesMut) -> Result<(), Fault> {
         self.ended |= input.windows(4).any(|part| part == b"exit");
         self.open |= input.windows(4).any(|part| part == b"open");
+        input.clear();
         Ok(())
     }
 
@@ -755,6 +756,56 @@ async fn the_drain_ends_a_session_and_tells_the_client_within_its_grace() {
     assert_eq!(got, "HEADfirst <podgate was stopped before the session ended>");
     assert_eq!(rig.ended().0, "drained");
     assert!(start.elapsed() <= Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+/// A peer that takes everything, and has something to say whenever it is asked.
+fn restless() -> impl AsyncRead + AsyncWrite + Unpin {
+    tokio::io::join(tokio::io::repeat(b'x'), tokio::io::sink())
+}
+
+#[tokio::test]
+async fn a_session_that_never_rests_is_ended_when_it_has_to_be() {
+    for word in ["overlong", "ended", "drained"] {
+        let mut rig = Rig::new();
+        rig.settings.linger = Duration::from_millis(10);
+        if word == "overlong" {
+            rig.limits.longest = rule(Duration::from_millis(100));
+        }
+        let (tell, mut told) = tokio::sync::watch::channel(false);
+        *rig.orders.lock().unwrap() = Some(Box::pin(async move {
+            told.wait_for(|told| *told).await.unwrap();
+            Order { reason: EndReason::Ended, why: "this session was ended by ana".into() }
+        }));
+        let (_says_nothing, listens) = duplex(1);
+        let client = tokio::io::join(listens, tokio::io::sink());
+        let act = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            match word {
+                "ended" => drop(tell.send_replace(true)),
+                "drained" => rig.drain.cut(),
+                _ => {}
+            }
+        };
+        tokio::join!(soon_ended(rig.run(client, None, restless())), act);
+        assert_eq!(rig.ended().0, word);
+    }
+}
+
+#[tokio::test]
+async fn a_far_side_that_never_rests_is_not_hung_up_for_longer_than_it_may_take() {
+    // One opens no stdin, the other has more time than the drain.
+    for (open, hang_up, cut) in [(false, 1, false), (true, 60, true)] {
+        let mut rig = Rig::new();
+        (rig.runs, rig.open, rig.settings.hang_up) = (TERMINAL, open, Duration::from_secs(hang_up));
+        rig.settings.linger = Duration::from_millis(10);
+        if cut {
+            rig.drain.cut();
+        }
+        let (client, ours) = duplex(1 << 16);
+        drop(client);
+        soon_ended(rig.run(ours, None, restless())).await;
+        assert!(rig.may_remain());
+    }
 }
 
 /// Reads fail as after a reset, or as TLS tells it when a connection ends without close_notify.

@@ -10,7 +10,6 @@ use podgate::audit::Audit;
 use podgate::cluster::kube::{self, KubeCluster, forward};
 use podgate::config::{Config, Mode, WhenDown};
 use podgate::drain::Drain;
-use podgate::recording::keys::SigningKey;
 use podgate::reload::Reloader;
 use podgate::testing::apiserver::ApiServer;
 use podgate::testing::cluster::deny;
@@ -21,7 +20,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
+use crate::endings::ASKED;
+use crate::recording::{only, recording_into};
 use crate::rig::{Rig, rig_with};
+use crate::websocket::WS_SWITCHING;
 
 /// Where events are written to.
 struct Log {
@@ -553,31 +555,37 @@ async fn blocking_a_request_goes_on_when_its_event_is_written() {
 }
 
 #[tokio::test]
-async fn blocking_a_client_that_leaves_before_its_session_is_written_leaves_a_recording() {
-    let (mut config, hook, folder) = hooked().await;
-    config.audit.mode = Mode::Blocking;
-    config.audit.blocking_timeout = Duration::from_secs(20);
-    config.audit.flush_timeout = Duration::from_millis(200);
-    let policy = folder.path().join("policy.yaml");
-    let rules = "rules: [{level: Metadata, omitStages: [RequestReceived]}]";
-    std::fs::write(&policy, format!("apiVersion: audit.k8s.io/v1\nkind: Policy\n{rules}\n")).unwrap();
-    config.audit.policy_file = Some(policy);
-    let key = folder.path().join("key.pem");
-    std::fs::write(&key, SigningKey::generate().unwrap().to_private_pem().unwrap()).unwrap();
-    config.recording.enabled = true;
-    config.recording.signing_key_file = Some(key);
-    config.recording.spool.dir = Some(folder.path().join("spool"));
-    let rig = rig_with(config).await;
-    hook.faults(|faults| faults.hangs = true);
-    let mut client = rig.gateway.connect_as("ana").await;
-    send(&mut client, &exec_request("command=id&stdout=1", "Audit-ID: blind\r\n")).await;
-    // The far side has agreed by then.
-    until("the event at the webhook", || of(&hook.events(), "blind").len() == 1).await;
-    drop(client);
-    let closed = |how| rig.gateway.metric(&format!("podgate_recording_closed_total{{outcome=\"{how}\"}}"));
-    until("the recording to be closed", || closed("whole") + closed("discarded") == 1.0).await;
-    assert_eq!(closed("whole"), 1.0);
-    rig.gateway.stop().await;
+async fn blocking_a_client_that_leaves_before_its_session_is_written_leaves_word_of_what_may_remain() {
+    for (headers, begins) in ASKED {
+        let (mut config, hook, folder) = hooked().await;
+        config.audit.mode = Mode::Blocking;
+        config.audit.blocking_timeout = Duration::from_secs(20);
+        config.audit.flush_timeout = Duration::from_millis(200);
+        let policy = folder.path().join("policy.yaml");
+        let rules = "rules: [{level: Metadata, omitStages: [RequestReceived]}]";
+        std::fs::write(&policy, format!("apiVersion: audit.k8s.io/v1\nkind: Policy\n{rules}\n")).unwrap();
+        config.audit.policy_file = Some(policy);
+        config.recording = recording_into(folder.path()).recording;
+        let pki = Arc::new(Pki::new());
+        let far = Far::start(&pki, move |mut io| async move {
+            send(&mut io, if begins { WS_SWITCHING } else { SWITCHING }).await;
+            let _ = io.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        let gateway = TestGateway::facing(&far, config, pki).await;
+        hook.faults(|faults| faults.hangs = true);
+        let mut client = gateway.connect_as("ana").await;
+        let line = "GET /api/v1/namespaces/default/pods/web/exec?command=id&stdout=1";
+        send(&mut client, &request(line, &format!("{headers}Audit-ID: blind\r\n"))).await;
+        // The far side has agreed by then.
+        until("the event at the webhook", || of(&hook.events(), "blind").len() == 1).await;
+        drop(client);
+        let ending = only(&folder.path().join("spool"), &folder.path().join("key.pem")).await.ending;
+        assert_eq!((ending.reason.as_str(), ending.process_may_remain), ("client_lost", begins));
+        let remain = gateway.metric("podgate_processes_may_remain_total");
+        assert_eq!(remain, f64::from(u8::from(begins)));
+        gateway.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -288,7 +288,7 @@ async fn the_main_process_of_a_container_outlives_whoever_is_attached_to_it() {
 }
 
 /// Clients that ask for a command, over WebSocket, where it begins at once, and over SPDY, where it does not.
-const ASKED: [(&str, bool); 2] = [
+pub(crate) const ASKED: [(&str, bool); 2] = [
     (
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: v4.channel.k8s.io\r\n",

@@ -160,8 +160,8 @@ async fn a_client_whose_network_drops_everything_is_found_in_time_and_leaves_no_
         let (mut screen, mut child) = kubectl.on_screen(&args);
         screen.shows("in").await;
         until("it to run", || marked(&mark) > 0).await;
-        net.drop_everything();
         let start = Instant::now();
+        net.drop_everything();
         // What is not a terminal's end is a while of silence before, which may have begun already.
         until_within(within + LATE, || ended(&log, &mark).is_some()).await;
         let took = start.elapsed();
@@ -232,8 +232,8 @@ async fn a_client_is_told_in_time_that_its_nodes_network_drops_everything() {
         send(&mut client, &exec_request(&query, "X-Stream-Protocol-Version: v4.channel.k8s.io\r\n")).await;
         send(&mut client, &opening()).await;
         read_exactly(&mut client, SWITCHING.len() + replies().len()).await;
-        net.drop_everything();
         let start = Instant::now();
+        net.drop_everything();
         if types {
             send(&mut client, &podgate::testing::frames::data(podgate::testing::frames::STDIN, b"id\r"))
                 .await;

@@ -20,7 +20,7 @@ const EXEC: &str = "/api/v1/namespaces/default/pods/web/exec?command=id&stdout=1
 const FORWARD: &str = "/api/v1/namespaces/default/pods/web/portforward";
 
 /// What a runtime answers a WebSocket client.
-const WS_SWITCHING: &[u8] =
+pub(crate) const WS_SWITCHING: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n";
 

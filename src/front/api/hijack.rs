@@ -90,23 +90,30 @@ pub(super) async fn open(
     };
     let metrics = &door.shared.metrics;
     let mut asking = Asking { tapped: &tapped, trail, metrics, end: Some(EndReason::ClientLost) };
-    let answer = until_ended(&live, door.shared.pipeline.open(&tapped, &head)).await;
-    asking.end = match &answer {
-        Ok(_) => None,
-        Err(_) if live.entry().state().phase == Phase::Ending => Some(EndReason::Ended),
-        Err(_) => Some(EndReason::FarLost),
-    };
-    drop(asking);
-    let answer = answer?;
+    let answer = until_ended(&live, door.shared.pipeline.open(&tapped, &head)).await.inspect_err(|_| {
+        let ended = live.entry().state().phase == Phase::Ending;
+        asking.end = Some(if ended { EndReason::Ended } else { EndReason::FarLost });
+    })?;
     let place = tapped.place();
+    match &answer {
+        Answer::Switched(_, switched) => {
+            metrics.setup.observe(started.elapsed().as_secs_f64());
+            debug!(node.name = place.node(), far.side = %place.far_side(), "session opened");
+            asking.trail.annotate("client-protocol", &switched.client_protocol);
+            asking.trail.annotate("far-protocol", &switched.far_protocol);
+        }
+        Answer::Refused(far) => {
+            let code = far.head.status;
+            metrics.far_refusals.with_label_values(&[&code.to_string()]).inc();
+            info!(node.name = place.node(), far.code = code, "the far side refused the session");
+            // As upstream, which takes the connection over for that; what the client is told is beside it.
+            asking.trail.annotate("far-code", code.to_string());
+        }
+    }
+    asking.answered().await;
     let upgrade = hyper::upgrade::on(&mut request);
     match answer {
         Answer::Switched(far, switched) => {
-            metrics.setup.observe(started.elapsed().as_secs_f64());
-            debug!(node.name = place.node(), far.side = %place.far_side(), "session opened");
-            trail.annotate("client-protocol", &switched.client_protocol);
-            trail.annotate("far-protocol", &switched.far_protocol);
-            trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let record = Record::begin(facts, metrics.clone(), trail.take());
             live.runs(carried(&switched, tapped.recorder()), record.meters());
             let (admitted, recorder) = tapped.into_parts();
@@ -118,12 +125,6 @@ pub(super) async fn open(
             door.shared.drain.spawn(task.in_current_span());
         }
         Answer::Refused(far) => {
-            let code = far.head.status;
-            metrics.far_refusals.with_label_values(&[&code.to_string()]).inc();
-            info!(node.name = place.node(), far.code = code, "the far side refused the session");
-            // As upstream, which takes the connection over for that; what the client is told is beside it.
-            trail.annotate("far-code", code.to_string());
-            trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
             let task = echo(door.clone(), upgrade, far, trail.take());
             door.shared.drain.spawn(task.in_current_span());
         }
@@ -185,7 +186,7 @@ fn carried(switched: &Switched, recorder: Option<&Recorder>) -> Carried {
 }
 
 /// A far side that is being asked. Where its answer is not waited for, because the client has gone, or is none, what it was
-/// asked for may run, and nobody is there whom it would heed.
+/// asked for may run, and nobody is there whom it would heed. So it is until the audit log has that it has answered.
 struct Asking<'a> {
     tapped: &'a Tapped,
     trail: &'a mut Trail,
@@ -194,25 +195,36 @@ struct Asking<'a> {
     end: Option<EndReason>,
 }
 
+impl<'a> Asking<'a> {
+    /// Somebody goes on with what it has answered.
+    async fn answered(mut self) {
+        self.tell_recording();
+        self.trail.begun(StatusCode::SWITCHING_PROTOCOLS).await;
+        self.end = None;
+    }
+
+    fn tell_recording(&mut self) -> Option<&'a Recorder> {
+        let recorder = self.tapped.recorder().filter(|recorder| recorder.is_kept())?;
+        self.trail.annotate("recording-id", recorder.id());
+        self.trail.annotate("rule", recorder.rule());
+        Some(recorder)
+    }
+}
+
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        let Self { tapped, trail, metrics, end } = self;
-        let recorder = tapped.recorder().filter(|recorder| recorder.is_kept());
-        if let Some(recorder) = recorder {
-            trail.annotate("recording-id", recorder.id());
-            trail.annotate("rule", recorder.rule());
-        }
-        let Some(reason) = *end else { return };
-        let may_remain = tapped.has_begun();
+        let Some(reason) = self.end else { return };
+        let may_remain = self.tapped.has_begun();
         if may_remain {
-            metrics.processes_may_remain.inc();
-            trail.annotate("process-may-remain", "true");
+            self.metrics.processes_may_remain.inc();
+            self.trail.annotate("process-may-remain", "true");
         }
+        let recorder = self.tell_recording();
         if let Some(recorder) = recorder {
             recorder.abandon(reason, may_remain);
         }
         if may_remain || recorder.is_some() {
-            trail.annotate("end-reason", reason.word());
+            self.trail.annotate("end-reason", reason.word());
         }
     }
 }

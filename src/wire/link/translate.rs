@@ -51,7 +51,7 @@ pub struct Translator {
     pings: Pings,
     /// A ping of the far side that has no answer yet.
     echo: Option<u32>,
-    /// At most one of each type, in the order in which they are opened.
+    /// At most one of each type, in the order in which they are opened; none before it begins.
     streams: Vec<Stream>,
     /// The error stream, up to the first byte that is too much.
     result: BytesMut,
@@ -89,8 +89,6 @@ impl Translator {
     /// For a client that asked for these streams in this subprotocol. `protocol` is what the far side chose in its
     /// 101; without a word about it that is [`Protocol::V1`].
     pub fn new(subprotocol: Subprotocol, asked: Asked, protocol: Protocol) -> Self {
-        let ids = (1..).step_by(2);
-        let streams = asked.streams(protocol).iter().zip(ids);
         Self {
             asked,
             subprotocol,
@@ -100,7 +98,7 @@ impl Translator {
             decoder: spdy::Decoder::new(),
             pings: Pings::new(spdy::Role::Client),
             echo: None,
-            streams: streams.map(|(kind, id)| Stream::new(kind, id)).collect(),
+            streams: Vec::new(),
             result: BytesMut::new(),
             cut: false,
             left: false,
@@ -309,10 +307,11 @@ impl Link for Translator {
     fn begin(&mut self, out: &mut Out) {
         channel::Encoder::new(self.subprotocol).first(out.client.put(), self.asked);
         let mut encoder = Encoder::new();
-        for stream in &self.streams {
-            let headers = Headers::new().with(StreamType::HEADER, stream.kind.name());
-            let written = encoder.syn_stream(out.far.put(), stream.id, &headers);
+        for (kind, id) in self.asked.streams(self.protocol).iter().zip((1..).step_by(2)) {
+            let headers = Headers::new().with(StreamType::HEADER, kind.name());
+            let written = encoder.syn_stream(out.far.put(), id, &headers);
             debug_assert!(written.is_ok(), "one short header is within every limit");
+            self.streams.push(Stream::new(kind, id));
         }
     }
 

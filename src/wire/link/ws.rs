@@ -33,7 +33,7 @@ pub(super) const ANSWER_ROOM: usize = 16 * 1024;
 /// The port that a server of port-forward names in the first message on each channel, in bytes.
 const PORT: usize = 2;
 
-/// Spoken to a client whose far side closes before the result.
+/// Told to a client whose far side closes before the result.
 const NO_RESULT: &str = "the far side closed the session before it gave a result";
 
 /// A WebSocket client and a WebSocket far side, in the same subprotocol.

@@ -938,6 +938,12 @@ fn a_terminal_is_hung_up_on_stdin_and_its_end_is_heard() {
 }
 
 #[test]
+fn nothing_was_started_before_it_has_begun() {
+    let mut link = Translator::new(Subprotocol::V5, TERMINAL, Protocol::V4);
+    assert!(link.is_done() && link.hang_up(HangUp::Interrupt, &mut Out::default()) == Spoken::No);
+}
+
+#[test]
 fn what_may_have_begun_before_its_replies_were_read_is_hung_up_when_they_are() {
     let (mut bench, mut server) = begun(TERMINAL, Protocol::V4);
     assert!(!bench.link.is_done(), "the far side may have begun");
