@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
+use rustix::termios::{LocalModes, tcgetattr};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
@@ -72,6 +73,17 @@ impl Desk {
             self.piece(Kind::Stdout, &buf[..n]);
             self.shown.push_str(&String::from_utf8_lossy(&buf[..n]));
         }
+    }
+
+    /// Waits until the terminal is no longer bash's editor's, where the return key would be no end of a line.
+    async fn lines_are_read(&self) {
+        let canonical = || tcgetattr(&self.pty).unwrap().local_modes.contains(LocalModes::ICANON);
+        let wait = async {
+            while !canonical() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("a terminal that reads lines");
     }
 
     async fn end(mut self) -> Vec<String> {
@@ -180,6 +192,7 @@ async fn what_is_typed_without_echo_is_not_found() {
     desk.keys("ana\r", "$ ").await;
     desk.keys("stty -echo\r", "$ ").await;
     desk.keys("read x\r", "l\r").await;
+    desk.lines_are_read().await;
     desk.keys("hunter4\r", "$ ").await;
     desk.keys("exit\r", "exit").await;
     let found = desk.end().await;
