@@ -314,7 +314,8 @@ impl Link for WsLink {
         let Session::Command { subprotocol, writable, .. } = &mut self.session else {
             return Spoken::No;
         };
-        if !writable.contains(StreamType::Stdin) {
+        // Behind our Close nothing counts, and behind its own the far side reads nothing.
+        if !writable.contains(StreamType::Stdin) || self.far.closed || self.far_left {
             return Spoken::No;
         }
         let stdin = channel::number(StreamType::Stdin);

@@ -969,6 +969,27 @@ fn a_terminal_is_hung_up_on_stdin_and_its_end_is_heard() {
 }
 
 #[test]
+fn a_far_side_that_has_left_or_is_at_fault_is_told_nothing_behind_our_close() {
+    // A Close without a result, and a reserved opcode.
+    for last in [close_from_far(1000, ""), vec![0x83, 0]] {
+        for subprotocol in [Subprotocol::V4, Subprotocol::V4Base64, Subprotocol::V5] {
+            let mut bench = command(subprotocol);
+            let _ = bench.far(&last);
+            for step in [HangUp::Interrupt, HangUp::EndOfFile, HangUp::EndOfStdin] {
+                assert!(!bench.hangs_up(step), "{subprotocol:?} {step:?}");
+            }
+            let heard = bench.heard_by_far();
+            assert!(heard.close.is_some() && heard.messages.is_empty(), "{heard:?}");
+        }
+    }
+    // Nor one that leaves while it is hung up: it reads no more.
+    let mut bench = command(Subprotocol::V5);
+    bench.client(&close_from_client(1001)).unwrap();
+    assert!(bench.hangs_up(HangUp::Interrupt) && !bench.hears_last(&close_from_far(1000, "")));
+    assert!(!bench.hangs_up(HangUp::EndOfFile));
+}
+
+#[test]
 fn why_podgate_ends_a_session_stands_in_its_terminal_in_front_of_the_error() {
     for subprotocol in ALL {
         let mut bench = Bench::recorded(WsLink::command(subprotocol, ASKED, key));
