@@ -7,7 +7,7 @@
 //! every byte is counted, and every idle session has to answer at its end.
 
 pub mod client;
-mod process;
+pub mod process;
 pub mod report;
 mod work;
 
@@ -48,6 +48,8 @@ pub struct Plan {
     pub at_once: usize,
     /// Bytes of a bulk copy.
     pub bytes: u64,
+    /// What they are like.
+    pub content: Content,
     /// Round trips of a byte.
     pub strokes: usize,
     /// Bulk copies beside them.
@@ -67,6 +69,18 @@ pub enum Commands {
     Real,
     /// hello, source-N, sink-N and echo: those of `podgate dev --simulate`.
     Simulated,
+}
+
+/// What the bytes of a bulk copy from a pod are like; those to a pod are all alike.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Content {
+    /// All alike.
+    #[default]
+    Same,
+    /// Nothing compresses them.
+    Random,
+    /// Lines of a log; only simulated pods have them.
+    Log,
 }
 
 /// The run cannot go on.

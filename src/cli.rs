@@ -106,6 +106,9 @@ pub struct Bench {
     /// MiB of a bulk copy.
     #[arg(long, value_name = "MIB", default_value = "1024", value_parser = value_parser!(u32).range(1..))]
     pub mib: u32,
+    /// What the bytes are like that a pod says.
+    #[arg(long, value_name = "KIND", default_value = "same")]
+    pub content: bench::Content,
     /// Keystrokes a round.
     #[arg(long, value_name = "N", default_value = "2000", value_parser = value_parser!(u32).range(1..))]
     pub strokes: u32,
@@ -392,7 +395,7 @@ pub struct Dev {
     #[arg(long, value_name = "DIR", env = "PODGATE_MANIFESTS")]
     pub manifests: Option<PathBuf>,
     /// So many pods more, sim-0 and so on, on nodes of their own, whose commands are no processes: hello, source-N,
-    /// sink-N, echo and sleep-N. For load tests, such as those of podgate bench.
+    /// log-N, random-N, sink-N, echo and sleep-N. For load tests, such as those of podgate bench.
     #[arg(long, value_name = "PODS", env = "PODGATE_SIMULATE")]
     pub simulate: Option<u32>,
     /// Record sessions, into the folder `recordings` of the state folder unless the settings name another place.

@@ -468,6 +468,15 @@ pub(crate) fn html_escape_json(text: &str) -> String {
     out
 }
 
+/// The message of a Status that somebody else has written; none where the body is none.
+pub fn message(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Said {
+        message: String,
+    }
+    serde_json::from_slice::<Said>(body).ok().map(|said| said.message)
+}
+
 /// `&`, `<` and `>` as HTML entities, as upstream's filters and denials write them (`protocol.md` 1.6, 8.4).
 pub fn html_escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")

@@ -1,29 +1,21 @@
 //! `podgate bench`: targets out of kubeconfigs, a bar while it runs, a table or JSON at the end.
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use kube::Config;
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use crate::bench::client::{self, Pod, Target};
-use crate::bench::{self, Plan, Watch, Work};
+use crate::bench::{self, Commands, Content, Plan, Watch, Work};
 use crate::cli;
+use crate::cluster::kube::connect;
 use crate::drain::Drain;
 
 /// A run cannot begin, or ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no way to a target.
-    #[error("read the kubeconfig{}", .path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
-    Kubeconfig {
-        /// The file, if one was named.
-        path: Option<PathBuf>,
-        /// The cause.
-        #[source]
-        source: KubeconfigError,
-    },
+    #[error(transparent)]
+    Kubeconfig(#[from] connect::Error),
     /// Or none that podgate goes.
     #[error("target {name}")]
     Target {
@@ -36,6 +28,9 @@ pub enum Error {
     /// A kubelet looks for no container itself.
     #[error("target {0} is a kubelet: name the container with --container")]
     Container(String),
+    /// Real pods have no command for that.
+    #[error("--content log is for simulated pods: say --commands simulated as well")]
+    NoLog,
     /// It ended early.
     #[error(transparent)]
     Run(bench::Error),
@@ -52,12 +47,15 @@ struct Bar(ProgressBar);
 /// # Errors
 /// When a target cannot be had, or a session of it fails.
 pub async fn run(flags: &cli::Bench) -> Result<u8, Error> {
+    if flags.commands == Commands::Real && flags.content == Content::Log {
+        return Err(Error::NoLog);
+    }
     let background = Drain::new();
     let one = [cli::BenchTarget::default()];
     let named = if flags.targets.is_empty() { &one[..] } else { &flags.targets };
     let mut targets = Vec::with_capacity(named.len());
     for named in named {
-        targets.push(target(flags, named, &background).await?);
+        targets.push(target(flags, named, &background)?);
     }
     let works = if flags.works.is_empty() { Work::ALL.to_vec() } else { flags.works.clone() };
     let number = |flag: u32| usize::try_from(flag).unwrap_or(usize::MAX);
@@ -72,6 +70,7 @@ pub async fn run(flags: &cli::Bench) -> Result<u8, Error> {
         idle: number(flags.idle),
         hold: flags.hold,
         commands: flags.commands,
+        content: flags.content,
     };
     let mut bar = Bar::new();
     let report = bench::run(&plan, &targets, &mut bar).await.map_err(Error::Run)?;
@@ -84,15 +83,9 @@ pub async fn run(flags: &cli::Bench) -> Result<u8, Error> {
     Ok(0)
 }
 
-async fn target(flags: &cli::Bench, named: &cli::BenchTarget, background: &Drain) -> Result<Target, Error> {
+fn target(flags: &cli::Bench, named: &cli::BenchTarget, background: &Drain) -> Result<Target, Error> {
     let cli::BenchTarget { name, kubeconfig, context, pid, kubelet } = named.clone();
-    let failed = |source| Error::Kubeconfig { path: kubeconfig.clone(), source };
-    let file = match &kubeconfig {
-        Some(path) => Kubeconfig::read_from(path),
-        None => Kubeconfig::read(),
-    };
-    let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-    let config = Config::from_custom_kubeconfig(file.map_err(failed)?, &options).await.map_err(failed)?;
+    let config = connect::kubeconfig(kubeconfig.as_deref(), context)?;
     let name =
         name.unwrap_or_else(|| config.cluster_url.authority().map_or_else(String::new, ToString::to_string));
     if kubelet && flags.container.is_none() {

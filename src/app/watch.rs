@@ -4,22 +4,22 @@
 //! shown from now on is seen: nothing of before is kept anywhere.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
+use kube::Client;
 use kube::client::Body;
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::{Client, Config};
 use serde::Deserialize;
 
 use crate::cli;
+use crate::cluster::kube::connect;
 use crate::group::API_VERSION;
 use crate::recording::safe::{Filter, plain};
 use crate::request::name_problem;
+use crate::status;
 use crate::wire::tape::Connection;
 
 /// Bytes of a line, at most: a read of a session, in base64, and a frame around it.
@@ -35,14 +35,8 @@ pub enum Error {
     #[error("{0:?} is not the name of a session")]
     Name(String),
     /// There is no way to podgate.
-    #[error("read the kubeconfig{}", .path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
-    Kubeconfig {
-        /// The file, if one was named.
-        path: Option<PathBuf>,
-        /// The cause.
-        #[source]
-        source: KubeconfigError,
-    },
+    #[error(transparent)]
+    Kubeconfig(#[from] connect::Error),
     /// It cannot be reached.
     #[error("ask podgate for the session")]
     Ask(#[source] Box<kube::Error>),
@@ -116,7 +110,9 @@ pub async fn run(flags: &cli::Watch) -> Result<u8, Error> {
 }
 
 async fn show<W: Write>(flags: &cli::Watch, screen: &mut Screen<W>) -> Result<(), Error> {
-    let config = config(flags).await?;
+    let mut config = connect::kubeconfig(flags.kubeconfig.as_deref(), flags.context.clone())?;
+    // A session may be silent for hours.
+    config.read_timeout = None;
     let namespace = flags.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     // As `kubectl get -o name` prints it.
     let name = flags.session.rsplit('/').next().unwrap_or_default();
@@ -154,23 +150,9 @@ async fn show<W: Write>(flags: &cli::Watch, screen: &mut Screen<W>) -> Result<()
     }
 }
 
-async fn config(flags: &cli::Watch) -> Result<Config, Error> {
-    let failed = |source| Error::Kubeconfig { path: flags.kubeconfig.clone(), source };
-    let file = match &flags.kubeconfig {
-        Some(path) => Kubeconfig::read_from(path),
-        None => Kubeconfig::read(),
-    };
-    let options = KubeConfigOptions { context: flags.context.clone(), ..KubeConfigOptions::default() };
-    let mut config = Config::from_custom_kubeconfig(file.map_err(failed)?, &options).await.map_err(failed)?;
-    // A session may be silent for hours.
-    config.read_timeout = None;
-    Ok(config)
-}
-
-/// The message of a Status, or what there is instead.
-fn refusal(status: StatusCode, body: &[u8]) -> String {
-    let said: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    said["message"].as_str().map_or_else(|| format!("podgate answered {status}"), plain)
+/// What a Status says, or what there is instead.
+fn refusal(code: StatusCode, body: &[u8]) -> String {
+    status::message(body).map_or_else(|| format!("podgate answered {code}"), |message| plain(&message))
 }
 
 // === impl Screen ===

@@ -18,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use crate::cluster;
 use crate::cluster::kube::connect::{self, Connection};
 use crate::drain::Drain;
+use crate::status;
 use crate::wire::channel::{self, Subprotocol};
 use crate::wire::http1::{self, BodyLength, ResponseHead};
 use crate::wire::remotecommand::{self, Asked, Outcome, Protocol, StreamType};
@@ -246,7 +247,9 @@ impl Target {
                 BodyLength::Chunked | BodyLength::UntilClose => MAX_REFUSAL,
             };
             while buffer.len() < len && matches!(io.read_buf(&mut buffer).await, Ok(1..)) {}
-            return Err(Error::Refused { status: head.status, message: message(&buffer) });
+            let said = status::message(&buffer);
+            let message = said.unwrap_or_else(|| String::from_utf8_lossy(&buffer).into_owned());
+            return Err(Error::Refused { status: head.status, message });
         }
         let asked = Asked { stdin, stdout: true, stderr: true, tty: false };
         let speech = match self.speech {
@@ -489,12 +492,6 @@ impl Session {
 fn keep(result: &mut Vec<u8>, bytes: &[u8]) {
     let room = (remotecommand::MAX_RESULT + 1).saturating_sub(result.len());
     result.extend_from_slice(&bytes[..bytes.len().min(room)]);
-}
-
-/// The message of a Status, or what there is instead.
-fn message(body: &[u8]) -> String {
-    let said: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    said["message"].as_str().map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned)
 }
 
 fn mask() -> Result<MaskKey, Error> {

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::client::{Error, Session, Target};
 use super::report::Times;
-use super::{Commands, Plan};
+use super::{Commands, Content, Plan};
 
 /// Bytes that are sent at once, as kubectl's copy does.
 const PIECE: usize = 32 * 1024;
@@ -39,7 +39,7 @@ pub(super) async fn setups(plan: &Plan, target: &Target) -> Result<Setups, Error
 }
 
 pub(super) async fn down(plan: &Plan, target: &Target) -> Result<(), Error> {
-    let mut session = target.open(&plan.commands.source(plan.bytes), false).await?;
+    let mut session = target.open(&plan.commands.source(plan.bytes, plan.content), false).await?;
     let mut got = 0;
     while let Some(bytes) = session.output().await? {
         got += bytes.len() as u64;
@@ -71,7 +71,7 @@ pub(super) async fn up(plan: &Plan, target: &Target) -> Result<(), Error> {
 pub(super) async fn keystrokes(plan: &Plan, target: &Target, beside: usize) -> Result<Times, Error> {
     let mut copies = JoinSet::new();
     for _ in 0..beside {
-        let mut copy = target.open(&plan.commands.source(u64::MAX >> 1), false).await?;
+        let mut copy = target.open(&plan.commands.source(u64::MAX >> 1, Content::Same), false).await?;
         copies.spawn(async move {
             while copy.output().await?.is_some() {}
             copy.end().await
@@ -130,8 +130,13 @@ impl Commands {
         self.choose(["true"], "hello".into())
     }
 
-    fn source(self, bytes: u64) -> Vec<String> {
-        self.choose(["head", "-c", &bytes.to_string(), "/dev/zero"], format!("source-{bytes}"))
+    fn source(self, bytes: u64, content: Content) -> Vec<String> {
+        let (file, name) = match content {
+            Content::Same => ("/dev/zero", "source"),
+            Content::Random => ("/dev/urandom", "random"),
+            Content::Log => ("/dev/zero", "log"),
+        };
+        self.choose(["head", "-c", &bytes.to_string(), file], format!("{name}-{bytes}"))
     }
 
     fn sink(self, bytes: u64) -> Vec<String> {

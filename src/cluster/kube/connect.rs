@@ -140,6 +140,28 @@ pub enum Error {
 #[derive(Debug, Clone)]
 struct Background(Drain);
 
+/// What a kubeconfig says: this file, or else those that kubectl would read.
+///
+/// # Errors
+/// [`Error::Malformed`] or [`Error::Kubeconfig`].
+pub fn kubeconfig(path: Option<&Path>, context: Option<String>) -> Result<Config, Error> {
+    let failed = |source| {
+        let kubectls = || std::env::var_os("KUBECONFIG").unwrap_or_else(|| "~/.kube/config".into()).into();
+        let path = path.map_or_else(kubectls, Path::to_owned);
+        match source {
+            KubeconfigError::Parse(error) => {
+                Error::Malformed { path, line: error.location().map_or(0, |at| at.line()) }
+            }
+            source => Error::Kubeconfig { path, source },
+        }
+    };
+    let file = path.map_or_else(Kubeconfig::read, Kubeconfig::read_from).map_err(failed)?;
+    let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+    // All of it is there already: this is async for the sake of other ways to make one.
+    let read = Config::from_custom_kubeconfig(file, &options).now_or_never();
+    read.unwrap_or(Err(KubeconfigError::FindPath)).map_err(failed)
+}
+
 // === impl Source ===
 
 impl Source {
@@ -151,17 +173,7 @@ impl Source {
         let Self::Kubeconfig { path, context } = self else {
             return Config::incluster().map_err(Error::InCluster);
         };
-        let failed = |source| match source {
-            KubeconfigError::Parse(error) => {
-                Error::Malformed { path: path.clone(), line: error.location().map_or(0, |at| at.line()) }
-            }
-            source => Error::Kubeconfig { path: path.clone(), source },
-        };
-        let file = Kubeconfig::read_from(path).map_err(failed)?;
-        let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
-        // All of it is there already: this is async for the sake of other ways to make one.
-        let read = Config::from_custom_kubeconfig(file, &options).now_or_never();
-        read.unwrap_or(Err(KubeconfigError::FindPath)).map_err(failed)
+        kubeconfig(Some(path), context.clone())
     }
 
     /// The files to look after, so that a changed one makes a new [`Connection`]. The CA of a pod is not among them: kube
