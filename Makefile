@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_SMOKE_SECONDS ?= 3
 FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 
-.PHONY: help dev check test soak e2e lint fmt bench deny presubmit fuzz fuzz-smoke
+.PHONY: help dev check test soak e2e lint fmt bench instructions deny presubmit fuzz fuzz-smoke
 
 help: ## Show the recipes
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -43,8 +43,13 @@ lint: ## Format check, clippy without warnings, banned crates
 fmt: ## Format
 	$(CARGO) fmt
 
-bench: ## Measure podgate against its node endpoint, side by side, and searches over 10,000 recordings
-	$(CARGO) bench --profile quick --bench gateway --bench recordings
+bench: ## Measure podgate beside kube-apiserver, and searches over 10,000 recordings (an hour and a half; ROWS="words" picks rows)
+	$(CARGO) bench --profile quick --bench gateway -- $(ROWS)
+	$(if $(ROWS),,$(CARGO) bench --profile quick --bench recordings)
+
+instructions: ## Count instructions of the codecs and the splice: over a tenth more than it was is an error
+	tests/valgrind.sh
+	$(CARGO) bench --profile quick --bench instructions
 
 deny: ## Licences, bans and advisories (needs cargo-deny and, for advisories, its database)
 	$(CARGO) deny check
@@ -60,4 +65,4 @@ fuzz-smoke: ## The same for seconds, without the fuzzer: known inputs, changed a
 	$(CARGO) check --manifest-path fuzz/Cargo.toml --locked --no-default-features --features testing
 	PODGATE_FUZZ_SECONDS=$(FUZZ_SMOKE_SECONDS) $(CARGO) test --lib testing::fuzz -- --nocapture
 
-presubmit: lint test fuzz-smoke ## What CI runs
+presubmit: lint test fuzz-smoke instructions ## What CI runs

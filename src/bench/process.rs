@@ -6,17 +6,21 @@ use std::time::Duration;
 
 /// What a process has used so far.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Usage {
+pub struct Usage {
     /// In user space and in the kernel on its behalf, by all its threads.
-    pub(super) cpu: Duration,
+    pub cpu: Duration,
     /// Bytes in memory now.
-    pub(super) memory: u64,
+    pub memory: u64,
 }
 
 /// Field of `stat` behind the name: time in user space; the next is that in the kernel.
 const USER_TIME: usize = 11;
 
-pub(super) fn usage(pid: u32) -> io::Result<Usage> {
+/// What this process has used so far.
+///
+/// # Errors
+/// When it is gone, or `/proc` is not there.
+pub fn usage(pid: u32) -> io::Result<Usage> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     parse(&stat, &status).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
