@@ -57,7 +57,7 @@ pub enum Towards {
 }
 
 /// Host (name or address) and port of a far side.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPort {
     /// A DNS name or an IP address without brackets.
     pub host: String,

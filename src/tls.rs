@@ -14,6 +14,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
@@ -47,7 +48,7 @@ pub struct Identity {
 pub enum Clients {
     /// Ask for one, take any or none; `authn` judges it.
     Ask,
-    /// Only holders of a certificate from these roots finish the handshake.
+    /// Only holders of a certificate from these roots finish the handshake. They are given tickets for the next one.
     Require(Arc<RootCertStore>),
 }
 
@@ -137,11 +138,14 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 /// When the key does not fit the certificate or the roots cannot be used.
 pub fn server(identity: &Identity, alpn: &[&[u8]], clients: Clients) -> Result<Arc<ServerConfig>, Error> {
     let provider = provider();
-    let verifier: Arc<dyn ClientCertVerifier> = match clients {
-        Clients::Ask => Arc::new(TakeAny(provider.signature_verification_algorithms)),
-        Clients::Require(roots) => WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-            .build()
-            .map_err(Error::Verifier)?,
+    // Clients of exec are fresh processes that hold no ticket; issuing some costs each session a write. Those of a node come
+    // again and again, and have one of each handshake, as of a kubelet.
+    let (verifier, tickets): (Arc<dyn ClientCertVerifier>, _) = match clients {
+        Clients::Ask => (Arc::new(TakeAny(provider.signature_verification_algorithms)), 0),
+        Clients::Require(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+            (verifier.build().map_err(Error::Verifier)?, 1)
+        }
     };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -150,8 +154,10 @@ pub fn server(identity: &Identity, alpn: &[&[u8]], clients: Clients) -> Result<A
         .with_single_cert(identity.chain.clone(), identity.key.clone_key())
         .map_err(Error::SetUp)?;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    // Clients of exec are fresh processes that hold no ticket; issuing some costs each session a write.
-    config.send_tls13_tickets = 0;
+    config.send_tls13_tickets = tickets;
+    if tickets > 0 {
+        config.ticketer = Ticketer::new().map_err(Error::SetUp)?;
+    }
     Ok(Arc::new(config))
 }
 

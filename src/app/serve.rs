@@ -391,7 +391,11 @@ impl Files<'_> {
             own_files.extend([cert_file.clone(), key_file.clone()]);
         }
         let named = source.clone();
-        let files = move || [named.files(), own_files.clone()].concat();
+        let files = move || {
+            // kube reads the CA of a pod anew, but not for a handshake that follows from an earlier one.
+            let root = described(&named).ok().and_then(|config| config.root_cert_file);
+            [named.files(), own_files.clone(), root.into_iter().collect()].concat()
+        };
         let tls = self
             .read_named(KEY, files, move || {
                 let roots = kubelet.ca_file.as_deref().map(certificates).transpose()?;
