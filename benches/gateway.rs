@@ -5,7 +5,7 @@
 //! record), the second of which records every session, stdin too, signed and compressed, into a local folder. CPU is
 //! user and system time of the child from `/proc/PID/stat`, memory its `VmRSS`. Machines differ and are shared: compare
 //! the columns of one run, not numbers of two. benches/README.md says how each figure is taken. Words in the arguments
-//! choose rows.
+//! choose rows. With `PODGATE_BENCH_CORES=off` connections live on the runtime of the process, to see what cores are worth.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -133,6 +133,10 @@ async fn gateway(records: bool) {
         recordings: None,
         sharing: None,
         background: Drain::new(),
+        cores: match std::env::var("PODGATE_BENCH_CORES").as_deref() {
+            Ok("off") => None,
+            _ => Some(podgate::cores::Cores::start(0).expect("start threads")),
+        },
     };
     let mut config = Config::default();
     if records {
