@@ -17,7 +17,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -39,6 +40,13 @@ const ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 
 /// A certificate chain, leaf first, and the leaf's key.
 pub struct Identity {
+/// Cipher suites that are offered before others.
+const PREFERRED: [CipherSuite; 3] = [
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+];
+
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
@@ -106,8 +114,13 @@ pub enum Error {
 #[derive(Debug)]
 struct TakeAny(WebPkiSupportedAlgorithms);
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+/// What podgate encrypts with, in the order of crypto/tls: AES with keys of 128 bits comes first, which is ten rounds instead of
+/// fourteen, and with it SHA-256, for which processors have instructions.
+/// Source: crypto/tls `cipher_suites.go` (`cipherSuitesPreferenceOrder`), `defaults.go`.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| !PREFERRED.contains(&suite.suite()));
+    Arc::new(provider)
 }
 
 /// Reads all certificates of a PEM file into a root store.
@@ -383,6 +396,22 @@ mod tests {
         fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
             Some(self.0.clone())
         }
+    }
+
+    #[tokio::test]
+    async fn the_cipher_is_the_one_that_go_prefers() {
+        let pki = Pki::new();
+        let server = server(&pki.server(), &[HTTP1], Clients::Ask).unwrap();
+        let client = client(None, pki.roots(), false).unwrap();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let name = ServerName::try_from("localhost").unwrap();
+        let (connected, accepted) = tokio::join!(
+            TlsConnector::from(client).connect(name, near),
+            TlsAcceptor::from(server).accept(far)
+        );
+        accepted.unwrap();
+        let suite = connected.unwrap().get_ref().1.negotiated_cipher_suite().unwrap();
+        assert_eq!(suite.suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
     }
 
     #[tokio::test]
