@@ -344,6 +344,6 @@ async fn an_address_that_is_taken_is_an_error_that_names_it() {
     config.admin.listen = addr;
     let pki = Pki::new();
     let ground = TestGateway::ground(&pki, FakeCluster::new());
-    let error = Gateway::start(&config, ground, podgate::drain::Drain::new()).await.err().expect("no start");
+    let error = Gateway::start(&config, ground, Drain::new()).await.err().expect("no start");
     assert_eq!(error.to_string(), format!("listen on {addr}"));
 }
