@@ -151,6 +151,11 @@ pub trait Cluster: Send + Sync + 'static {
     fn pod<'a>(&'a self, namespace: &'a str, name: &'a str)
     -> BoxFuture<'a, Result<Option<Arc<Pod>>, Error>>;
 
+    /// The node that the pod of this name was on, as far as anybody heard: good for asking ahead, and for nothing else.
+    fn likely_node(&self, _namespace: &str, _name: &str) -> Option<String> {
+        None
+    }
+
     /// The node of this name, or `None` when there is none.
     fn node<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<Node>>, Error>>;
 

@@ -57,7 +57,7 @@ pub enum Towards {
 }
 
 /// Host (name or address) and port of a far side.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPort {
     /// A DNS name or an IP address without brackets.
     pub host: String,
@@ -145,22 +145,38 @@ impl Locate {
             }
         }
         let what = || format!("pod {}/{}", exec.namespace, exec.pod);
-        let pod = self.within(self.cluster.pod(&exec.namespace, &exec.pod), what).await?;
-        let pod = pod.ok_or_else(|| Error::NoPod(exec.pod.clone()))?;
+        let pod = self.within(self.cluster.pod(&exec.namespace, &exec.pod), what);
+        let likely = match &self.towards {
+            Towards::Kubelets { .. } => self.cluster.likely_node(&exec.namespace, &exec.pod),
+            Towards::ApiServer => None,
+        };
+        // Where it most likely is, the node is asked for at the same time: one wait for the cluster instead of two.
+        let (pod, ahead) = match &likely {
+            Some(node) => {
+                let (pod, ahead) = tokio::join!(pod, self.node(node));
+                (pod, Some(ahead))
+            }
+            None => (pod.await, None),
+        };
+        let pod = pod?.ok_or_else(|| Error::NoPod(exec.pod.clone()))?;
         let container = choose_container(exec, &pod)?;
         let node = pod.node.clone().ok_or_else(|| Error::Unscheduled(exec.pod.clone()))?;
         let far_side = match &self.towards {
-            Towards::Kubelets { address_types } => self.kubelet(&node, address_types).await?,
+            Towards::Kubelets { address_types } => {
+                let read = match ahead.filter(|_| likely.as_ref() == Some(&node)) {
+                    Some(read) => read,
+                    None => self.node(&node).await,
+                };
+                kubelet(&*read?, address_types)?
+            }
             Towards::ApiServer => FarSide::ApiServer,
         };
         Ok(Place { pod, container, node, far_side, permit })
     }
 
-    async fn kubelet(&self, name: &str, address_types: &[String]) -> Result<FarSide, Error> {
+    async fn node(&self, name: &str) -> Result<Arc<Node>, Error> {
         let node = self.within(self.cluster.node(name), || format!("node {name}")).await?;
-        let node = node.ok_or_else(|| Error::NoNode(name.to_owned()))?;
-        let speaks_v5 = node.declared_features.iter().any(|feature| feature == WEBSOCKETS_TO_KUBELET);
-        Ok(FarSide::Kubelet { addr: address(&node, address_types)?, speaks_v5 })
+        node.ok_or_else(|| Error::NoNode(name.to_owned()))
     }
 
     async fn within<T>(
@@ -173,6 +189,11 @@ impl Locate {
             Err(_) => Err(Error::Late { what: what(), after: self.read_timeout }),
         }
     }
+}
+
+fn kubelet(node: &Node, address_types: &[String]) -> Result<FarSide, Error> {
+    let speaks_v5 = node.declared_features.iter().any(|feature| feature == WEBSOCKETS_TO_KUBELET);
+    Ok(FarSide::Kubelet { addr: address(node, address_types)?, speaks_v5 })
 }
 
 /// The first address of the best type that there is one of.

@@ -7,16 +7,20 @@
 //! Source: apiserver `pkg/server/secure_serving.go` (`tls.RequestClientCert`),
 //! apiserver `pkg/authentication/request/x509`.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ::aws_lc_rs::digest::{self, SHA256, SHA256_OUTPUT_LEN};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -36,6 +40,17 @@ const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 /// id-at-organizationName, X.520.
 const ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 
+/// Chains at most of which a verifier remembers that they hold, at some 300 bytes each. Beyond it all are forgotten, and looked at
+/// again. Every kubectl is a new connection with the same certificate, and signatures are what a look at it costs.
+const MAX_HELD: usize = 4096;
+
+/// Cipher suites that are offered before others.
+const PREFERRED: [CipherSuite; 3] = [
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+];
+
 /// A certificate chain, leaf first, and the leaf's key.
 pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
@@ -47,7 +62,7 @@ pub struct Identity {
 pub enum Clients {
     /// Ask for one, take any or none; `authn` judges it.
     Ask,
-    /// Only holders of a certificate from these roots finish the handshake.
+    /// Only holders of a certificate from these roots finish the handshake. They are given tickets for the next one.
     Require(Arc<RootCertStore>),
 }
 
@@ -60,9 +75,24 @@ pub struct Subject {
     pub organizations: Vec<String>,
 }
 
-/// Judges client certificate chains after the handshake.
+/// Judges client certificate chains after the handshake; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct ClientVerifier(Arc<dyn ClientCertVerifier>);
+pub struct ClientVerifier {
+    roots: Arc<dyn ClientCertVerifier>,
+    held: Arc<Mutex<HashMap<Fingerprint, Held>>>,
+}
+
+/// SHA-256 of a whole chain.
+type Fingerprint = [u8; SHA256_OUTPUT_LEN];
+
+/// Until when a chain holds that was found to hold. Roots are the verifier's own, and nobody revokes, so that time alone can
+/// change that.
+#[derive(Debug)]
+struct Held {
+    subject: Subject,
+    since: UnixTime,
+    until: UnixTime,
+}
 
 /// TLS material that cannot be used, or a certificate that is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +135,13 @@ pub enum Error {
 #[derive(Debug)]
 struct TakeAny(WebPkiSupportedAlgorithms);
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+/// What podgate encrypts with, in the order of crypto/tls: AES with keys of 128 bits comes first, which is ten rounds instead of
+/// fourteen, and with it SHA-256, for which processors have instructions.
+/// Source: crypto/tls `cipher_suites.go` (`cipherSuitesPreferenceOrder`), `defaults.go`.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| !PREFERRED.contains(&suite.suite()));
+    Arc::new(provider)
 }
 
 /// Reads all certificates of a PEM file into a root store.
@@ -137,11 +172,14 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 /// When the key does not fit the certificate or the roots cannot be used.
 pub fn server(identity: &Identity, alpn: &[&[u8]], clients: Clients) -> Result<Arc<ServerConfig>, Error> {
     let provider = provider();
-    let verifier: Arc<dyn ClientCertVerifier> = match clients {
-        Clients::Ask => Arc::new(TakeAny(provider.signature_verification_algorithms)),
-        Clients::Require(roots) => WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-            .build()
-            .map_err(Error::Verifier)?,
+    // Clients of exec are fresh processes that hold no ticket; issuing some costs each session a write. Those of a node come
+    // again and again, and have one of each handshake, as of a kubelet.
+    let (verifier, tickets): (Arc<dyn ClientCertVerifier>, _) = match clients {
+        Clients::Ask => (Arc::new(TakeAny(provider.signature_verification_algorithms)), 0),
+        Clients::Require(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+            (verifier.build().map_err(Error::Verifier)?, 1)
+        }
     };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -150,8 +188,10 @@ pub fn server(identity: &Identity, alpn: &[&[u8]], clients: Clients) -> Result<A
         .with_single_cert(identity.chain.clone(), identity.key.clone_key())
         .map_err(Error::SetUp)?;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    // Clients of exec are fresh processes that hold no ticket; issuing some costs each session a write.
-    config.send_tls13_tickets = 0;
+    config.send_tls13_tickets = tickets;
+    if tickets > 0 {
+        config.ticketer = Ticketer::new().map_err(Error::SetUp)?;
+    }
     Ok(Arc::new(config))
 }
 
@@ -244,7 +284,7 @@ impl ClientVerifier {
     /// When there are no roots.
     pub fn new(roots: Arc<RootCertStore>) -> Result<Self, Error> {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
-        Ok(Self(verifier.build().map_err(Error::Verifier)?))
+        Ok(Self { roots: verifier.build().map_err(Error::Verifier)?, held: Arc::default() })
     }
 
     /// The subject of the leaf, if its chain holds at `now`.
@@ -254,9 +294,50 @@ impl ClientVerifier {
     pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Subject, Error> {
         let none = Error::Untrusted(rustls::Error::NoCertificatesPresented);
         let (leaf, intermediates) = chain.split_first().ok_or(none)?;
-        self.0.verify_client_cert(leaf, intermediates, now).map_err(Error::Untrusted)?;
-        Subject::of(leaf)
+        let fingerprint = fingerprint(chain);
+        if let Some(held) = self.held().get(&fingerprint)
+            && (held.since..=held.until).contains(&now)
+        {
+            return Ok(held.subject.clone());
+        }
+        self.roots.verify_client_cert(leaf, intermediates, now).map_err(Error::Untrusted)?;
+        let subject = Subject::of(leaf)?;
+        if let Some(until) = until(chain) {
+            let mut held = self.held();
+            if held.len() == MAX_HELD {
+                held.clear();
+            }
+            held.insert(fingerprint, Held { subject: subject.clone(), since: now, until });
+        }
+        Ok(subject)
     }
+
+    /// Whoever panicked with the lock held left whole entries.
+    fn held(&self) -> MutexGuard<'_, HashMap<Fingerprint, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Each certificate with its length, so that no two chains are the same bytes.
+fn fingerprint(chain: &[CertificateDer<'_>]) -> Fingerprint {
+    let mut digest = digest::Context::new(&SHA256);
+    for certificate in chain {
+        digest.update(&certificate.len().to_be_bytes());
+        digest.update(certificate);
+    }
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(digest.finish().as_ref());
+    fingerprint
+}
+
+/// When the first certificate of a chain ends, used or not; `None` when one of them cannot be read.
+fn until(chain: &[CertificateDer<'_>]) -> Option<UnixTime> {
+    let end = |certificate: &CertificateDer<'_>| {
+        let certificate = x509_cert::Certificate::from_der(certificate).ok()?;
+        let end = certificate.tbs_certificate().validity().not_after;
+        Some(UnixTime::since_unix_epoch(end.to_unix_duration()))
+    };
+    chain.iter().map(end).min_by_key(|end| *end).flatten()
 }
 
 // === impl Subject ===
@@ -361,6 +442,8 @@ impl ServerCertVerifier for TakeAny {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rustls::server::{ClientHello, ResolvesServerCert};
     use rustls::sign::CertifiedKey;
     use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -377,6 +460,67 @@ mod tests {
         fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
             Some(self.0.clone())
         }
+    }
+
+    #[tokio::test]
+    async fn the_cipher_is_the_one_that_go_prefers() {
+        let pki = Pki::new();
+        let server = server(&pki.server(), &[HTTP1], Clients::Ask).unwrap();
+        let client = client(None, pki.roots(), false).unwrap();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let name = ServerName::try_from("localhost").unwrap();
+        let (connected, accepted) = tokio::join!(
+            TlsConnector::from(client).connect(name, near),
+            TlsAcceptor::from(server).accept(far)
+        );
+        accepted.unwrap();
+        let suite = connected.unwrap().get_ref().1.negotiated_cipher_suite().unwrap();
+        assert_eq!(suite.suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
+    }
+
+    #[test]
+    fn a_chain_that_held_holds_until_it_ends_and_no_other_in_its_place() {
+        let (pki, other) = (Pki::new(), Pki::new());
+        let verifier = ClientVerifier::new(pki.roots()).unwrap();
+        let verify = |chain: &[CertificateDer<'_>], now| verifier.verify(chain, now);
+        let (ana, mallory) = (pki.client("ana", &["dev"]), other.client("ana", &["dev"]));
+        let subject = Subject { common_name: "ana".into(), organizations: vec!["dev".into()] };
+        let now = UnixTime::now();
+        for _ in 0..2 {
+            assert_eq!(verify(&ana.chain, now).unwrap(), subject);
+            assert!(matches!(verify(&mallory.chain, now), Err(Error::Untrusted(_))));
+            assert!(matches!(verify(&[], now), Err(Error::Untrusted(_))));
+        }
+        assert_eq!(verifier.held().len(), 1);
+        // rcgen's certificates begin in 1975 and end with the year 4095.
+        for (at, holds) in [(now.as_secs() - 1, true), (1, false), (67_000_000_000, true), (1 << 40, false)] {
+            let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
+            assert_eq!(verify(&ana.chain, at).is_ok(), holds, "{at:?}");
+        }
+
+        // What ends first is what counts, of all that was shown.
+        let short = pki.expired_client("short").chain;
+        let ended = until(&short).unwrap();
+        assert_eq!(until(&[ana.chain.clone(), short].concat()), Some(ended));
+        assert!(ended < now && until(&[CertificateDer::from(vec![0])]).is_none());
+    }
+
+    #[test]
+    fn no_more_chains_are_remembered_than_there_is_room_for() {
+        let pki = Pki::new();
+        let (verifier, ana) = (ClientVerifier::new(pki.roots()).unwrap(), pki.client("ana", &[]));
+        let held = || Held {
+            subject: Subject::default(),
+            since: UnixTime::now(),
+            until: UnixTime::since_unix_epoch(Duration::ZERO),
+        };
+        for number in 0..MAX_HELD {
+            let mut fingerprint = Fingerprint::default();
+            fingerprint[..8].copy_from_slice(&number.to_be_bytes());
+            verifier.held().insert(fingerprint, held());
+        }
+        verifier.verify(&ana.chain, UnixTime::now()).unwrap();
+        assert_eq!(verifier.held().len(), 1);
     }
 
     #[tokio::test]

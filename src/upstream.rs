@@ -5,12 +5,14 @@
 //! answer's bytes are remembered as they came, because a 101 is relayed to the client byte for byte and bytes that follow
 //! its head belong to the session. An answer of 400 or more is handed back to be echoed; anything else, redirects first
 //! of all, is refused and never shown or followed. Invariants: the client's credentials and its query never leave
-//! podgate; the far side's certificate is verified by the TLS configuration given, which is taken anew for each session.
+//! podgate; the far side's certificate is verified by the TLS configuration given, which is taken anew for each session, in a
+//! handshake of which this one may be the follower (`resume`).
 //! Source: `protocol.md` 3.1, 3.2, 4.2, 4.3 (apimachinery `pkg/util/proxy/{upgradeaware,dial}.go`).
 
 mod apiserver;
 mod carriage;
 mod request;
+mod resume;
 
 use std::io;
 use std::net::SocketAddr;
@@ -40,6 +42,7 @@ use crate::status::Refusal;
 use crate::tap::Tapped;
 use crate::wire::http1::{self, ResponseHead};
 use crate::wire::portforward::MAX_PORTS;
+use resume::Resume;
 
 /// First read of an answer, in bytes: a 101 head is a quarter of it.
 const FIRST_READ: usize = 1024;
@@ -92,6 +95,7 @@ pub enum Route {
 pub struct Upstream {
     route: Route,
     settings: Settings,
+    resume: Resume,
 }
 
 /// One request, ready to be sent.
@@ -214,7 +218,7 @@ impl Route {
 impl Upstream {
     /// Goes this way.
     pub fn new(route: Route, settings: Settings) -> Self {
-        Self { route, settings }
+        Self { route, settings, resume: Resume::default() }
     }
 
     /// When clients of WebSocket v5 are translated.
@@ -331,7 +335,8 @@ impl Upstream {
             Err(_) => return Err(Error::ConnectLate(addr.clone())),
         };
         listen::tune(&tcp, self.settings.keepalive).map_err(failed)?;
-        match timeout(self.settings.handshake_timeout, TlsConnector::from(tls).connect(name, tcp)).await {
+        let tls = TlsConnector::from(self.resume.with(tls, addr));
+        match timeout(self.settings.handshake_timeout, tls.connect(name, tcp)).await {
             Ok(tls) => tls.map_err(Error::Handshake),
             Err(_) => Err(Error::HandshakeLate),
         }

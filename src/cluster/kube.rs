@@ -134,6 +134,10 @@ impl Cluster for KubeCluster {
         self.objects.pod(namespace, name).boxed()
     }
 
+    fn likely_node(&self, namespace: &str, name: &str) -> Option<String> {
+        self.objects.likely_node(namespace, name)
+    }
+
     fn node<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<Node>>, Error>> {
         self.objects.node(name).boxed()
     }

@@ -19,6 +19,7 @@ type Judge = Box<dyn Fn(&User, &Attributes) -> Result<Decision, Error> + Send + 
 pub struct FakeCluster {
     pods: Mutex<HashMap<String, Arc<Pod>>>,
     nodes: Mutex<HashMap<String, Arc<Node>>>,
+    likely: Mutex<Option<String>>,
     tokens: Mutex<HashMap<String, User>>,
     judge: Mutex<Judge>,
     asked: Mutex<Vec<String>>,
@@ -34,6 +35,7 @@ impl FakeCluster {
         Arc::new(Self {
             pods: Mutex::default(),
             nodes: Mutex::default(),
+            likely: Mutex::default(),
             tokens: Mutex::default(),
             judge: Mutex::new(Box::new(|_, _| Ok(allow()))),
             asked: Mutex::default(),
@@ -75,6 +77,11 @@ impl FakeCluster {
             declared_features: vec!["ExtendWebSocketsToKubelet".to_owned()],
         };
         lock(&self.nodes).insert(name.to_owned(), Arc::new(node));
+    }
+
+    /// From now on every pod is guessed to be on this node.
+    pub fn guess(&self, node: &str) {
+        *lock(&self.likely) = Some(node.to_owned());
     }
 
     /// From now on no review is answered.
@@ -184,6 +191,10 @@ impl Cluster for FakeCluster {
     ) -> BoxFuture<'a, Result<Option<Arc<Pod>>, Error>> {
         let pod = lock(&self.pods).get(&format!("{namespace}/{name}")).cloned();
         Box::pin(self.read(format!("pod {namespace}/{name}"), pod))
+    }
+
+    fn likely_node(&self, _: &str, _: &str) -> Option<String> {
+        lock(&self.likely).clone()
     }
 
     fn node<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<Node>>, Error>> {

@@ -353,6 +353,31 @@ async fn a_cluster_that_does_not_answer_a_read_is_500_after_the_deadline() {
     rig.stop_untouched().await;
 }
 
+#[tokio::test]
+async fn where_a_pod_most_likely_is_is_read_at_the_same_time_and_believed_only_if_it_is_there() {
+    let rig = rig().await;
+    // Of a node that the pod has left, or that is no more, nothing is believed, not even an error.
+    rig.gateway.cluster.node("other", 1);
+    for (guess, read) in [("n", vec!["n"]), ("other", vec!["other", "n"]), ("none", vec!["none", "n"])] {
+        let before = rig.gateway.cluster.reads().len();
+        rig.gateway.cluster.guess(guess);
+        let mut client = rig.gateway.connect_as("ana").await;
+        send(&mut client, &exec_request("command=id", "")).await;
+        assert_eq!(read_exactly(&mut client, SWITCHING.len()).await, SWITCHING);
+        let nodes = read.iter().map(|node| format!("node {node}"));
+        let expected: Vec<_> = std::iter::once("pod default/web".to_owned()).chain(nodes).collect();
+        assert_eq!(rig.gateway.cluster.reads()[before..], expected);
+    }
+    rig.gateway.cluster.hang_reads();
+    rig.gateway.cluster.guess("n");
+    let before = rig.gateway.cluster.reads().len();
+    let mut client = rig.gateway.connect_as("ana").await;
+    send(&mut client, &exec_request("command=id", "")).await;
+    until("both reads", || rig.gateway.cluster.reads()[before..] == ["pod default/web", "node n"]).await;
+    drop(client);
+    rig.gateway.stop().await;
+}
+
 // === who ===
 
 #[tokio::test]

@@ -18,11 +18,11 @@ use podgate::testing::gateway::{config, exec_request, read_exactly, request, sen
 use podgate::testing::{Answer, Far, Pki, TestGateway, soon};
 use podgate::tls::{self, ClientVerifier, Clients, Identity};
 use podgate::upstream::Route;
-use rustls::ClientConfig;
+use rustls::{ClientConfig, HandshakeKind};
 use rustls_pki_types::{ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::client;
 
 use crate::rig::{FarIo, echoes};
@@ -553,6 +553,38 @@ async fn a_rotated_token_is_used_by_the_next_session_and_the_older_one_goes_on()
     drop((older, newer, translated));
     gateway.stop().await;
     assert_eq!(drain.finish(Duration::from_secs(10)).await, Drained::Clean);
+}
+
+#[tokio::test]
+async fn the_next_handshake_with_a_kubelet_is_resumed_unless_podgates_identity_is_another_one() {
+    let pki = Arc::new(Pki::new());
+    let (seen, mut handshakes) = mpsc::unbounded_channel();
+    let verifier = ClientVerifier::new(pki.roots()).unwrap();
+    let far = Far::start(&pki, move |io| {
+        let tls = io.get_ref().1;
+        let known = verifier.verify(tls.peer_certificates().unwrap(), UnixTime::now()).unwrap();
+        let _ = seen.send((known.common_name, tls.handshake_kind().unwrap()));
+        echoes(io)
+    })
+    .await;
+    let identity = |name: &str| tls::client(Some(&pki.client(name, &[])), pki.roots(), false).unwrap();
+    let (current, tls) = watch::channel(identity("podgate-1"));
+    let route = Route::Kubelet { tls: Live::of(tls), token: None, server_name: None };
+    let gateway = TestGateway::routed(&far, config(), pki.clone(), route).await;
+
+    let mut opened = Vec::new();
+    for name in ["podgate-1", "podgate-2"] {
+        for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            opened.push(session(&gateway).await);
+            assert_eq!(handshakes.recv().await.unwrap(), (name.to_owned(), kind));
+        }
+        current.send_replace(identity("podgate-2"));
+    }
+    for client in &mut opened {
+        lives(client).await;
+    }
+    drop(opened);
+    gateway.stop().await;
 }
 
 #[tokio::test]

@@ -158,6 +158,11 @@ impl Objects {
             .await
     }
 
+    /// What is known of a pod, without a look.
+    pub(super) fn likely_node(&self, namespace: &str, name: &str) -> Option<String> {
+        self.pods.get(&format!("{namespace}/{name}")).and_then(|(_, pod)| pod.node.clone())
+    }
+
     pub(super) async fn node(&self, name: &str) -> Result<Option<Arc<Node>>, Error> {
         if !is_segment(name) {
             return Ok(None);
