@@ -30,7 +30,7 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use crate::tap::record::Recorder;
 use crate::telemetry::{Meter, Meters};
-use crate::throttle::{Grant, Throttle};
+use crate::throttle::{Grant, Held, Throttle};
 use crate::wire::link::{Fault, Link, Out, Queue};
 
 /// Read size in bytes: four full TLS records (RFC 8446 section 5.1), so that a burst takes one wake-up.
@@ -57,7 +57,7 @@ pub(super) struct Side<I> {
     pub(super) io: I,
     /// What was read and not taken by the link.
     pub(super) input: BytesMut,
-    throttle: Throttle,
+    throttle: Option<Box<Throttle>>,
     /// Written, but perhaps still inside TLS.
     unflushed: bool,
     /// Bytes of the queue that are no session's: the answer's head.
@@ -81,8 +81,8 @@ pub(super) struct Splice<C, F> {
     pub(super) active: Instant,
     /// When a direction may move again that has used up its budget.
     resume: [Option<Instant>; 2],
-    /// For how long the limit of bytes has held it up, as was told last.
-    held: Duration,
+    /// For how long limits of bytes have held it up, as was told last.
+    held: Held,
 }
 
 /// What ends a splice, or wants its driver's attention.
@@ -107,8 +107,8 @@ pub(super) enum Event {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
-    pub(super) fn new(io: I, input: BytesMut, bytes_per_second: u64, unmetered: usize) -> Self {
-        Self { io, input, throttle: Throttle::new(bytes_per_second), unflushed: false, unmetered }
+    pub(super) fn new(io: I, input: BytesMut, throttle: Option<Box<Throttle>>, unmetered: usize) -> Self {
+        Self { io, input, throttle, unflushed: false, unmetered }
     }
 
     /// Writes as much of the queue as the connection takes, then flushes. Ready when all is out.
@@ -166,10 +166,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
     /// As [`Side::poll_fill`], by what was granted.
     fn poll_read(&mut self, cx: &mut Context<'_>, granted: usize) -> Poll<io::Result<usize>> {
         let polled = self.poll_fill(cx, granted);
-        match &polled {
-            Poll::Ready(Ok(read)) => self.throttle.spend(*read),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.throttle.pass(),
+        if let Some(throttle) = &mut self.throttle {
+            match &polled {
+                Poll::Ready(Ok(read)) => throttle.spend(*read),
+                Poll::Ready(Err(_)) => {}
+                Poll::Pending => throttle.pass(),
+            }
         }
         polled
     }
@@ -184,10 +186,18 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
 
     /// How much may be read now; nothing before the instant.
     fn grant(&mut self) -> Result<usize, Instant> {
-        match self.throttle.ask(Instant::now(), READ) {
-            Grant::Bytes(allowed) => Ok(allowed),
-            Grant::Wait(until) => Err(until),
+        match &mut self.throttle {
+            None => Ok(READ),
+            Some(throttle) => match throttle.ask(Instant::now(), READ) {
+                Grant::Bytes(allowed) => Ok(allowed),
+                Grant::Wait(until) => Err(until),
+            },
         }
+    }
+
+    /// For how long its budgets have held it up, where it has any.
+    fn held(&self) -> Option<Held> {
+        self.throttle.as_ref().map(|throttle| throttle.held())
     }
 }
 
@@ -219,7 +229,7 @@ where
             far_deaf: None,
             active,
             resume: [None; 2],
-            held: Duration::ZERO,
+            held: Held::default(),
         }
     }
 
@@ -293,9 +303,9 @@ where
                 self.active = Instant::now();
                 meters.touch();
             }
-            if self.held() != self.held {
-                self.held = self.held();
-                meters.hold_up(self.held);
+            if let Some(held) = self.held().filter(|held| *held != self.held) {
+                self.held = held;
+                meters.hold_up(held);
             }
             if !moved {
                 self.turn = 0;
@@ -416,9 +426,14 @@ where
         Ok(true)
     }
 
-    /// For how long its limit of bytes has held up the direction that it has held up longer.
-    pub(super) fn held(&self) -> Duration {
-        self.client.throttle.held().max(self.far.throttle.held())
+    /// Whether anything limits its bytes.
+    pub(super) fn is_limited(&self) -> bool {
+        self.client.throttle.is_some() || self.far.throttle.is_some()
+    }
+
+    /// For how long its budgets have held up the direction that they have held up longer.
+    fn held(&self) -> Option<Held> {
+        self.client.held().into_iter().chain(self.far.held()).max_by_key(|held| held.long)
     }
 
     /// How long after a session's own bytes have gone by this is.

@@ -108,12 +108,14 @@ impl Link for Through {
     }
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         max_sessions: 1,
         max_sessions_per_caller: 1,
         recheck_period: Duration::ZERO,
         max_bytes_per_second: 0,
+        max_bytes_per_second_per_caller: 0,
+        max_bytes_per_second_in_all: 0,
         linger: Duration::from_secs(1),
         hang_up: Duration::from_secs(2),
         refusal_timeout: Duration::from_secs(10),
@@ -167,6 +169,7 @@ impl Rig {
         F: AsyncRead + AsyncWrite + Unpin,
     {
         let session = Session {
+            caller: "ana".into(),
             client,
             socket,
             head: Bytes::from_static(b"HEAD"),
