@@ -116,12 +116,15 @@ impl Throttle {
     }
 
     fn granted(&mut self, now: Instant, want: u64) -> Result<u64, (Instant, Level)> {
-        let own = self
-            .own
-            .as_mut()
-            .map_or(Ok(want), |own| own.ask(now))
-            .map_err(|until| (until, Level::Session))?;
-        let share = self.share.as_mut().map_or(Ok(want), |share| share.ask(now))?;
+        let own = match self.own.as_mut().map_or(Ok(u64::MAX), |own| own.ask(now)) {
+            Ok(own) => own,
+            Err(until) => {
+                // Others may have what it may not use.
+                self.pass();
+                return Err((until, Level::Session));
+            }
+        };
+        let share = self.share.as_mut().map_or(Ok(u64::MAX), |share| share.ask(now, own))?;
         Ok(want.min(own).min(share))
     }
 
@@ -279,6 +282,31 @@ mod tests {
         assert_eq!(throttle.ask(at(210), 4096), Grant::Bytes(100));
         throttle.spend(100);
         assert_eq!(throttle.held().long, Duration::from_millis(60));
+    }
+
+    #[test]
+    fn what_its_own_limit_holds_back_is_left_to_others_and_what_holds_is_known() {
+        let shares = share::Shares::new(share::Rates { caller: 0, all: 100_000 }).unwrap();
+        let direction = |own, caller: &str| {
+            let [share, _] = shares.join(&caller.into());
+            (Throttle::new(own, Some(share)).unwrap(), 0)
+        };
+        let mut both = [direction(10_000, "ana"), direction(0, "ben")];
+        let start = Instant::now();
+        for tick in 0..1000 {
+            let now = start + Duration::from_millis(10) * tick;
+            for (throttle, moved) in &mut both {
+                while let Grant::Bytes(bytes) = throttle.ask(now, 4096) {
+                    throttle.spend(bytes);
+                    *moved += bytes;
+                }
+            }
+        }
+        let [(slow, few), (fast, many)] = both;
+        assert!((99_000..=101_000).contains(&few) && (860_000..=910_000).contains(&many), "{few} and {many}");
+        assert_eq!((slow.held().by, fast.held().by), (Level::Session, Level::All));
+        let long = slow.held().long.min(fast.held().long);
+        assert!(long > Duration::from_secs(7), "{long:?}");
     }
 
     #[test]

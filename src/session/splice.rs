@@ -36,8 +36,8 @@ use crate::wire::link::{Fault, Link, Out, Queue};
 /// Read size in bytes: four full TLS records (RFC 8446 section 5.1), so that a burst takes one wake-up.
 pub(super) const READ: usize = 64 * 1024;
 
-/// Bytes that one session moves before others have their turn, and before its thread asks the kernel what else there is: a
-/// few tenths of a millisecond. Half of it costs bulk copies more, and twice as much typing beside them.
+/// Bytes that one session moves before others have their turn, and before its thread asks the kernel what else there is: some
+/// tenths of a millisecond, beside which the asking costs next to nothing.
 pub(super) const QUANTUM: usize = 256 * 1024;
 
 /// What may stay in a buffer of [`READ`] bytes while its side waits; less moves into a buffer of its own size.

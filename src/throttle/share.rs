@@ -145,10 +145,11 @@ impl Shares {
 // === impl Share ===
 
 impl Share {
-    /// How many bytes may be moved now, at least one; else when to ask again, and which level has none.
-    pub(super) fn ask(&mut self, now: Instant) -> Result<u64, (Instant, Level)> {
+    /// How many bytes may be moved now, at least one, where no more than `most` are of use; else when to ask again, and which
+    /// level has none.
+    pub(super) fn ask(&mut self, now: Instant, most: u64) -> Result<u64, (Instant, Level)> {
         if self.leaf.lease == 0 || self.leaf.until.is_none_or(|until| until <= now) {
-            lock(&self.tree).lease(&self.caller, &mut self.leaf, now)?;
+            lock(&self.tree).lease(&self.caller, &mut self.leaf, now, most.min(LEASE))?;
         }
         Ok(self.leaf.lease)
     }
@@ -206,8 +207,15 @@ impl Tree {
         }
     }
 
-    /// Gives a leaf a lease in place of the one it had; else when to ask again, and which level has none.
-    fn lease(&mut self, caller: &str, leaf: &mut Leaf, now: Instant) -> Result<(), (Instant, Level)> {
+    /// Gives a leaf a lease of at most so many bytes in place of the one it had; else when to ask again, and which level has
+    /// none.
+    fn lease(
+        &mut self,
+        caller: &str,
+        leaf: &mut Leaf,
+        now: Instant,
+        most: u64,
+    ) -> Result<(), (Instant, Level)> {
         let began = *self.began.get_or_insert(now);
         let passed = now.saturating_duration_since(began).as_millis() / SAMPLE.as_millis();
         // Another thread's clock may have been read later, and its lock had earlier.
@@ -226,7 +234,7 @@ impl Tree {
         let share = node.level.min(node.per_sample()).min(all.per_sample());
         let little = LITTLE.min(share.saturating_mul(PER_SECOND) / 2).saturating_sub(leaf.recent);
         let first = little.min(node.left(1)).min(all.left(1));
-        let lease = fair.max(first).min(LEASE);
+        let lease = fair.max(first).min(most);
         if lease == 0 {
             leaf.part.lack(node);
             let of_all = !node.own || all.left(0) == 0;

@@ -169,7 +169,7 @@ async fn typed(user: &str, running: &Running) -> Duration {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn users_share_what_all_sessions_may_move_and_whoever_types_does_not_wait_for_bulk() {
-    const BYTES: usize = 800_000;
+    const BYTES: usize = 1_600_000;
     const ALL: f64 = 400_000.0;
     let (running, log) =
         ruled_and(RULES, |config| config.session.max_bytes_per_second_in_all = ALL as u64).await;

@@ -73,7 +73,7 @@ impl Peer {
         if self.waiting == 0 || self.asks_at > now {
             return false;
         }
-        match self.share.ask(now) {
+        match self.share.ask(now, u64::MAX) {
             Ok(bytes) => {
                 let bytes = bytes.min(READ).min(self.waiting);
                 self.share.spend(bytes);
@@ -198,16 +198,16 @@ fn who_was_content_goes_on_when_the_share_of_their_caller_becomes_smaller_than_t
     let [mut greedy, _] = shares.join(&"ana".into());
     let [mut other, _] = shares.join(&"ben".into());
     let now = Instant::now();
-    assert_eq!(content.ask(now), Ok(100_000));
+    assert_eq!(content.ask(now, u64::MAX), Ok(100_000));
     content.spend(50_000);
     content.pass();
     for greedy in [&mut greedy, &mut other] {
-        while let Ok(bytes) = greedy.ask(now) {
+        while let Ok(bytes) = greedy.ask(now, u64::MAX) {
             greedy.spend(bytes);
         }
     }
     // Both callers want more, so half is ana's, of which one session has had more than that, and wants the same again.
-    assert!(content.ask(now + SAMPLE).is_ok());
+    assert!(content.ask(now + SAMPLE, u64::MAX).is_ok());
 }
 
 #[test]
@@ -277,7 +277,7 @@ proptest! {
         });
         let (mut now, mut moved) = (Instant::now(), Vec::new());
         for (who, want, pause, over) in steps {
-            if let Ok(bytes) = sessions[who].ask(now) {
+            if let Ok(bytes) = sessions[who].ask(now, want) {
                 let bytes = bytes.min(want);
                 prop_assert!(bytes > 0);
                 sessions[who].spend(bytes);
