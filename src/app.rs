@@ -239,6 +239,8 @@ fn api_door(config: &Config, ground: Ground, drain: Drain, metrics: Metrics) -> 
             max_sessions_per_caller: config.session.max_sessions_per_caller,
             recheck_period: config.session.recheck_period,
             max_bytes_per_second: config.session.max_bytes_per_second,
+            max_bytes_per_second_per_caller: config.session.max_bytes_per_second_per_caller,
+            max_bytes_per_second_in_all: config.session.max_bytes_per_second_in_all,
             linger: config.session.linger,
             hang_up: config.session.hang_up,
             refusal_timeout: config.session.refusal_timeout,

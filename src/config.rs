@@ -282,6 +282,10 @@ pub struct Session {
     pub recheck_period: Duration,
     /// Bytes per second that each direction may move; 0 is no limit.
     pub max_bytes_per_second: u64,
+    /// The same of the sessions of one caller together; 0 is no limit.
+    pub max_bytes_per_second_per_caller: u64,
+    /// The same of all sessions together; 0 is no limit.
+    pub max_bytes_per_second_in_all: u64,
     /// How long a peer may take to close after podgate did.
     #[serde(with = "duration")]
     pub linger: Duration,
@@ -630,6 +634,8 @@ impl Default for Session {
             // What has changed is to end sessions within this.
             recheck_period: Duration::from_secs(5),
             max_bytes_per_second: 0,
+            max_bytes_per_second_per_caller: 0,
+            max_bytes_per_second_in_all: 0,
             linger: Duration::from_secs(1),
             hang_up: Duration::from_secs(2),
             // `protocol.md` 4.3, step 4.

@@ -25,6 +25,7 @@ mod tests;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -38,6 +39,8 @@ use crate::drain::Drain;
 use crate::recording::safe::plain;
 use crate::tap::record::{Done, Recorder};
 use crate::telemetry::{EndReason, Meters, Record, chain};
+use crate::throttle::Throttle;
+use crate::throttle::share::{Rates, Shares};
 use crate::wire::link::{Fate, Fault, Link, Out, Queue, Runs, Timing};
 use close::{CLIENT_LINGER, FAR_DRAIN};
 use hangup::Last;
@@ -80,6 +83,10 @@ pub struct Settings {
     pub recheck_period: Duration,
     /// Bytes per second and direction; 0 is no limit.
     pub max_bytes_per_second: u64,
+    /// The same of the sessions of one caller together.
+    pub max_bytes_per_second_per_caller: u64,
+    /// The same of all sessions together.
+    pub max_bytes_per_second_in_all: u64,
     /// How long a peer may take to close after we did.
     pub linger: Duration,
     /// How long a program that its session leaves behind may take to end when it is hung up; 0 is not to hang up.
@@ -99,6 +106,8 @@ pub struct Settings {
 pub struct Sessions {
     settings: Settings,
     seats: Seats,
+    /// None where neither callers nor all have a budget of bytes.
+    shares: Option<Shares>,
     live: Registry,
     drain: Drain,
 }
@@ -114,6 +123,8 @@ pub struct Order {
 
 /// One session, ready to run.
 pub struct Session<C, F> {
+    /// Whose budget of bytes it uses.
+    pub caller: Arc<str>,
     /// The client's connection.
     pub client: C,
     /// A second hold on the client's socket; without it a vanished client is found later, and a cut looks like an
@@ -204,7 +215,11 @@ impl Sessions {
     /// Sessions under these settings that end with this drain.
     pub fn new(settings: Settings, drain: Drain) -> Self {
         let seats = Seats::new(settings.max_sessions);
-        Self { settings, seats, live: Registry::default(), drain }
+        let shares = Shares::new(Rates {
+            caller: settings.max_bytes_per_second_per_caller,
+            all: settings.max_bytes_per_second_in_all,
+        });
+        Self { settings, seats, shares, live: Registry::default(), drain }
     }
 
     /// A seat for a session that this user opens with these limits of its own.
@@ -247,6 +262,7 @@ impl Sessions {
         F: AsyncRead + AsyncWrite + Unpin,
     {
         let Session {
+            caller,
             client,
             socket,
             head,
@@ -263,8 +279,12 @@ impl Sessions {
         } = session;
         let (meters, limits) = (record.meters(), self.limits(&limits));
         let rate = limits.bytes_per_second.as_ref().map_or(0, |limit| limit.most);
-        let client = Side::new(client, BytesMut::from(early), rate, head.len());
-        let far = Side::new(far, BytesMut::from(first), rate, 0);
+        let [up, down] = match &self.shares {
+            None => [None, None],
+            Some(shares) => shares.join(&caller).map(Some),
+        };
+        let client = Side::new(client, BytesMut::from(early), Throttle::new(rate, up), head.len());
+        let far = Side::new(far, BytesMut::from(first), Throttle::new(rate, down), 0);
         let mut bounds = Bounds { start: Instant::now(), limits, orders: orders.fuse() };
         let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
@@ -278,7 +298,9 @@ impl Sessions {
             splice.stamp();
             let farewell = self.farewell(&mut splice, stop, runs);
             record.passed(&splice.out.tap);
-            if let (Some(slowed), Some(limit)) = (meters.slowed(), &bounds.limits.bytes_per_second) {
+            if let Some(slowed) = meters.slowed()
+                && let Some(limit) = bounds.limits.bytes(slowed.by)
+            {
                 record.slowed(slowed, &limit.by);
             }
             let Splice { client, mut far, mut link, mut out, mut recorder, active, .. } = splice;
@@ -334,13 +356,15 @@ impl Sessions {
         let opens = start + self.settings.open_timeout;
         let longest = limits.longest.as_ref().and_then(|longest| start.checked_add(longest.most));
         let mut cutting = pin!(self.drain.cutting());
-        let mut told = false;
+        // Nobody has to be told of what is not there.
+        let mut told = !splice.is_limited();
         loop {
-            if let Some(limit) =
-                limits.bytes_per_second.as_ref().filter(|_| !told && meters.slowed().is_some())
+            if !told
+                && let Some(slowed) = meters.slowed()
+                && let Some(limit) = limits.bytes(slowed.by)
             {
                 told = true;
-                notify(&mut *splice.link, &limit.holds(), &mut splice.out);
+                notify(&mut *splice.link, &limit.holds(slowed.by), &mut splice.out);
             }
             let now = Instant::now();
             check = check.filter(|_| splice.waits_for_far()).or(splice.waits_for_far().then(|| now + CHECK));

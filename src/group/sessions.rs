@@ -360,7 +360,11 @@ fn status(
     let terms = &state.terms;
     let time = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let slowed = state.meters.as_ref().and_then(|meters| meters.slowed()).map(|slowed| {
-        object([("since", json!(time(slowed.since))), ("heldUpSeconds", json!(slowed.held_up.as_secs()))])
+        object([
+            ("since", json!(time(slowed.since))),
+            ("heldUpSeconds", json!(slowed.held_up.as_secs())),
+            ("by", json!(limits.bytes(slowed.by).map(|limit| limit.by.to_string()))),
+        ])
     });
     object([
         ("phase", json!(state.phase.word())),
@@ -411,6 +415,8 @@ fn bounded_by(
     let sessions = sessions.map(|limit| Limit { most: limit.most as u64, by: limit.by.clone() });
     object([
         ("bytesPerSecond", json!(limits.bytes_per_second.as_ref().map(&number))),
+        ("bytesPerSecondPerUser", json!(limits.bytes_per_second_per_user.as_ref().map(&number))),
+        ("bytesPerSecondInAll", json!(limits.bytes_per_second_in_all.as_ref().map(&number))),
         ("longestSeconds", json!(limits.longest.as_ref().map(&time))),
         ("idleSeconds", json!(limits.idle.as_ref().map(&time))),
         ("sessionsPerUser", json!(sessions.as_ref().map(&number))),
@@ -445,12 +451,16 @@ fn schema() -> Value {
     let fields = |what: &str, properties: Value| json!({"type": "object", "description": what, "properties": properties});
     let limits = json!({
         "bytesPerSecond": number("Bytes per second and direction."),
+        "bytesPerSecondPerUser": number("Those of all sessions together of whoever has opened it."),
+        "bytesPerSecondInAll": number("Those of all sessions together."),
         "longestSeconds": number("How long it may last."),
         "idleSeconds": number("How long nothing of its own may pass."),
         "sessionsPerUser": number("Sessions at once of whoever has opened it."),
     });
     let limited_by = json!({
         "bytesPerSecond": text("The rule or the setting."),
+        "bytesPerSecondPerUser": text("The rule or the setting."),
+        "bytesPerSecondInAll": text("The rule or the setting."),
         "longestSeconds": text("The rule or the setting."),
         "idleSeconds": text("The rule or the setting."),
         "sessionsPerUser": text("The rule or the setting."),
@@ -464,6 +474,7 @@ fn schema() -> Value {
     let slowed = json!({
         "since": text("When that began."),
         "heldUpSeconds": number("For how long in all."),
+        "by": text("The rule or the setting that has, for the most part."),
     });
     json!({
         "spec": fields("What was asked for.", json!({
@@ -497,7 +508,7 @@ fn schema() -> Value {
             "limits": fields("What bounds it.", limits),
             "limitedBy": fields("What has set each limit.", limited_by),
             "left": fields("What is left of limits that are used up.", left),
-            "slowed": fields("That its limit of bytes has held it up.", slowed),
+            "slowed": fields("That limits of bytes have held it up.", slowed),
         })),
     })
 }

@@ -281,6 +281,7 @@ impl Wants {
             longest: limits.longest.map(|most| set(most, &by)),
             idle: limits.idle.map(|most| set(most, &by)),
             sessions_per_user: limits.sessions_per_user.map(|most| set(most.get(), &by)),
+            ..Limits::default()
         };
         self.limits = std::mem::take(&mut self.limits).and(own);
     }

@@ -190,7 +190,7 @@ fn outcome(text: &str, allow: bool, words: &str) -> String {
         let (record, stdin) = (format!("{record:?}"), format!("{stdin:?}"));
         also(format!("recorded {}, stdin {} ({rule})", record.to_lowercase(), stdin.to_lowercase()));
     }
-    let Limits { bytes_per_second, longest, idle, sessions_per_user } = terms.limits;
+    let Limits { bytes_per_second, longest, idle, sessions_per_user, .. } = terms.limits;
     bytes_per_second.into_iter().for_each(|limit| also(format!("{} bytes/s", limit.most)));
     longest.into_iter().for_each(|limit| also(format!("longest {:?}", limit.most)));
     idle.into_iter().for_each(|limit| also(format!("idle {:?}", limit.most)));

@@ -7,12 +7,17 @@ use std::time::Duration;
 use super::{Order, Settings};
 use crate::config::duration::spelled;
 use crate::telemetry::EndReason;
+use crate::throttle::Level;
 
 /// What bounds one session. Where the settings of all say less, that holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes per second and direction.
     pub bytes_per_second: Option<Limit<u64>>,
+    /// The same of all sessions together of whoever has opened it.
+    pub bytes_per_second_per_user: Option<Limit<u64>>,
+    /// The same of all sessions together.
+    pub bytes_per_second_in_all: Option<Limit<u64>>,
     /// How long it may last.
     pub longest: Option<Limit<Duration>>,
     /// How long nothing but keepalives may pass.
@@ -47,9 +52,23 @@ impl Limits {
     pub fn and(self, other: Self) -> Self {
         Self {
             bytes_per_second: stricter(self.bytes_per_second, other.bytes_per_second),
+            bytes_per_second_per_user: stricter(
+                self.bytes_per_second_per_user,
+                other.bytes_per_second_per_user,
+            ),
+            bytes_per_second_in_all: stricter(self.bytes_per_second_in_all, other.bytes_per_second_in_all),
             longest: stricter(self.longest, other.longest),
             idle: stricter(self.idle, other.idle),
             sessions_per_user: stricter(self.sessions_per_user, other.sessions_per_user),
+        }
+    }
+
+    /// That of the bytes of such a level.
+    pub fn bytes(&self, level: Level) -> Option<&Limit<u64>> {
+        match level {
+            Level::Session => self.bytes_per_second.as_ref(),
+            Level::Caller => self.bytes_per_second_per_user.as_ref(),
+            Level::All => self.bytes_per_second_in_all.as_ref(),
         }
     }
 }
@@ -57,9 +76,14 @@ impl Limits {
 impl From<&Settings> for Limits {
     fn from(all: &Settings) -> Self {
         let time = |most: Duration, path| Limit::setting(most, path).filter(|limit| !limit.most.is_zero());
-        let rate = Limit::setting(all.max_bytes_per_second, "session.maxBytesPerSecond");
+        let rate = |most: u64, path| Limit::setting(most, path).filter(|limit| limit.most > 0);
         Self {
-            bytes_per_second: rate.filter(|limit| limit.most > 0),
+            bytes_per_second: rate(all.max_bytes_per_second, "session.maxBytesPerSecond"),
+            bytes_per_second_per_user: rate(
+                all.max_bytes_per_second_per_caller,
+                "session.maxBytesPerSecondPerCaller",
+            ),
+            bytes_per_second_in_all: rate(all.max_bytes_per_second_in_all, "session.maxBytesPerSecondInAll"),
             longest: time(all.max_duration, "session.maxDuration"),
             idle: time(all.idle_timeout, "session.idleTimeout"),
             sessions_per_user: Limit::setting(all.max_sessions_per_caller, "session.maxSessionsPerCaller"),
@@ -80,9 +104,14 @@ impl<T> Limit<T> {
 }
 
 impl Limit<u64> {
-    /// What the client of a terminal is told that this holds up.
-    pub(super) fn holds(&self) -> String {
-        format!("held to {} by {}", per_second(self.most), self.by)
+    /// What the client of a terminal is told that this holds up, as the limit of such a level.
+    pub(super) fn holds(&self, level: Level) -> String {
+        let who = match level {
+            Level::Session => "",
+            Level::Caller => "all your sessions together are ",
+            Level::All => "all sessions together are ",
+        };
+        format!("{who}held to {} by {}", per_second(self.most), self.by)
     }
 }
 
@@ -145,6 +174,31 @@ mod tests {
         ] {
             assert_eq!(per_second(bytes), told);
         }
+    }
+
+    #[test]
+    fn whoever_is_held_up_is_told_by_what_and_with_whom() {
+        let settings = Settings {
+            max_bytes_per_second: 1 << 20,
+            max_bytes_per_second_per_caller: 2 << 20,
+            max_bytes_per_second_in_all: 3 << 20,
+            ..crate::session::tests::settings()
+        };
+        let limits = Limits::from(&settings);
+        for (level, told) in [
+            (Level::Session, "held to 1 MiB/s by setting session.maxBytesPerSecond"),
+            (
+                Level::Caller,
+                "all your sessions together are held to 2 MiB/s by setting session.maxBytesPerSecondPerCaller",
+            ),
+            (
+                Level::All,
+                "all sessions together are held to 3 MiB/s by setting session.maxBytesPerSecondInAll",
+            ),
+        ] {
+            assert_eq!(limits.bytes(level).unwrap().holds(level), told);
+        }
+        assert_eq!(Limits::from(&crate::session::tests::settings()).bytes(Level::All), None);
     }
 
     #[test]

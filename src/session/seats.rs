@@ -51,6 +51,15 @@ pub enum Full {
     },
 }
 
+// === impl Seat ===
+
+impl Seat {
+    /// Whose it is.
+    pub fn caller(&self) -> &Arc<str> {
+        &self.caller
+    }
+}
+
 // === impl Seats ===
 
 impl Seats {

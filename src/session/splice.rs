@@ -9,28 +9,36 @@
 //! it is filled again or given back. A side that waits holds only what its link could not take yet, so an idle
 //! session costs no buffer.
 //!
+//! A session that always has something to move gives way after a [`QUANTUM`], so that one in which somebody types is not
+//! kept waiting until the bulk copies of its thread have nothing to move.
+//!
 //! Reading has a blind spot: while the far side takes nothing, nobody reads the client, so one that goes away is not
 //! seen. Its [`Socket`] is asked about it from time to time, only then.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use crate::tap::record::Recorder;
 use crate::telemetry::{Meter, Meters};
-use crate::throttle::{Grant, Throttle};
+use crate::throttle::{Grant, Held, Throttle};
 use crate::wire::link::{Fault, Link, Out, Queue};
 
 /// Read size in bytes: four full TLS records (RFC 8446 section 5.1), so that a burst takes one wake-up.
 pub(super) const READ: usize = 64 * 1024;
+
+/// Bytes that one session moves before others have their turn, and before its thread asks the kernel what else there is: some
+/// tenths of a millisecond, beside which the asking costs next to nothing.
+pub(super) const QUANTUM: usize = 256 * 1024;
 
 /// What may stay in a buffer of [`READ`] bytes while its side waits; less moves into a buffer of its own size.
 const KEEP: usize = 4 * 1024;
@@ -49,7 +57,7 @@ pub(super) struct Side<I> {
     pub(super) io: I,
     /// What was read and not taken by the link.
     pub(super) input: BytesMut,
-    throttle: Throttle,
+    throttle: Option<Box<Throttle>>,
     /// Written, but perhaps still inside TLS.
     unflushed: bool,
     /// Bytes of the queue that are no session's: the answer's head.
@@ -65,14 +73,16 @@ pub(super) struct Splice<C, F> {
     pub(super) recorder: Option<Recorder>,
     /// Whether it has no room.
     full: bool,
+    /// Bytes read since it gave way, or had nothing to move.
+    turn: usize,
     /// Why the far side takes nothing any more. What it says is still read.
     pub(super) far_deaf: Option<io::Error>,
     /// When a byte of the session itself went by.
     pub(super) active: Instant,
     /// When a direction may move again that has used up its budget.
     resume: [Option<Instant>; 2],
-    /// For how long the limit of bytes has held it up, as was told last.
-    held: Duration,
+    /// For how long limits of bytes have held it up, as was told last.
+    held: Held,
 }
 
 /// What ends a splice, or wants its driver's attention.
@@ -97,8 +107,8 @@ pub(super) enum Event {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
-    pub(super) fn new(io: I, input: BytesMut, bytes_per_second: u64, unmetered: usize) -> Self {
-        Self { io, input, throttle: Throttle::new(bytes_per_second), unflushed: false, unmetered }
+    pub(super) fn new(io: I, input: BytesMut, throttle: Option<Box<Throttle>>, unmetered: usize) -> Self {
+        Self { io, input, throttle, unflushed: false, unmetered }
     }
 
     /// Writes as much of the queue as the connection takes, then flushes. Ready when all is out.
@@ -156,10 +166,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
     /// As [`Side::poll_fill`], by what was granted.
     fn poll_read(&mut self, cx: &mut Context<'_>, granted: usize) -> Poll<io::Result<usize>> {
         let polled = self.poll_fill(cx, granted);
-        match &polled {
-            Poll::Ready(Ok(read)) => self.throttle.spend(*read),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.throttle.pass(),
+        if let Some(throttle) = &mut self.throttle {
+            match &polled {
+                Poll::Ready(Ok(read)) => throttle.spend(*read),
+                Poll::Ready(Err(_)) => {}
+                Poll::Pending => throttle.pass(),
+            }
         }
         polled
     }
@@ -174,10 +186,18 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
 
     /// How much may be read now; nothing before the instant.
     fn grant(&mut self) -> Result<usize, Instant> {
-        match self.throttle.ask(Instant::now(), READ) {
-            Grant::Bytes(allowed) => Ok(allowed),
-            Grant::Wait(until) => Err(until),
+        match &mut self.throttle {
+            None => Ok(READ),
+            Some(throttle) => match throttle.ask(Instant::now(), READ) {
+                Grant::Bytes(allowed) => Ok(allowed),
+                Grant::Wait(until) => Err(until),
+            },
         }
+    }
+
+    /// For how long its budgets have held it up, where it has any.
+    fn held(&self) -> Option<Held> {
+        self.throttle.as_ref().map(|throttle| throttle.held())
     }
 }
 
@@ -205,10 +225,11 @@ where
             out,
             recorder,
             full: false,
+            turn: 0,
             far_deaf: None,
             active,
             resume: [None; 2],
-            held: Duration::ZERO,
+            held: Held::default(),
         }
     }
 
@@ -257,6 +278,14 @@ where
             if let Err(why) = self.poll_record(cx) {
                 return Poll::Ready(Event::Unrecorded(why));
             }
+            if self.turn >= QUANTUM {
+                if timing != self.timing() {
+                    return Poll::Ready(Event::Timing);
+                }
+                self.turn = 0;
+                // Woken behind all who are ready by then: a wake-up of its own would come before the kernel was asked.
+                return pin!(yield_now()).poll(cx).map(|()| Event::Timing);
+            }
             if self.full {
                 return if timing != self.timing() { Poll::Ready(Event::Timing) } else { Poll::Pending };
             }
@@ -274,11 +303,12 @@ where
                 self.active = Instant::now();
                 meters.touch();
             }
-            if self.held() != self.held {
-                self.held = self.held();
-                meters.hold_up(self.held);
+            if let Some(held) = self.held().filter(|held| *held != self.held) {
+                self.held = held;
+                meters.hold_up(held);
             }
             if !moved {
+                self.turn = 0;
                 return if timing != self.timing() { Poll::Ready(Event::Timing) } else { Poll::Pending };
             }
         }
@@ -337,7 +367,7 @@ where
         };
         match std::task::ready!(self.far.poll_read(cx, allowed)) {
             Ok(0) => return Poll::Ready(Err(Event::FarEnded(None))),
-            Ok(_) => {}
+            Ok(read) => self.turn += read,
             Err(error) => return Poll::Ready(Err(Event::FarEnded(Some(error)))),
         };
         let could = self.link.takes_client();
@@ -363,7 +393,7 @@ where
         };
         match std::task::ready!(self.client.poll_read(cx, allowed)) {
             Ok(0) => return Poll::Ready(Err(Event::ClientEnded(None))),
-            Ok(_) => {}
+            Ok(read) => self.turn += read,
             Err(error) => return Poll::Ready(Err(Event::ClientEnded(Some(error)))),
         }
         Poll::Ready(self.take_client())
@@ -396,9 +426,14 @@ where
         Ok(true)
     }
 
-    /// For how long its limit of bytes has held up the direction that it has held up longer.
-    pub(super) fn held(&self) -> Duration {
-        self.client.throttle.held().max(self.far.throttle.held())
+    /// Whether anything limits its bytes.
+    pub(super) fn is_limited(&self) -> bool {
+        self.client.throttle.is_some() || self.far.throttle.is_some()
+    }
+
+    /// For how long its budgets have held up the direction that they have held up longer.
+    fn held(&self) -> Option<Held> {
+        self.client.held().into_iter().chain(self.far.held()).max_by_key(|held| held.long)
     }
 
     /// How long after a session's own bytes have gone by this is.

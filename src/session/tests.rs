@@ -1,7 +1,10 @@
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use proptest::prelude::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -105,12 +108,14 @@ impl Link for Through {
     }
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         max_sessions: 1,
         max_sessions_per_caller: 1,
         recheck_period: Duration::ZERO,
         max_bytes_per_second: 0,
+        max_bytes_per_second_per_caller: 0,
+        max_bytes_per_second_in_all: 0,
         linger: Duration::from_secs(1),
         hang_up: Duration::from_secs(2),
         refusal_timeout: Duration::from_secs(10),
@@ -164,6 +169,7 @@ impl Rig {
         F: AsyncRead + AsyncWrite + Unpin,
     {
         let session = Session {
+            caller: "ana".into(),
             client,
             socket,
             head: Bytes::from_static(b"HEAD"),
@@ -244,6 +250,47 @@ async fn every_byte_arrives_in_order_through_narrow_pipes_both_ways_at_once() {
     let ((), ()) = tokio::join!(rig.run(ours, None, theirs), peers);
     // With `<bye>`, without the head.
     assert_eq!(rig.ended(), ("client_closed".into(), 50_011, 70_006));
+}
+
+/// A far side that always has something to say, up to its end.
+struct Endless {
+    left: usize,
+    said: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Endless {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let says = buf.remaining().min(self.left);
+        buf.put_slice(&vec![b'x'; says]);
+        self.left -= says;
+        self.said.fetch_add(says, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_always_has_something_to_move_gives_way_to_others() {
+    const QUANTA: usize = 20;
+    let (rig, said) = (Rig::new(), Arc::new(AtomicUsize::new(0)));
+    let endless = Endless { left: QUANTA * splice::QUANTUM, said: said.clone() };
+    let (_client, reads) = duplex(1 << 16);
+    let client = tokio::io::join(reads, tokio::io::sink());
+    let others = async {
+        let (mut turns, mut before, mut most) = (0, 0, 0);
+        while before < QUANTA * splice::QUANTUM {
+            let now = said.load(Ordering::Relaxed);
+            (turns, before, most) = (turns + 1, now, most.max(now - before));
+            tokio::task::yield_now().await;
+        }
+        (turns, most)
+    };
+    let ((), (turns, most)) =
+        tokio::join!(biased; rig.run(client, None, tokio::io::join(endless, tokio::io::sink())), others);
+    assert!(turns >= QUANTA && most < splice::QUANTUM + splice::READ, "{turns} turns, {most} bytes in one");
 }
 
 #[tokio::test(start_paused = true)]
@@ -812,12 +859,8 @@ async fn a_far_side_that_never_rests_is_not_hung_up_for_longer_than_it_may_take(
 struct Failing;
 
 impl AsyncRead for Failing {
-    fn poll_read(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        _: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Record: the one end record of a session, written when it is dropped, whatever path led there.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,6 +11,7 @@ use tracing::info;
 use super::{Audience, Facts, Metrics};
 use crate::audit::Trail;
 use crate::recording::facts::Ending;
+use crate::throttle::{Held, Level};
 use crate::wire::remotecommand::{Outcome, Protocol};
 use crate::wire::tap::Tap;
 
@@ -69,18 +70,18 @@ pub struct Meters {
     since: Instant,
     /// Milliseconds after that.
     active: AtomicU64,
-    slow_since: OnceLock<Timestamp>,
-    /// Milliseconds.
-    held_up: AtomicU64,
+    slowed: Mutex<Option<Slowed>>,
 }
 
-/// That a limit of bytes has held a session up.
+/// That limits of bytes have held a session up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slowed {
     /// Since when, with pauses.
     pub since: Timestamp,
     /// For how long, without them.
     pub held_up: Duration,
+    /// Which of them has, for the most part.
+    pub by: Level,
 }
 
 /// The end record. Begins with the 101; fires on drop.
@@ -145,8 +146,7 @@ impl Default for Meters {
             down: Meter::default(),
             since: Instant::now(),
             active: AtomicU64::new(0),
-            slow_since: OnceLock::new(),
-            held_up: AtomicU64::new(0),
+            slowed: Mutex::default(),
         }
     }
 }
@@ -158,16 +158,17 @@ impl Meters {
         self.active.store(after, Ordering::Relaxed);
     }
 
-    /// The limit of bytes has held the session up for so long in all.
-    pub fn hold_up(&self, held_up: Duration) {
-        self.slow_since.get_or_init(Timestamp::now);
-        self.held_up.store(u64::try_from(held_up.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Limits of bytes have held the session up, until now.
+    pub fn hold_up(&self, held: Held) {
+        let mut slowed = self.slowed.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = slowed.map_or_else(Timestamp::now, |slowed| slowed.since);
+        *slowed = Some(Slowed { since, held_up: held.long, by: held.by });
     }
 
-    /// Whether it has, so that it was felt.
+    /// Whether they have, so that it was felt.
     pub fn slowed(&self) -> Option<Slowed> {
-        let held_up = Duration::from_millis(self.held_up.load(Ordering::Relaxed));
-        self.slow_since.get().filter(|_| held_up >= FELT).map(|&since| Slowed { since, held_up })
+        let slowed = *self.slowed.lock().unwrap_or_else(PoisonError::into_inner);
+        slowed.filter(|slowed| slowed.held_up >= FELT)
     }
 
     /// For how long the session lasts.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use podgate::app::dev::Dev;
+use podgate::config::Config;
 use podgate::drain::Drained;
 use podgate::testing::{soon, until};
 use podgate::wire::remotecommand::StreamType;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use crate::dev::{Running, config};
 use crate::kubectl::{Kubectl, Screen, all};
 use crate::policy::replace;
-use crate::sessions::{exec, lines};
+use crate::sessions::{exec, exec_as, lines};
 
 /// How far a limit of bytes may be off, over some seconds.
 const WITHIN: f64 = 0.05;
@@ -49,6 +50,10 @@ fn policy(rules: &str) -> String {
 
 /// An embedded cluster with these rules, which records, and its audit log.
 async fn ruled(rules: &str) -> (Running, PathBuf) {
+    ruled_and(rules, |_| {}).await
+}
+
+async fn ruled_and(rules: &str, settings: impl FnOnce(&mut Config)) -> (Running, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let (mut config, log) = (config(&folder), folder.path().join("audit.log"));
     config.audit.file.path = Some(log.clone());
@@ -56,6 +61,7 @@ async fn ruled(rules: &str) -> (Running, PathBuf) {
     config.policy.grants.longest = Duration::from_secs(15);
     config.reload.period = Duration::from_millis(50);
     config.recording.enabled = true;
+    settings(&mut config);
     std::fs::write(&config.policy.files[0], policy(rules)).unwrap();
     (Running { dev: Dev::start(&config).await.unwrap(), folder }, log)
 }
@@ -90,8 +96,8 @@ async fn up(running: &Running, line: &str, bytes: usize) -> f64 {
 }
 
 /// Bytes per second in which the program of this line writes so many.
-async fn down(running: &Running, line: &str, bytes: usize) -> f64 {
-    let mut client = exec(running, &shell(line), &lines(&["v4.channel.k8s.io"]), false).await;
+async fn down(user: &str, running: &Running, line: &str, bytes: usize) -> f64 {
+    let mut client = exec_as(user, running, &shell(line), &lines(&["v4.channel.k8s.io"]), false).await;
     client.open(&[StreamType::Error, StreamType::Stdin, StreamType::Stdout]).await;
     let start = Instant::now();
     let finished = client.finish().await;
@@ -109,7 +115,8 @@ async fn a_limit_of_bytes_holds_in_both_directions_beside_other_sessions_and_a_r
             format!("head -c {BYTES} >/dev/null; echo done # slow"),
         );
         for _ in 0..TRIES {
-            let (down, up) = tokio::join!(down(&running, &sends, BYTES), up(&running, &takes, BYTES));
+            let (down, up) =
+                tokio::join!(down("alice", &running, &sends, BYTES), up(&running, &takes, BYTES));
             println!("held to {SLOW} bytes/s: {down:.0} down, {up:.0} up");
             if [down, up].iter().all(|rate| (rate - SLOW).abs() <= WITHIN * SLOW) {
                 return;
@@ -140,6 +147,58 @@ async fn a_limit_of_bytes_holds_in_both_directions_beside_other_sessions_and_a_r
     running.stop().await;
 }
 
+/// The median time that some typed bytes take to a program and back.
+async fn typed(user: &str, running: &Running) -> Duration {
+    let mut client =
+        exec_as(user, running, &shell("cat # typed"), &lines(&["v4.channel.k8s.io"]), false).await;
+    client.open(&[StreamType::Error, StreamType::Stdin, StreamType::Stdout]).await;
+    let mut times = Vec::new();
+    for n in 0..21 {
+        let (key, start) = (format!("<{n}>"), Instant::now());
+        client.write(key.as_bytes()).await;
+        client.until(StreamType::Stdout, &key).await;
+        times.push(start.elapsed());
+        // No multiple of a sample: at all its times.
+        tokio::time::sleep(Duration::from_millis(73)).await;
+    }
+    client.close_stdin().await;
+    client.finish().await;
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_share_what_all_sessions_may_move_and_whoever_types_does_not_wait_for_bulk() {
+    const BYTES: usize = 1_600_000;
+    const ALL: f64 = 400_000.0;
+    let (running, log) =
+        ruled_and(RULES, |config| config.session.max_bytes_per_second_in_all = ALL as u64).await;
+    // One user has one copy, the other two and a terminal.
+    let line = |bytes: usize| format!("head -c {bytes} /dev/zero # shared");
+    let (all, half) = (line(BYTES), line(BYTES / 2));
+    for tried in 1.. {
+        let (alice, one, two, typed) = tokio::join!(
+            down("alice", &running, &all, BYTES),
+            down("admin", &running, &half, BYTES / 2),
+            down("admin", &running, &half, BYTES / 2),
+            typed("admin", &running),
+        );
+        println!("of {ALL} bytes/s: {alice:.0}, and {one:.0} and {two:.0} beside {typed:?} for typed bytes");
+        let near = |rate: f64, part: f64| (rate - part * ALL).abs() <= WITHIN * part * ALL;
+        let shared = near(alice, 0.5) && near(one, 0.25) && near(two, 0.25);
+        // A wait for a sample's end takes 50 ms, on average, each way.
+        if shared && typed < Duration::from_millis(30) {
+            break;
+        }
+        assert!(tried < TRIES, "never shared within {WITHIN}");
+    }
+    let mark = "%68%65%61%64";
+    until("the last event", || ended(&log, mark).is_some()).await;
+    let annotations = ended(&log, mark).unwrap();
+    assert_eq!(annotations["podgate.dev/slowed-by"], "setting session.maxBytesPerSecondInAll");
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_held_up_is_told_in_the_terminal_and_others_see_it_with_all_limits() {
     let (running, _) = ruled(RULES).await;
@@ -156,7 +215,7 @@ async fn whoever_is_held_up_is_told_in_the_terminal_and_others_see_it_with_all_l
             "Limits: Bytes Per Second: 200000 Idle Seconds: 14400",
             "Left: Idle Seconds: 14",
             "Sessions Per User: 255",
-            "Slowed: Held Up Seconds: ",
+            "Slowed: By: rule p/slow Held Up Seconds: ",
         ] {
             assert!(words.contains(shown), "{shown}: {described}");
         }

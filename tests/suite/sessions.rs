@@ -18,6 +18,16 @@ pub(crate) type Client = spdy::Client<TlsStream<TcpStream>>;
 
 /// Opens exec in `default/web` as alice; `abrupt` connections end with a reset.
 pub(crate) async fn exec(running: &Running, query: &str, protocols: &str, abrupt: bool) -> Client {
+    exec_as("alice", running, query, protocols, abrupt).await
+}
+
+pub(crate) async fn exec_as(
+    user: &str,
+    running: &Running,
+    query: &str,
+    protocols: &str,
+    abrupt: bool,
+) -> Client {
     let tcp = TcpStream::connect(running.dev.api()).await.unwrap();
     if abrupt {
         SockRef::from(&tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
@@ -27,7 +37,7 @@ pub(crate) async fn exec(running: &Running, query: &str, protocols: &str, abrupt
     let request = format!(
         "POST /api/v1/namespaces/default/pods/web/exec?{query} HTTP/1.1\r\nHost: podgate.test\r\n\
          Authorization: Bearer {}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n{protocols}Content-Length: 0",
-        running.token("alice")
+        running.token(user)
     );
     soon("an answer", spdy::connect(io, &request)).await.client()
 }

@@ -332,7 +332,7 @@ fn lapse(door: Door, admitted: Admitted, attributes: Attributes) -> BoxFuture<'s
 
 /// Runs a session. The slot under the connection cap, and the connection in the gauge, are its own until the end.
 async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told: Told, held: Held) {
-    let Held { live: _live, seat: _seat, limits, orders } = held;
+    let Held { live: _live, seat, limits, orders } = held;
     let Told { mut record, recorder } = told;
     let Switched { answer, link, timing, runs, .. } = switched;
     let Some(Taken { client, owed, early }) = taken_over(upgrade).await else {
@@ -364,6 +364,7 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told:
     let Far { io: far, first, .. } = far;
     let socket = socket.ok();
     let session = Session {
+        caller: seat.caller().clone(),
         client,
         socket,
         head,

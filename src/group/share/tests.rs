@@ -57,6 +57,8 @@ impl Replica {
             max_sessions_per_caller: config.max_sessions_per_caller,
             recheck_period: config.recheck_period,
             max_bytes_per_second: config.max_bytes_per_second,
+            max_bytes_per_second_per_caller: config.max_bytes_per_second_per_caller,
+            max_bytes_per_second_in_all: config.max_bytes_per_second_in_all,
             linger: config.linger,
             hang_up: config.hang_up,
             refusal_timeout: config.refusal_timeout,

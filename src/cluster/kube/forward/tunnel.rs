@@ -78,7 +78,7 @@ where
     let moved = AtomicU64::new(0);
     let (client_read, client_write) = tokio::io::split(client);
     let (far_read, far_write) = tokio::io::split(far);
-    let throttle = || Throttle::new(bytes_per_second);
+    let throttle = || Throttle::new(bytes_per_second, None);
     let there = copy((client_read, Side::Client), (far_write, Side::Far), throttle(), &moved);
     let back = copy((far_read, Side::Far), (client_write, Side::Client), throttle(), &moved);
     let (there, back) = (std::pin::pin!(there), std::pin::pin!(back));
@@ -112,7 +112,7 @@ async fn rest(
 async fn copy(
     (mut from, reads): (impl AsyncRead + Unpin, Side),
     (mut to, writes): (impl AsyncWrite + Unpin, Side),
-    mut throttle: Throttle,
+    mut throttle: Option<Box<Throttle>>,
     moved: &AtomicU64,
 ) -> Result<(), Error> {
     let write = |error| Error::Write(writes, error);
@@ -124,11 +124,14 @@ async fn copy(
         }
         let mut rest = &buffer[..read];
         while !rest.is_empty() {
-            match throttle.ask(Instant::now(), rest.len()) {
+            let all = Grant::Bytes(rest.len());
+            match throttle.as_mut().map_or(all, |throttle| throttle.ask(Instant::now(), rest.len())) {
                 Grant::Wait(until) => sleep_until(until).await,
                 Grant::Bytes(bytes) => {
                     to.write_all(&rest[..bytes]).await.map_err(write)?;
-                    throttle.spend(bytes);
+                    if let Some(throttle) = &mut throttle {
+                        throttle.spend(bytes);
+                    }
                     moved.fetch_add(bytes as u64, Ordering::Relaxed);
                     rest = &rest[bytes..];
                 }
