@@ -25,7 +25,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioTimer;
 use rustls::ClientConfig;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 use rustls_pki_types::ServerName;
 use tower::timeout::TimeoutLayer;
 use tower::util::BoxCloneSyncService;
@@ -312,7 +312,7 @@ impl Server {
         let name = ServerName::try_from(name.clone()).map_err(|_| Error::BadName(name.clone()))?;
         if CryptoProvider::get_default().is_none() {
             // kube asks for the process's own. Another thread may have been faster, with the same one.
-            let _ = aws_lc_rs::default_provider().install_default();
+            let _ = CryptoProvider::clone(&tls::provider()).install_default();
         }
         let tls = config.rustls_client_config().map_err(|error| Error::Identity(unquoted(error.into())))?;
         Ok(Self {
