@@ -7,6 +7,8 @@
 //! Source: apiserver `pkg/server/secure_serving.go` (`tls.RequestClientCert`),
 //! apiserver `pkg/authentication/request/x509`.
 
+pub mod ahead;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
