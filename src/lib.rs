@@ -39,6 +39,7 @@ pub mod request;
 pub mod secret;
 pub mod selector;
 pub mod serving;
+pub mod spare;
 pub mod tls;
 pub mod wire;
 

@@ -40,6 +40,7 @@ use crate::reload::Live;
 use crate::secret::Secret;
 use crate::status::Refusal;
 use crate::tap::Tapped;
+use crate::tls::ahead::Ahead;
 use crate::wire::http1::{self, ResponseHead};
 use crate::wire::portforward::MAX_PORTS;
 use resume::Resume;
@@ -106,11 +107,14 @@ struct Call {
     request: BytesMut,
 }
 
+/// The connection to a far side. Boxed, as a session's futures hand it on.
+pub type FarStream = Box<TlsStream<Ahead<TcpStream>>>;
+
 /// A far side that answered.
 #[derive(Debug)]
 pub struct Far {
     /// The connection; everything read from it so far is the head and `first`.
-    pub io: TlsStream<TcpStream>,
+    pub io: FarStream,
     /// The parsed head.
     pub head: ResponseHead,
     /// What came behind the head.
@@ -305,7 +309,7 @@ impl Upstream {
     ///
     /// # Errors
     /// Those of connecting, whose texts are complete.
-    pub(crate) async fn dial(&self, addr: &HostPort) -> Result<TlsStream<TcpStream>, Error> {
+    pub(crate) async fn dial(&self, addr: &HostPort) -> Result<FarStream, Error> {
         let (tls, name) = self.kubelet(addr)?;
         self.connect(addr, name, tls).await
     }
@@ -327,7 +331,7 @@ impl Upstream {
         addr: &HostPort,
         name: ServerName<'static>,
         tls: Arc<ClientConfig>,
-    ) -> Result<TlsStream<TcpStream>, Error> {
+    ) -> Result<FarStream, Error> {
         let connect = TcpStream::connect((addr.host.as_str(), addr.port));
         let failed = |source| Error::Connect { addr: addr.clone(), source };
         let tcp = match timeout(self.settings.connect_timeout, connect).await {
@@ -336,15 +340,15 @@ impl Upstream {
         };
         listen::tune(&tcp, self.settings.keepalive).map_err(failed)?;
         let tls = TlsConnector::from(self.resume.with(tls, addr));
-        match timeout(self.settings.handshake_timeout, tls.connect(name, tcp)).await {
-            Ok(tls) => tls.map_err(Error::Handshake),
+        match timeout(self.settings.handshake_timeout, tls.connect(name, Ahead::new(tcp))).await {
+            Ok(tls) => tls.map(Box::new).map_err(Error::Handshake),
             Err(_) => Err(Error::HandshakeLate),
         }
     }
 }
 
 /// Writes the request and reads until the answer's head is whole, bounded by [`http1::MAX_HEAD`].
-async fn ask(io: &mut TlsStream<TcpStream>, request: &[u8]) -> Result<(ResponseHead, Bytes), Error> {
+async fn ask(io: &mut FarStream, request: &[u8]) -> Result<(ResponseHead, Bytes), Error> {
     io.write_all(request).await.map_err(Error::Send)?;
     io.flush().await.map_err(Error::Send)?;
     let mut raw = BytesMut::with_capacity(FIRST_READ);

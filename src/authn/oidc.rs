@@ -20,6 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 
 use crate::cluster::User;
+use crate::tls;
 pub use config::Config;
 pub use keys::Pace;
 use keys::{KeySet, Keys};
@@ -170,8 +171,8 @@ impl Oidc {
 fn client(
     roots: Option<Arc<RootCertStore>>,
 ) -> Result<ClientConfig, Box<dyn std::error::Error + Send + Sync>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder =
+        ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
     let builder = match roots {
         Some(roots) => builder.with_root_certificates(roots),
         None => hyper_rustls::ConfigBuilderExt::with_native_roots(builder)?,

@@ -48,6 +48,7 @@ use crate::session::Sessions;
 use crate::status::{Encoding, Refusal};
 use crate::telemetry::{Metrics, chain};
 use crate::tls;
+use crate::tls::ahead::Ahead;
 use activity::{Activity, Busy};
 use layers::Short;
 use recheck::Rechecks;
@@ -59,7 +60,10 @@ const CONNECTION_RETRY: u32 = 1;
 const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// The client's stream as hyper holds it.
-type ClientIo = TokioIo<Takeover<tokio_rustls::server::TlsStream<TcpStream>>>;
+type ClientIo = TokioIo<Takeover<ClientStream>>;
+
+/// The client's connection. Boxed: it is handed on from future to future, and each has room for all that is handed to it.
+type ClientStream = Box<tokio_rustls::server::TlsStream<Ahead<TcpStream>>>;
 
 /// Limits and deadlines of this door.
 #[derive(Debug, Clone)]
@@ -169,10 +173,10 @@ impl Api {
             biased;
             // Who has not said anything yet has nothing to lose.
             () = self.shared.drain.stopping() => return,
-            handshake = timeout(within, TlsAcceptor::from(self.shared.tls.get()).accept(tcp)) => handshake,
+            handshake = timeout(within, TlsAcceptor::from(self.shared.tls.get()).accept(Ahead::new(tcp))) => handshake,
         };
         let stream = match handshake {
-            Ok(Ok(stream)) => stream,
+            Ok(Ok(stream)) => Box::new(stream),
             Ok(Err(error)) => return refused("handshake_failed", chain(&error)),
             Err(_) => return refused("handshake_timeout", format!("no handshake within {within:?}")),
         };

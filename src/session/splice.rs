@@ -15,7 +15,6 @@
 //! Reading has a blind spot: while the far side takes nothing, nobody reads the client, so one that goes away is not
 //! seen. Its [`Socket`] is asked about it from time to time, only then.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -28,13 +27,15 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
+use crate::spare;
 use crate::tap::record::Recorder;
 use crate::telemetry::{Meter, Meters};
 use crate::throttle::{Grant, Held, Throttle};
 use crate::wire::link::{Fault, Link, Out, Queue};
 
-/// Read size in bytes: four full TLS records (RFC 8446 section 5.1), so that a burst takes one wake-up.
-pub(super) const READ: usize = 64 * 1024;
+/// Read size in bytes: a burst takes one wake-up, and with the heads that its frames get, which have a KiB, it goes out as
+/// four TLS records in one system call. With a byte more than four records hold, a fifth would take a call of its own.
+pub(super) const READ: usize = spare::SIZE - 1024;
 
 /// Bytes that one session moves before others have their turn, and before its thread asks the kernel what else there is: some
 /// tenths of a millisecond, beside which the asking costs next to nothing.
@@ -42,14 +43,6 @@ pub(super) const QUANTUM: usize = 256 * 1024;
 
 /// What may stay in a buffer of [`READ`] bytes while its side waits; less moves into a buffer of its own size.
 const KEEP: usize = 4 * 1024;
-
-/// Spare buffers a thread keeps: as many directions as can be between a read and its write on one thread
-/// without an allocation. More are freed.
-const SPARES: usize = 4;
-
-thread_local! {
-    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
-}
 
 /// One connection of a session.
 #[derive(Debug)]
@@ -150,7 +143,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
     /// Reads at most `allowed` bytes behind those that wait. Ready with 0 at the end.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, allowed: usize) -> Poll<io::Result<usize>> {
         if !self.input.try_reclaim(READ) {
-            let mut fresh = take();
+            let mut fresh = spare::take();
             fresh.reserve(self.input.len() + READ);
             fresh.extend_from_slice(&self.input);
             self.input = fresh;
@@ -180,7 +173,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
     fn rest(&mut self) {
         if self.input.len() <= KEEP {
             let kept = BytesMut::from(&self.input[..]);
-            give_back(std::mem::replace(&mut self.input, kept));
+            spare::give_back(std::mem::replace(&mut self.input, kept));
         }
     }
 
@@ -265,7 +258,7 @@ where
         (self.resume_at(), self.record_at(), self.waits_for_far(), self.far_deaf.is_some())
     }
 
-    /// Moves bytes until there is something to tell.
+    /// Moves bytes until there is something to tell. A session that always has some to move lets others have their turn.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, meters: &Meters) -> Poll<Event> {
         let timing = self.timing();
         loop {
@@ -447,18 +440,4 @@ pub(super) fn stamp(recorder: Option<&Recorder>, out: &mut Out) {
     if let (Some(recorder), Some(tape)) = (recorder, out.tap.tape()) {
         tape.at(recorder.began().elapsed());
     }
-}
-
-fn take() -> BytesMut {
-    SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
-}
-
-fn give_back(mut buffer: BytesMut) {
-    buffer.clear();
-    SPARE.with_borrow_mut(|spare| {
-        // Whole and ours alone, or it is no spare.
-        if spare.len() < SPARES && buffer.capacity() <= 2 * READ && buffer.try_reclaim(READ) {
-            spare.push(buffer);
-        }
-    });
 }

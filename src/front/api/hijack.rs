@@ -12,14 +12,12 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, warn};
 
 use super::layers::{AUDIT_ID, AuditIdGiven, audit_id};
 use super::recheck::Rechecks;
-use super::{ClientIo, Door, whole};
+use super::{ClientIo, ClientStream, Door, whole};
 use crate::audit::Trail;
 use crate::cluster::Body;
 use crate::listen;
@@ -269,7 +267,7 @@ struct Told {
 
 /// The client's connection, taken over from hyper.
 struct Taken {
-    client: TlsStream<TcpStream>,
+    client: ClientStream,
     /// What the client is owed of answers to earlier requests.
     owed: Vec<u8>,
     /// What the client sent early.
@@ -348,13 +346,13 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told:
         record.end(EndReason::ClientLost, String::new());
         return;
     };
-    let socket = Socket::of(client.get_ref().0).inspect_err(|error| {
+    let socket = Socket::of(client.get_ref().0.get_ref()).inspect_err(|error| {
         warn!(error = %error, "no descriptor left to watch the client with");
     });
     if runs.tty() {
         // What takes nothing without a terminal may wait for whoever reads it page by page.
-        let (settings, far) = (&door.shared.settings, far.io.get_ref().0);
-        let tuned = listen::expect_life(client.get_ref().0, settings.client_user_timeout)
+        let (settings, far) = (&door.shared.settings, far.io.get_ref().0.get_ref());
+        let tuned = listen::expect_life(client.get_ref().0.get_ref(), settings.client_user_timeout)
             .and_then(|()| listen::expect_life(far, settings.far_user_timeout));
         if let Err(error) = tuned {
             debug!(error = %error, "cannot set socket options of a session");
@@ -394,7 +392,7 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far, _trail: Trail) {
         }
         () = drain.cutting() => Err("podgate stops".to_owned()),
     };
-    match (echoed, Socket::of(client.get_ref().0)) {
+    match (echoed, Socket::of(client.get_ref().0.get_ref())) {
         (Ok(()), _) => close::both(&mut client, &mut far.io, settings.linger, drain).await,
         (Err(error), socket) => {
             info!(error, "the far side's refusal could not be passed on whole");
@@ -408,7 +406,7 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far, _trail: Trail) {
 }
 
 /// Writes what is owed, the head, and the body as far as its own framing says.
-async fn pass_on(client: &mut TlsStream<TcpStream>, owed: &[u8], far: &mut Far) -> Result<(), String> {
+async fn pass_on(client: &mut ClientStream, owed: &[u8], far: &mut Far) -> Result<(), String> {
     let length = far.head.body_length().map_err(|error| error.to_string())?;
     let mut scanner = BodyScanner::new(length);
     let head = [owed, &reserialize(&far.head, length)].concat();
@@ -425,5 +423,24 @@ async fn pass_on(client: &mut TlsStream<TcpStream>, owed: &[u8], far: &mut Far) 
         if far.io.read_buf(&mut body).await.map_err(|error| error.to_string())? == 0 {
             return scanner.end().map_err(|error| error.to_string());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the task of a session may take of the memory for as long as it lives, in bytes, most of them for one of two
+    /// ends: of the session, or of one that did not come to be.
+    const TASK: usize = 8 * 1024;
+
+    fn size<A, B, C, D, E, F, T>(_task: fn(A, B, C, D, E, F) -> T) -> usize {
+        size_of::<T>()
+    }
+
+    #[test]
+    fn the_task_of_a_session_is_small() {
+        let size = size(run);
+        assert!(size <= TASK, "{size}");
     }
 }

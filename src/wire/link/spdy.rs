@@ -18,8 +18,8 @@
 //!   on a stream that nobody opened, or against the way of its type, and streams that the far side opens. Known
 //!   clients and kubelets do none of it.
 //!
-//! Bounds: a frame that is held, [`MAX_HELD`](crate::wire::spdy::MAX_HELD) bytes in either input; the
-//! compression window of the client's direction, some 20 KB; a command's five streams, or
+//! Bounds: a frame that is held, [`MAX_HELD`](crate::wire::spdy::MAX_HELD) bytes in either input; the header blocks of
+//! the client's direction, 2 KiB, or some 40 KB of an inflater behind them; a command's five streams, or
 //! `forward::MAX_STREAMS` of a port-forward. Pings, settings, resets and streams that are opened and closed
 //! leave nothing behind. The end of a port-forward queues its text once for each error stream.
 //!

@@ -5,10 +5,14 @@
 //! that is refused.
 //! Odd choice: we deflate nothing. Blocks are written as *stored* deflate blocks, which every inflater
 //! reads and which need no compressor (381 KB each); header blocks here are some 30 bytes long.
+//! Another: an inflater and its window are some 40 KB, and nearly all sessions open a few streams and are then idle
+//! for hours. So a direction keeps its blocks as they came, for as long as they are few, and inflates them again with
+//! an inflater that the thread lends when one more comes.
 //! Bounds: [`MAX_PLAIN`] bytes and [`MAX_PAIRS`] pairs a block, both ways; every count and length must fit
-//! what is left of the block. An inflater costs some 20 KB of resident memory after its first block, and at
-//! most its 32 KiB window more.
+//! what is left of the block. A direction keeps [`REPLAYED`] bytes, or an inflater.
 //! Source: SPDY 3.1 draft section 2.6.10; RFC 1950 and 1951; spdystream `spdy/{read,write}.go`.
+
+use std::cell::Cell;
 
 use super::{Error, dictionary};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -27,6 +31,11 @@ pub const MAX_PAIRS: usize = 128;
 
 // A stored block's length has 16 bits (RFC 1951 section 3.2.4); every plain block must fit one.
 const _: () = assert!(MAX_PLAIN <= u16::MAX as usize);
+
+/// Bytes of blocks, as they came and inflated, up to which they are inflated again for the next one. Some 20 streams of
+/// known clients; an exec has five. A direction of more keeps its inflater. Who makes the worst of it has 2 KiB inflated
+/// for each block of at least 10 bytes, as long as there is room for it here.
+const REPLAYED: u64 = 2 * 1024;
 
 /// Window of Go's inflater, in bytes; see [`Deflater::append`] for why its edge matters.
 const WINDOW: usize = 32 * 1024;
@@ -47,8 +56,14 @@ pub struct Headers {
 /// The inflating end of one direction.
 #[derive(Debug, Default)]
 pub(super) struct Inflater {
-    /// Made when the first block arrives: a connection that never opens a stream costs no window.
+    /// The blocks so far, while they are few.
+    blocks: Vec<u8>,
+    /// What has inflated them, once they are many.
     stream: Option<Decompress>,
+}
+
+thread_local! {
+    static SPARE: Cell<Option<Decompress>> = const { Cell::new(None) };
 }
 
 /// The deflating end of one direction.
@@ -180,32 +195,57 @@ impl Inflater {
     }
 
     fn inflate(&mut self, block: &[u8]) -> Result<Vec<u8>, Error> {
-        let stream = self.stream.get_or_insert_with(|| Decompress::new(true));
-        let mut plain = Vec::new();
-        let mut rest = block;
-        loop {
-            // Room for the usual block in one turn; a hostile one takes `MAX_PLAIN` / 1024 turns.
-            let mut chunk = [0; 1024];
-            let (used, made) = (stream.total_in(), stream.total_out());
-            let outcome = stream.decompress(rest, &mut chunk, FlushDecompress::Sync);
-            let used = (stream.total_in() - used) as usize;
-            let made = (stream.total_out() - made) as usize;
-            rest = &rest[used..];
-            if plain.len() + made > MAX_PLAIN {
-                return Err(Error::HeaderBlockTooLarge);
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => self.caught_up()?,
+        };
+        let plain = inflate(&mut stream, block)?;
+        if stream.total_in() + stream.total_out() > REPLAYED {
+            self.blocks = Vec::new();
+            self.stream = Some(stream);
+        } else {
+            self.blocks.extend_from_slice(block);
+            SPARE.set(Some(stream));
+        }
+        Ok(plain)
+    }
+
+    /// An inflater that stands behind all blocks so far.
+    fn caught_up(&self) -> Result<Decompress, Error> {
+        let mut stream = SPARE.take().unwrap_or_else(|| Decompress::new(true));
+        stream.reset(true);
+        if !self.blocks.is_empty() {
+            inflate(&mut stream, &self.blocks)?;
+        }
+        Ok(stream)
+    }
+}
+
+fn inflate(stream: &mut Decompress, block: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut plain = Vec::new();
+    let mut rest = block;
+    loop {
+        // Room for the usual block in one turn; a hostile one takes `MAX_PLAIN` / 1024 turns.
+        let mut chunk = [0; 1024];
+        let (used, made) = (stream.total_in(), stream.total_out());
+        let outcome = stream.decompress(rest, &mut chunk, FlushDecompress::Sync);
+        let used = (stream.total_in() - used) as usize;
+        let made = (stream.total_out() - made) as usize;
+        rest = &rest[used..];
+        if plain.len() + made > MAX_PLAIN {
+            return Err(Error::HeaderBlockTooLarge);
+        }
+        plain.extend_from_slice(&chunk[..made]);
+        match outcome {
+            Err(error) if error.needs_dictionary().is_some() => {
+                stream.set_dictionary(&dictionary::BYTES).map_err(Error::Inflate)?;
             }
-            plain.extend_from_slice(&chunk[..made]);
-            match outcome {
-                Err(error) if error.needs_dictionary().is_some() => {
-                    stream.set_dictionary(&dictionary::BYTES).map_err(Error::Inflate)?;
-                }
-                Err(error) => return Err(Error::Inflate(error)),
-                Ok(Status::Ok) if made == chunk.len() => {}
-                Ok(Status::Ok) if used > 0 && !rest.is_empty() => {}
-                // Nothing moves any more: the block is used up, or what is left of it can never be.
-                Ok(_) if rest.is_empty() => return Ok(plain),
-                Ok(_) => return Err(Error::HeaderBlockSize),
-            }
+            Err(error) => return Err(Error::Inflate(error)),
+            Ok(Status::Ok) if made == chunk.len() => {}
+            Ok(Status::Ok) if used > 0 && !rest.is_empty() => {}
+            // Nothing moves any more: the block is used up, or what is left of it can never be.
+            Ok(_) if rest.is_empty() => return Ok(plain),
+            Ok(_) => return Err(Error::HeaderBlockSize),
         }
     }
 }
@@ -241,5 +281,38 @@ impl Deflater {
         if self.window_at != 0 {
             out.put_slice(&SYNC_FLUSH);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compress, Compression, FlushCompress};
+
+    use super::*;
+
+    // All blocks that are inflated again make one.
+    const _: () = assert!(REPLAYED <= MAX_PLAIN as u64);
+
+    #[test]
+    fn a_direction_of_few_streams_holds_no_inflater_and_one_of_many_holds_its_own() {
+        let mut deflater = Compress::new(Compression::best(), true);
+        deflater.set_dictionary(&dictionary::BYTES).unwrap();
+        let mut inflater = Inflater::default();
+        for id in 0..200 {
+            let headers = Headers::new().with("streamtype", "data").with("requestid", id.to_string());
+            let mut block = Vec::with_capacity(1024);
+            deflater.compress_vec(&headers.to_plain().unwrap(), &mut block, FlushCompress::Sync).unwrap();
+            assert!(id == 0 || block.len() < 40, "a block refers to those in front of it");
+            // Another direction of the same thread has its turn between any two.
+            let mut other = BytesMut::new();
+            Deflater::default().write(&Headers::new().with("other", "way"), &mut other).unwrap();
+            Inflater::default().read(&other).unwrap();
+
+            assert_eq!(inflater.read(&block).unwrap(), headers, "block {id}");
+            if id < 10 {
+                assert!(inflater.stream.is_none() && inflater.blocks.len() < REPLAYED as usize);
+            }
+        }
+        assert!(inflater.stream.is_some() && inflater.blocks.capacity() == 0);
     }
 }
