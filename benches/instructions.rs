@@ -237,8 +237,9 @@ async fn session(client: Client, far: Far, way: Way) {
     let (at_client, ours) = duplex(PIPE);
     let (at_far, theirs) = duplex(PIPE);
     let session = Session {
+        caller: "bench".into(),
         client: ours,
-        socket: None,
+        socket: Box::new(|_| None),
         head: Bytes::new(),
         early: Bytes::new(),
         far: theirs,
@@ -382,6 +383,8 @@ fn settings() -> Settings {
         max_sessions_per_caller: 1,
         recheck_period: Duration::ZERO,
         max_bytes_per_second: 0,
+        max_bytes_per_second_per_caller: 0,
+        max_bytes_per_second_in_all: 0,
         linger: Duration::from_secs(1),
         hang_up: Duration::ZERO,
         refusal_timeout: Duration::from_secs(10),

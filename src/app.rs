@@ -78,7 +78,7 @@ pub struct Ground {
     pub cores: Option<Cores>,
 }
 
-/// Descriptors of one session: the client's socket, a second hold on it, the far side's.
+/// Descriptors of one session: the client's socket, at its end a second hold on it, the far side's.
 const DESCRIPTORS: usize = 3;
 
 /// How long recordings of the last sessions may take to the store. Later ones stay in the spool for the next start.

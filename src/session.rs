@@ -121,15 +121,18 @@ pub struct Order {
     pub why: String,
 }
 
+/// Takes a second hold on the socket of a connection, where there is one.
+pub type Hold<C> = Box<dyn Fn(&C) -> Option<Socket> + Send + Sync>;
+
 /// One session, ready to run.
 pub struct Session<C, F> {
     /// Whose budget of bytes it uses.
     pub caller: Arc<str>,
     /// The client's connection.
     pub client: C,
-    /// A second hold on the client's socket; without it a vanished client is found later, and a cut looks like an
-    /// end.
-    pub socket: Option<Socket>,
+    /// Takes a second hold on the client's socket; without it a vanished client is found later, and a cut looks like an
+    /// end. Taken when it is needed: most sessions rest, and each hold is a descriptor.
+    pub socket: Hold<C>,
     /// What the client gets before anything else: what it is owed of earlier answers, and the 101.
     pub head: Bytes,
     /// What the client sent before it saw the 101.
@@ -290,7 +293,7 @@ impl Sessions {
         splice.out.client.push(head);
         splice.out.tap.tell(meters.audience.clone());
         let stop = match splice.begin() {
-            Ok(()) => self.drive(&mut splice, socket.as_ref(), &meters, timing, &mut bounds).await,
+            Ok(()) => self.drive(&mut splice, &socket, &meters, timing, &mut bounds).await,
             Err(event) => Stop::Event(event),
         };
         // Boxed: a session that lives needs no room for its end.
@@ -305,6 +308,7 @@ impl Sessions {
             }
             let Splice { client, mut far, mut link, mut out, mut recorder, active, .. } = splice;
             let to_client = std::mem::take(&mut out.client);
+            let socket = socket(&client.io);
             let far_side = async {
                 let may_remain =
                     self.leave(&mut far, &mut *link, &mut out, &meters, runs, &farewell, recorder.as_ref());
@@ -341,7 +345,7 @@ impl Sessions {
     async fn drive<C, F>(
         &self,
         splice: &mut Splice<C, F>,
-        socket: Option<&Socket>,
+        socket: &Hold<C>,
         meters: &Meters,
         timing: Timing,
         bounds: &mut Bounds,
@@ -358,6 +362,7 @@ impl Sessions {
         let mut cutting = pin!(self.drain.cutting());
         // Nobody has to be told of what is not there.
         let mut told = !splice.is_limited();
+        let mut held = None;
         loop {
             if !told
                 && let Some(slowed) = meters.slowed()
@@ -415,7 +420,8 @@ impl Sessions {
             }
             if due(check) {
                 check = None;
-                match socket.and_then(Socket::hangup_now) {
+                let held = held.get_or_insert_with(|| socket(&splice.client.io));
+                match held.as_ref().and_then(Socket::hangup_now) {
                     None => {}
                     Some(Hangup::Broken) => return Stop::Gone,
                     Some(Hangup::Closed) => return client_closed(splice).await,

@@ -39,7 +39,7 @@ pub(super) const READ: usize = spare::SIZE - 1024;
 
 /// Bytes that one session moves before others have their turn, and before its thread asks the kernel what else there is: some
 /// tenths of a millisecond, beside which the asking costs next to nothing.
-pub(super) const QUANTUM: usize = 256 * 1024;
+pub(super) const QUANTUM: usize = 4 * READ;
 
 /// What may stay in a buffer of [`READ`] bytes while its side waits; less moves into a buffer of its own size.
 const KEEP: usize = 4 * 1024;

@@ -1,3 +1,4 @@
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -163,7 +164,7 @@ impl Rig {
         }
     }
 
-    async fn run<C, F>(&self, client: C, socket: Option<Socket>, far: F)
+    async fn run<C, F>(&self, client: C, socket: Option<OwnedFd>, far: F)
     where
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
@@ -171,7 +172,7 @@ impl Rig {
         let session = Session {
             caller: "ana".into(),
             client,
-            socket,
+            socket: Box::new(move |_| socket.as_ref().and_then(|socket| Socket::of(socket).ok())),
             head: Bytes::from_static(b"HEAD"),
             early: Bytes::from_static(b"early "),
             far,
@@ -864,12 +865,12 @@ impl AsyncRead for Failing {
     }
 }
 
-/// A connected pair: the peer, and our end with its second hold.
-async fn pair() -> (TcpStream, TcpStream, Socket) {
+/// A connected pair: the peer, and our end with another descriptor of it.
+async fn pair() -> (TcpStream, TcpStream, OwnedFd) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (ours, _) = listener.accept().await.unwrap();
-    let socket = Socket::of(&ours).unwrap();
+    let socket = ours.as_fd().try_clone_to_owned().unwrap();
     (peer, ours, socket)
 }
 

@@ -346,9 +346,6 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told:
         record.end(EndReason::ClientLost, String::new());
         return;
     };
-    let socket = Socket::of(client.get_ref().0.get_ref()).inspect_err(|error| {
-        warn!(error = %error, "no descriptor left to watch the client with");
-    });
     if runs.tty() {
         // What takes nothing without a terminal may wait for whoever reads it page by page.
         let (settings, far) = (&door.shared.settings, far.io.get_ref().0.get_ref());
@@ -360,11 +357,10 @@ async fn run(door: Door, upgrade: OnUpgrade, far: Far, switched: Switched, told:
     }
     let head = if owed.is_empty() { answer } else { [&owed[..], &answer].concat().into() };
     let Far { io: far, first, .. } = far;
-    let socket = socket.ok();
     let session = Session {
         caller: seat.caller().clone(),
         client,
-        socket,
+        socket: Box::new(second_hold),
         head,
         early,
         far,
@@ -392,17 +388,24 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far, _trail: Trail) {
         }
         () = drain.cutting() => Err("podgate stops".to_owned()),
     };
-    match (echoed, Socket::of(client.get_ref().0.get_ref())) {
+    match (echoed, second_hold(&client)) {
         (Ok(()), _) => close::both(&mut client, &mut far.io, settings.linger, drain).await,
         (Err(error), socket) => {
             info!(error, "the far side's refusal could not be passed on whole");
             drop(far);
-            if let Ok(socket) = socket {
+            if let Some(socket) = socket {
                 let longest = settings.linger.max(close::CLIENT_LINGER);
                 close::cut(&mut client, &socket, settings.linger, longest, drain).await;
             }
         }
     }
+}
+
+fn second_hold(client: &ClientStream) -> Option<Socket> {
+    let held = Socket::of(client.get_ref().0.get_ref()).inspect_err(|error| {
+        warn!(error = %error, "no descriptor left to watch the client with");
+    });
+    held.ok()
 }
 
 /// Writes what is owed, the head, and the body as far as its own framing says.
