@@ -29,7 +29,6 @@ use crate::authn::{Authn, Methods};
 use crate::authz::Authz;
 use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::cores::Cores;
 use crate::drain::{Drain, Drained};
 use crate::front::api::{self, Api};
 use crate::grant::Grants;
@@ -74,8 +73,6 @@ pub struct Ground {
     pub audit: Audit,
     /// Tasks that outlive sessions: ended when those are over.
     pub background: Drain,
-    /// What connections live on; without any, on the runtime that this is started on.
-    pub cores: Option<Cores>,
 }
 
 /// Descriptors of one session: the client's socket, at its end a second hold on it, the far side's.
@@ -99,7 +96,6 @@ pub struct Gateway {
     recordings: Option<Recordings>,
     share: Option<Share>,
     admin_drain: Drain,
-    cores: Option<Arc<Cores>>,
 }
 
 // === impl Gateway ===
@@ -112,7 +108,6 @@ impl Gateway {
     pub async fn start(config: &Config, mut ground: Ground, drain: Drain) -> Result<Self, listen::Error> {
         raise_descriptor_limit(config.api.max_connections);
         let (metrics, background) = (ground.metrics.clone(), ground.background.clone());
-        let cores = ground.cores.take().map(Arc::new);
         let (mut ready, recordings) = (std::mem::take(&mut ground.ready), ground.recordings.clone());
         let (audit, written) = (ground.audit.clone(), ground.audit.clone());
         if audit.is_on() {
@@ -137,7 +132,6 @@ impl Gateway {
         let (serve, over) = (door.clone(), door);
         drain.spawn(api_listener.run(
             drain.clone(),
-            cores.clone(),
             move |peer| over.over_limit(peer),
             move |tcp, peer, slot| serve.clone().serve(tcp, peer, slot),
         ));
@@ -152,11 +146,10 @@ impl Gateway {
         );
         admin_drain.spawn(admin_listener.run(
             admin_drain.clone(),
-            None,
             |peer| warn!(client.addr = %peer, "admin connection refused: the cap is reached"),
             move |tcp, peer, slot| shown.clone().serve(tcp, peer, slot),
         ));
-        Ok(Self { api, admin, metrics, drain, audit, background, recordings, share, admin_drain, cores })
+        Ok(Self { api, admin, metrics, drain, audit, background, recordings, share, admin_drain })
     }
 
     /// Takes both steps of the stop; health stays visible until all else is done.
@@ -182,12 +175,6 @@ impl Gateway {
             error!(tasks, "stopped with background tasks that do not end");
         }
         self.admin_drain.finish(Duration::ZERO).await;
-        // Last, for tasks of all of these may have begun there.
-        if let Some(cores) = self.cores.and_then(Arc::into_inner)
-            && !cores.end().await
-        {
-            error!("stopped with threads that do not end");
-        }
         drained
     }
 }

@@ -71,8 +71,6 @@ pub struct Config {
 pub struct Api {
     /// Address to listen on.
     pub listen: SocketAddr,
-    /// Threads that connections live on; 0 is one for each core that podgate may use.
-    pub threads: usize,
     /// Podgate's own certificate, as clients see it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<KeyPair>,
@@ -547,7 +545,6 @@ impl Default for Api {
     fn default() -> Self {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 8443).into(),
-            threads: 0,
             tls: None,
             max_connections: 4096,
             // A quarter of all: many clients may stand behind one address, but none may take every place.

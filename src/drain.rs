@@ -8,7 +8,6 @@
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -53,15 +52,6 @@ impl Drain {
         F::Output: Send + 'static,
     {
         self.tracker.spawn(task)
-    }
-
-    /// The same on this runtime, whoever asks for it.
-    pub fn spawn_on<F>(&self, task: F, runtime: &Handle) -> JoinHandle<F::Output>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
-        self.tracker.spawn_on(task, runtime)
     }
 
     /// From now on nobody should be sent here any more. Idempotent.

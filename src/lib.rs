@@ -6,7 +6,6 @@ pub mod app;
 pub mod bench;
 pub mod cli;
 pub mod config;
-pub mod cores;
 pub mod drain;
 mod expression;
 mod flight;

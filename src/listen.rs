@@ -3,7 +3,7 @@
 //! In the flow: before every door. The accept loop waits for no peer: each connection is a task of its own from
 //! the first byte on, and its slot under the cap is held until its last use, a hijacked session included. Who has too
 //! many connections from one address is served all the same, a few at a time, so that the door can say so; its slot
-//! tells. Where there are cores, a connection lives on one of them from then on.
+//! tells.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -20,7 +20,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
-use crate::cores::{Cores, Place};
 use crate::drain::Drain;
 
 /// Pause after a failed accept, mostly for want of file descriptors: trying at once would only burn CPU.
@@ -62,8 +61,6 @@ pub struct Slot {
     of_address: Option<OfAddress>,
     /// Held by those who are beyond the cap of their address.
     beyond: Option<OwnedSemaphorePermit>,
-    #[allow(dead_code, reason = "held for its drop")]
-    core: Option<Place>,
 }
 
 /// How many connections there may be at once.
@@ -159,9 +156,9 @@ impl Listener {
         self.addr
     }
 
-    /// Accepts until the drain's first step, and makes every connection a tracked task, on one of the `cores` if there are
-    /// any. `over` is told of each connection that is closed because the cap is reached.
-    pub async fn run<S, F, O>(self, drain: Drain, cores: Option<Arc<Cores>>, over: O, serve: S)
+    /// Accepts until the drain's first step, and makes every connection a tracked task. `over` is told of each
+    /// connection that is closed because the cap is reached.
+    pub async fn run<S, F, O>(self, drain: Drain, over: O, serve: S)
     where
         S: Fn(TcpStream, SocketAddr, Slot) -> F,
         F: Future<Output = ()> + Send + 'static,
@@ -181,7 +178,7 @@ impl Listener {
                     continue;
                 }
             };
-            let Some(mut slot) = self.slot(peer) else {
+            let Some(slot) = self.slot(peer) else {
                 over(peer);
                 continue;
             };
@@ -189,20 +186,7 @@ impl Listener {
                 debug!(client.addr = %peer, error = %error, "cannot set socket options");
                 continue;
             }
-            let Some(place) = cores.as_ref().map(|cores| cores.place()) else {
-                drain.spawn(serve(stream, peer, slot));
-                continue;
-            };
-            let stream = match place.take(stream) {
-                Ok(stream) => stream,
-                Err(error) => {
-                    warn!(client.addr = %peer, error = %error, "cannot give a connection to its core");
-                    continue;
-                }
-            };
-            let core = place.runtime().clone();
-            slot.core = Some(place);
-            drain.spawn_on(serve(stream, peer, slot), &core);
+            drain.spawn(serve(stream, peer, slot));
         }
     }
 
@@ -210,14 +194,14 @@ impl Listener {
     fn slot(&self, peer: SocketAddr) -> Option<Slot> {
         let all = self.slots.clone().try_acquire_owned().ok()?;
         if self.per_address == 0 {
-            return Some(Slot { all, of_address: None, beyond: None, core: None });
+            return Some(Slot { all, of_address: None, beyond: None });
         }
         let (of_address, count) = self.addresses.count(peer.ip());
         let beyond = match count > self.per_address {
             true => Some(self.beyond.clone().try_acquire_owned().ok()?),
             false => None,
         };
-        Some(Slot { all, of_address: Some(of_address), beyond, core: None })
+        Some(Slot { all, of_address: Some(of_address), beyond })
     }
 }
 
@@ -293,52 +277,7 @@ pub fn expect_life(stream: &TcpStream, within: Duration) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
-
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     use super::*;
-    use crate::drain::Drained;
-    use crate::testing::soon;
-
-    /// A connection, and what is said first on it: the thread that serves it.
-    async fn connect(addr: SocketAddr) -> (TcpStream, String) {
-        let mut stream = TcpStream::connect(addr).await.unwrap();
-        let mut thread = [0; 32];
-        let read = soon("a word of the connection", stream.read(&mut thread)).await.unwrap();
-        (stream, String::from_utf8_lossy(&thread[..read]).into_owned())
-    }
-
-    #[tokio::test]
-    async fn connections_live_on_the_cores_and_none_is_the_end_of_another() {
-        let caps = Caps { all: 8, per_address: 0 };
-        let any = (Ipv4Addr::LOCALHOST, 0).into();
-        let listener = Listener::bind(any, caps, Duration::from_secs(15)).await.unwrap();
-        let (addr, drain, cores) = (listener.addr(), Drain::new(), Arc::new(Cores::start(2).unwrap()));
-        let serve = |mut stream: TcpStream, _, slot: Slot| async move {
-            let thread = format!("{:?}", thread::current().id());
-            stream.write_all(thread.as_bytes()).await.unwrap();
-            // Across a wait, which is one for this socket, and has a timer.
-            let asked = soon("a byte, or the end", stream.read_u8()).await;
-            assert!(asked.is_err(), "panics when it is asked to");
-            drop(slot);
-        };
-        drain.spawn(listener.run(drain.clone(), Some(cores.clone()), |_| {}, serve));
-
-        let (mut first, one) = connect(addr).await;
-        let (second, two) = connect(addr).await;
-        assert!(one != two && one != format!("{:?}", thread::current().id()));
-        first.write_all(b"!").await.unwrap();
-        assert!(soon("the end of the one that panics", first.read_u8()).await.is_err());
-        // Its place is free, and its core serves the next one.
-        let (third, again) = connect(addr).await;
-        assert_eq!(again, one);
-        let (fourth, _) = connect(addr).await;
-        drop((second, third, fourth));
-        assert_eq!(drain.finish(Duration::from_secs(20)).await, Drained::Clean);
-        let cores = Arc::into_inner(cores).expect("nobody holds the cores but their owner");
-        assert!(cores.end().await);
-    }
 
     #[test]
     fn an_ipv6_network_counts_as_one_and_what_ended_counts_no_more() {

@@ -19,7 +19,6 @@ use super::{Gateway, Ground, grants, policy, recording};
 use crate::audit::{self, Audit};
 use crate::authn::{Methods, Tokens, tokens};
 use crate::config::{self, Config};
-use crate::cores::{self, Cores};
 use crate::dev::cluster::DevCluster;
 use crate::dev::node::{self, Endpoint, Streaming};
 use crate::dev::state::{self, State};
@@ -111,9 +110,6 @@ pub enum Error {
     /// An address of the gateway cannot be had.
     #[error(transparent)]
     Listen(#[from] listen::Error),
-    /// There are no threads for connections.
-    #[error(transparent)]
-    Cores(#[from] cores::Error),
     /// Signals cannot be received.
     #[error("listen for signals")]
     Signals(#[source] std::io::Error),
@@ -127,7 +123,7 @@ pub async fn run(config: &Config) -> Result<u8, Error> {
     let signals = Signals::new().map_err(Error::Signals)?;
     // In full on request: a newcomer is to see a few lines.
     debug!(settings = config.to_yaml(), "podgate dev starts");
-    let dev = Dev::start_on(config, Some(Cores::start(config.api.threads)?)).await?;
+    let dev = Dev::start(config).await?;
     // A closed pipe is no reason not to serve.
     let _ = std::io::stdout().write_all(dev.banner().as_bytes());
     // Nobody is sent here who has to be told.
@@ -142,16 +138,8 @@ impl Dev {
     /// # Errors
     /// When anything of that fails; what was started is stopped.
     pub async fn start(config: &Config) -> Result<Self, Error> {
-        Self::start_on(config, None).await
-    }
-
-    /// The same, with connections on these cores if there are any.
-    ///
-    /// # Errors
-    /// As [`Dev::start`].
-    pub async fn start_on(config: &Config, cores: Option<Cores>) -> Result<Self, Error> {
         let (drain, background) = (Drain::new(), Drain::new());
-        let started = Self::start_under(config, cores, &drain, &background).await;
+        let started = Self::start_under(config, &drain, &background).await;
         if started.is_err() {
             drain.finish(Duration::ZERO).await;
             background.finish(Duration::ZERO).await;
@@ -159,12 +147,7 @@ impl Dev {
         started
     }
 
-    async fn start_under(
-        config: &Config,
-        cores: Option<Cores>,
-        drain: &Drain,
-        background: &Drain,
-    ) -> Result<Self, Error> {
+    async fn start_under(config: &Config, drain: &Drain, background: &Drain) -> Result<Self, Error> {
         let mut loaded = match &config.dev.manifests {
             Some(folder) => manifests::folder(folder)?,
             None => manifests::builtin()?,
@@ -246,7 +229,6 @@ impl Dev {
             ready: Vec::new(),
             metrics,
             background: background.clone(),
-            cores,
             cluster: cluster.clone(),
         };
         let gateway = Gateway::start(config, ground, drain.clone()).await?;

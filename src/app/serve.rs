@@ -28,7 +28,6 @@ use crate::cluster::kube::connect::{self, Connection, Source};
 use crate::cluster::kube::{self, KubeCluster, forward};
 use crate::cluster::{self, Cluster};
 use crate::config::{Config, KeyPair, UpstreamMode};
-use crate::cores::{self, Cores};
 use crate::drain::Drain;
 use crate::grant;
 use crate::listen;
@@ -62,9 +61,6 @@ pub enum Error {
     /// An address of the gateway cannot be had.
     #[error(transparent)]
     Listen(#[from] listen::Error),
-    /// There are no threads for connections.
-    #[error(transparent)]
-    Cores(#[from] cores::Error),
     /// Signals cannot be received.
     #[error("listen for signals")]
     Signals(#[source] std::io::Error),
@@ -137,30 +133,25 @@ pub enum Unusable {
 pub async fn run(config: &Config) -> Result<u8, Error> {
     let signals = Signals::new().map_err(Error::Signals)?;
     info!(settings = config.to_yaml(), "podgate starts");
-    let gateway = start(config, Some(Cores::start(config.api.threads)?)).await?;
+    let gateway = start(config).await?;
     info!(api.addr = %gateway.api, admin.addr = %gateway.admin, "podgate serves");
     Ok(stop::on_signal(gateway, signals, config.drain.announce, config.drain.deadline).await)
 }
 
-/// Binds and begins to serve, on these cores if there are any.
+/// Binds and begins to serve.
 ///
 /// # Errors
 /// When a file cannot be used or an address cannot be had; what was started is stopped.
-pub async fn start(config: &Config, cores: Option<Cores>) -> Result<Gateway, Error> {
+pub async fn start(config: &Config) -> Result<Gateway, Error> {
     let (metrics, background) = (Metrics::new(), Drain::new());
-    let started = start_above(config, cores, &metrics, &background).await;
+    let started = start_above(config, &metrics, &background).await;
     if started.is_err() {
         background.finish(Duration::ZERO).await;
     }
     started
 }
 
-async fn start_above(
-    config: &Config,
-    cores: Option<Cores>,
-    metrics: &Metrics,
-    background: &Drain,
-) -> Result<Gateway, Error> {
+async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> Result<Gateway, Error> {
     warn_of_dangers(config);
     let files = Files {
         config,
@@ -215,7 +206,6 @@ async fn start_above(
         metrics: metrics.clone(),
         audit: files.audit(metrics).await?,
         background: background.clone(),
-        cores,
     };
     let mut patient = config.clone();
     patient.cluster.review_timeout += GRACE;

@@ -17,9 +17,6 @@ const LONGEST_HANG_UP: Duration = Duration::from_secs(10);
 /// hyper's least buffer.
 const LEAST_HEADER_BYTES: usize = 8192;
 
-/// More than the cores of any machine: each takes descriptors and a stack.
-const MOST_THREADS: usize = 1024;
-
 /// Something that is wrong with a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -55,9 +52,6 @@ impl Config {
         problems.extend(
             positive.iter().filter(|(_, value)| *value == 0).map(|(key, _)| problem(key, "is at least 1")),
         );
-        if self.api.threads > MOST_THREADS {
-            problems.push(problem("api.threads", format!("is at most {MOST_THREADS}")));
-        }
         if self.api.max_header_bytes < LEAST_HEADER_BYTES {
             problems.push(problem("api.maxHeaderBytes", format!("is at least {LEAST_HEADER_BYTES}")));
         }

@@ -102,7 +102,6 @@ impl TestGateway {
             metrics: Metrics::new(),
             audit: Audit::off(),
             background: Drain::new(),
-            cores: None,
         }
     }
 
@@ -157,7 +156,7 @@ impl TestGateway {
     /// # Panics
     /// When it cannot be started.
     pub async fn serve(config: &Config, pki: Arc<Pki>) -> Self {
-        let gateway = crate::app::serve::start(config, None).await.expect("start the gateway");
+        let gateway = crate::app::serve::start(config).await.expect("start the gateway");
         Self { gateway, pki, cluster: FakeCluster::new() }
     }
 

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use podgate::app::{Gateway, Ground};
+use podgate::app::Gateway;
 use podgate::cli;
 use podgate::config::Config;
-use podgate::cores::Cores;
-use podgate::drain::{Drain, Drained};
+use podgate::drain::Drained;
 use podgate::telemetry::Metrics;
 use podgate::testing::answer::status;
 use podgate::testing::cluster::allow;
@@ -19,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::rig::{echoes, rig_with};
+use crate::rig::rig_with;
 
 async fn session(gateway: &TestGateway) -> TlsStream<TcpStream> {
     let mut client = gateway.connect_as("ana").await;
@@ -38,32 +37,6 @@ async fn cut(gateway: Gateway) -> Drained {
 }
 
 // === the two-step stop ===
-
-#[tokio::test]
-async fn sessions_on_cores_of_their_own_live_and_stop_as_others_do() {
-    let pki = Arc::new(Pki::new());
-    let far = Far::start(&pki, echoes).await;
-    let cluster = FakeCluster::new();
-    cluster.node("n", far.addr.port());
-    cluster.simple_pod("default/web", "n");
-    let ground =
-        Ground { cores: Some(Cores::start(2).unwrap()), ..TestGateway::ground(&pki, cluster.clone()) };
-    let gateway = Gateway::start(&config(), ground, Drain::new()).await.unwrap();
-    let rig = TestGateway { gateway, pki, cluster };
-    let mut clients = Vec::new();
-    for _ in 0..4 {
-        clients.push(session(&rig).await);
-    }
-    for client in &mut clients {
-        let words = data(STDIN, b"hello");
-        send(client, &words).await;
-        assert_eq!(read_exactly(client, words.len()).await, words);
-    }
-    let metrics = rig.gateway.metrics.clone();
-    let drained = cut(rig.gateway).await;
-    assert_eq!(drained, Drained::Cut);
-    assert!(shows(&metrics, "podgate_sessions_ended_total{end=\"drained\",subresource=\"exec\"} 4"));
-}
 
 #[tokio::test]
 async fn a_stop_refuses_the_new_lets_the_live_go_on_and_cuts_them_at_the_deadline() {
@@ -344,6 +317,6 @@ async fn an_address_that_is_taken_is_an_error_that_names_it() {
     config.admin.listen = addr;
     let pki = Pki::new();
     let ground = TestGateway::ground(&pki, FakeCluster::new());
-    let error = Gateway::start(&config, ground, Drain::new()).await.err().expect("no start");
+    let error = Gateway::start(&config, ground, podgate::drain::Drain::new()).await.err().expect("no start");
     assert_eq!(error.to_string(), format!("listen on {addr}"));
 }
