@@ -369,7 +369,12 @@ impl Run {
         let plan = Plan { rounds: 1, setups: IN_A_ROW / 10, ..self.plan(&[Work::Setups]) };
         let mut memory = Vec::new();
         for tenth in 1..=10 {
-            self.report(&format!("Set-ups in a row, {tenth} of 10"), &plan, &[podgate.target.clone()]).await;
+            self.report(
+                &format!("Set-ups in a row, {tenth} of 10"),
+                &plan,
+                std::slice::from_ref(&podgate.target),
+            )
+            .await;
             memory.push(memory_of(&podgate.process));
         }
         println!("MiB after each tenth: {memory:.1?}");
@@ -386,7 +391,8 @@ impl Run {
         let podgate = self.podgate("podgate-long", api, "").await;
         let before = memory_of(&podgate.process);
         let plan = Plan { rounds: 1, idle: MANY, hold: LONG_REST, ..self.plan(&[Work::Idle]) };
-        let report = self.report("A long rest of many sessions", &plan, &[podgate.target.clone()]).await;
+        let report =
+            self.report("A long rest of many sessions", &plan, std::slice::from_ref(&podgate.target)).await;
         let cpu = table::median(&report, "CPU while all are idle", 0);
         self.reached.push(Reach::within("percent of a core while 8,000 rest", cpu, 0.0..=1.0));
         let after = memory_of(&podgate.process);
