@@ -280,12 +280,13 @@ async fn a_terminal_follows_the_client_s_size_and_eof_ends_its_input() {
 #[tokio::test]
 async fn a_terminal_s_signals_and_job_control_work() {
     let node = Harness::start().await;
-    let mut client =
-        node.shell("input=1&output=1&tty=1", "trap 'echo caught' INT; echo up; read x; read x; exit 4").await;
+    // Waits in short steps: a key that comes just in front of a long one would be heeded behind it.
+    let script = "trap 'echo caught; caught=1' INT; echo up; until [ \"$caught\" ]; do sleep 0.05; done; read x; exit 4";
+    let mut client = node.shell("input=1&output=1&tty=1", script).await;
     client.until(Stdout, "up").await;
     client.write(b"\x03").await;
     client.until(Stdout, "caught").await;
-    client.write(b"\n\n").await;
+    client.write(b"\n").await;
     let Outcome::Exit { code, .. } = client.finish().await.result.unwrap() else { panic!("an exit code") };
     assert_eq!(code, 4);
     node.stop().await;
