@@ -224,7 +224,7 @@ pub(crate) async fn podgate(
     );
     let path = folder.join(format!("{name}.yaml"));
     std::fs::write(&path, config).expect("write settings");
-    let binary = find("binary").unwrap_or_else(|| env!("CARGO_BIN_EXE_podgate").into());
+    let binary = std::env::var_os("PODGATE_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_podgate").into());
     let mut command = Command::new(binary);
     command.args([
         "serve",
