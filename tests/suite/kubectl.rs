@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use podgate::testing::{soon, until};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::dev::Running;
@@ -314,7 +314,7 @@ async fn a_watch_sees_what_is_there_and_ends_with_podgate() {
     let running = Running::start().await;
     let mut watches = Vec::new();
     for kubectl in all(&running.kubeconfig()) {
-        let mut child = kubectl.spawn(&mut kubectl.command(&["get", "pods", "-w"]));
+        let mut child = kubectl.spawn(&mut kubectl.command(&["get", "pods", "-w", "-v=6"]));
         let mut out = child.stdout.take().unwrap();
         let mut seen = Vec::new();
         soon("the pods in a watch", async {
@@ -323,13 +323,29 @@ async fn a_watch_sees_what_is_there_and_ends_with_podgate() {
             }
         })
         .await;
-        watches.push((kubectl, child));
+        // The pods are those of a list, which kubectl asks for first.
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        soon("the watch", async {
+            while let Some(line) = log.next_line().await.unwrap() {
+                if line.contains("watch=true") && line.contains("200 OK") {
+                    return;
+                }
+            }
+            panic!("{} has not begun to watch", kubectl.name());
+        })
+        .await;
+        watches.push((kubectl, child, out, log));
     }
     // Clean: the watches end by the drain's first step, not by its deadline.
     running.stop().await;
-    for (kubectl, child) in watches {
-        let output = soon("kubectl ends", child.wait_with_output()).await.unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{}: {output:?}", kubectl.name());
+    for (kubectl, mut child, mut out, mut log) in watches {
+        let mut rest = Vec::new();
+        soon("the end of what kubectl prints", out.read_to_end(&mut rest)).await.unwrap();
+        while let Some(line) = log.next_line().await.unwrap() {
+            assert!(line.starts_with('I'), "{}: {line}", kubectl.name());
+        }
+        let status = soon("kubectl ends", child.wait()).await.unwrap();
+        assert!(status.success(), "{}: {status}", kubectl.name());
     }
 }
 
