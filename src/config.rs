@@ -176,6 +176,10 @@ pub struct Cluster {
     /// For reading a pod or a node.
     #[serde(with = "duration")]
     pub read_timeout: Duration,
+    /// How long a pod or a node that was looked at is believed to be the same, while its watch says nothing else; zero looks
+    /// each time.
+    #[serde(with = "duration")]
+    pub confirmed_for: Duration,
     /// Podgate's own pod.
     pub pod: OwnPod,
 }
@@ -587,6 +591,8 @@ impl Default for Cluster {
             max_waiting: 512,
             review_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(10),
+            // No longer than a watch may well be late.
+            confirmed_for: Duration::from_secs(1),
             pod: OwnPod::default(),
         }
     }

@@ -166,6 +166,7 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
         read_timeout: config.cluster.read_timeout,
         allowed_for: config.authorization.allowed_for,
         denied_for: config.authorization.denied_for,
+        confirmed_for: config.cluster.confirmed_for,
         max_waiting: config.cluster.max_waiting,
         watch: true,
         forward: forward::Settings {

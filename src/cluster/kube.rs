@@ -49,6 +49,8 @@ pub struct Settings {
     pub allowed_for: Duration,
     /// How long a no holds; zero asks every time.
     pub denied_for: Duration,
+    /// How long a look at a pod or a node holds that is watched; zero looks every time.
+    pub confirmed_for: Duration,
     /// Reviews of rights, reviews of tokens and reads that wait for an answer at once, each; more fail at
     /// once.
     pub max_waiting: usize,
@@ -81,7 +83,7 @@ impl KubeCluster {
     ) -> Arc<Self> {
         let asker = |within| Asker::new(connection.clone(), within, settings.max_waiting);
         let times = Times { allowed: settings.allowed_for, denied: settings.denied_for };
-        let mut objects = Objects::new(asker(settings.read_timeout));
+        let mut objects = Objects::new(asker(settings.read_timeout), settings.confirmed_for);
         if settings.watch {
             objects.watch(&connection, background, metrics);
         }

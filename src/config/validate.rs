@@ -85,6 +85,7 @@ impl Config {
             ("authentication.tokenReview.deniedFor", self.authentication.token_review.denied_for),
             ("authorization.allowedFor", self.authorization.allowed_for),
             ("authorization.deniedFor", self.authorization.denied_for),
+            ("cluster.confirmedFor", self.cluster.confirmed_for),
             ("audit.file.maxAge", self.audit.file.max_age),
             ("audit.webhook.batchWait", self.audit.webhook.batch_wait),
             ("session.linger", self.session.linger),

@@ -296,6 +296,7 @@ async fn forwarding(config: &Config, api: &ApiServer) -> TestGateway {
         read_timeout: Duration::from_secs(5),
         allowed_for: Duration::ZERO,
         denied_for: Duration::ZERO,
+        confirmed_for: Duration::ZERO,
         max_waiting: 64,
         watch: false,
         forward: forward::Settings {

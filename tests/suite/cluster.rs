@@ -34,6 +34,7 @@ fn settings() -> Settings {
         read_timeout: PATIENCE,
         allowed_for: Duration::ZERO,
         denied_for: Duration::ZERO,
+        confirmed_for: Duration::ZERO,
         max_waiting: 100,
         watch: false,
         forward: forward::Settings {
@@ -54,7 +55,12 @@ impl Rig {
 
     /// With watches that are up.
     async fn watching() -> Self {
-        let rig = Self::with(Settings { watch: true, ..settings() }).await;
+        Self::confirming(Duration::ZERO).await
+    }
+
+    /// The same, where a look holds for so long.
+    async fn confirming(confirmed_for: Duration) -> Self {
+        let rig = Self::with(Settings { watch: true, confirmed_for, ..settings() }).await;
         rig.until_watching().await;
         assert!(rig.cluster.synced());
         rig
@@ -127,6 +133,52 @@ async fn what_the_watch_knows_costs_a_look_at_metadata_alone() {
         rig.server.asked().into_iter().filter(|asked| asked.path.ends_with("cart-0")).collect();
     assert_eq!(reads.len(), 1);
     assert!(reads[0].headers["accept"].to_str().unwrap().contains("PartialObjectMetadata"));
+}
+
+#[tokio::test]
+async fn a_look_holds_until_the_watch_says_something_else() {
+    let rig = Rig::confirming(Duration::from_secs(3600)).await;
+    rig.server.node("node-1", 10250);
+    rig.server.pod("shop/cart-0", "1", "node-1", &["app"]);
+    rig.until_pods(1).await;
+    for _ in 0..5 {
+        assert_eq!(rig.pod("cart-0").await, is("1", &["app"]));
+    }
+    assert_eq!(rig.server.count("/pods/cart-0"), 1);
+    rig.server.pod("shop/cart-0", "1", "node-1", &["app", "debugger"]);
+    soon("a container more", async {
+        while rig.pod("cart-0").await != is("1", &["app", "debugger"]) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    rig.server.delete("pods", "shop/cart-0");
+    soon("the pod is gone", async {
+        while rig.pod("cart-0").await.is_some() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    // What is not there is asked for each time.
+    let asked = rig.server.count("/pods/cart-0");
+    assert_eq!((rig.pod("cart-0").await, rig.pod("cart-0").await), (None, None));
+    assert_eq!(rig.server.count("/pods/cart-0"), asked + 2);
+}
+
+#[tokio::test]
+async fn a_look_does_not_hold_for_longer_whatever_the_watch_does() {
+    let rig = Rig::confirming(Duration::from_millis(200)).await;
+    rig.server.pod("shop/cart-0", "1", "node-1", &["app"]);
+    rig.until_pods(1).await;
+    assert_eq!(rig.pod("cart-0").await, is("1", &["app"]));
+    rig.server.faults(|faults| faults.silent = true);
+    rig.server.delete("pods", "shop/cart-0");
+    soon("the look has run out", async {
+        while rig.pod("cart-0").await.is_some() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ authentication:
   tokenFile: tokens.csv
   tokenReview: {allowedFor: 0s, deniedFor: 0s}
 authorization: {allowedFor: 0s, deniedFor: 0s}
-cluster: {kubeconfig: kubeconfig, connectTimeout: 1s, reviewTimeout: 1s, readTimeout: 1s}
+cluster: {kubeconfig: kubeconfig, connectTimeout: 1s, reviewTimeout: 1s, readTimeout: 1s, confirmedFor: 0s}
 upstream:
   kubelet: {caFile: kubelets.crt, client: {certFile: client.crt, keyFile: client.key}}
 session: {recheckPeriod: 1h}

@@ -3,19 +3,23 @@
 //! What the watches know is a hint: [`Objects::pod`] and [`Objects::node`] ask the API server for the
 //! object's metadata, which is small, and use what is known if uid and resourceVersion are still the same;
 //! otherwise they read the object. So a pod made just now is there, and one that was deleted and made again
-//! is never the old one, whatever the watches do: late, stuck, broken or off. Invariants: what is returned
-//! was true at some moment after the call began; of two versions the store keeps the newer.
+//! is not the old one, whatever the watches do: late, stuck, broken or off. A look holds for a moment
+//! ([`confirmed`]), unless the watches know better. Invariants: what is returned was true after the call
+//! began, or at most that moment before; of two versions the store keeps the newer.
 //! Source: Kubernetes API concepts, "Efficient detection of changes", "Resource versions"; client-go
 //! `tools/cache`.
 
+mod confirmed;
 mod store;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::ask::{Asker, JSON, Refused, Status, read, unanswered};
@@ -26,6 +30,7 @@ use crate::cluster::{Error, Node, Pod};
 use crate::drain::Drain;
 use crate::reload::Live;
 use crate::telemetry::Metrics;
+use confirmed::Confirmed;
 use store::{Store, Version};
 
 /// Metadata alone; the object itself from a server that knows no such form.
@@ -39,6 +44,8 @@ pub(super) struct Objects {
     watched: bool,
     pods: Arc<Store<Pod>>,
     nodes: Arc<Store<Node>>,
+    confirmed_pods: Confirmed<Pod>,
+    confirmed_nodes: Confirmed<Node>,
 }
 
 /// What a watch feeds.
@@ -130,9 +137,17 @@ struct Endpoint {
 // === impl Objects ===
 
 impl Objects {
-    /// Keeps nothing yet; [`Objects::watch`] begins to.
-    pub(super) fn new(asker: Asker) -> Self {
-        Self { asker, watched: false, pods: Arc::default(), nodes: Arc::default() }
+    /// Keeps nothing yet; [`Objects::watch`] begins to. What the API server says of one that is kept holds for
+    /// `confirmed_for`.
+    pub(super) fn new(asker: Asker, confirmed_for: Duration) -> Self {
+        Self {
+            asker,
+            watched: false,
+            pods: Arc::default(),
+            nodes: Arc::default(),
+            confirmed_pods: Confirmed::new(confirmed_for),
+            confirmed_nodes: Confirmed::new(confirmed_for),
+        }
     }
 
     /// Watches, in tasks of `background`.
@@ -154,8 +169,8 @@ impl Objects {
             return Ok(None);
         }
         let path = format!("/api/v1/namespaces/{}/pods/{}", encoded(namespace), encoded(name));
-        self.read(&self.pods, &format!("{namespace}/{name}"), &path, &format!("read pod {namespace}/{name}"))
-            .await
+        let (key, act) = (format!("{namespace}/{name}"), format!("read pod {namespace}/{name}"));
+        self.read(&self.pods, &self.confirmed_pods, &key, &path, &act).await
     }
 
     /// What is known of a pod, without a look.
@@ -168,26 +183,33 @@ impl Objects {
             return Ok(None);
         }
         let path = format!("/api/v1/nodes/{}", encoded(name));
-        self.read(&self.nodes, name, &path, &format!("read node {name}")).await
+        self.read(&self.nodes, &self.confirmed_nodes, name, &path, &format!("read node {name}")).await
     }
 
     async fn read<K: Kind>(
         &self,
         store: &Store<K>,
+        confirmed: &Confirmed<K>,
         key: &str,
         path: &str,
         act: &str,
     ) -> Result<Option<Arc<K>>, Error> {
         if let Some((version, known)) = store.get(key) {
-            let Some(object) = self.look(act, path, METADATA).await? else {
+            if let Some(value) = confirmed.get(key, &version).await {
+                return Ok(Some(value));
+            }
+            let asked = Instant::now();
+            let Some((object, len)) = self.look(act, path, METADATA).await? else {
                 store.forget(key, &version.uid);
                 return Ok(None);
             };
             if Version::of(&object.metadata).is_some_and(|now| now == version) {
-                return Ok(Some(K::with(known, object.metadata)));
+                let value = K::with(known, object.metadata);
+                confirmed.put(key, asked, version, &value, len).await;
+                return Ok(Some(value));
             }
         }
-        let Some(object) = self.look(act, path, JSON).await? else { return Ok(None) };
+        let Some((object, _)) = self.look(act, path, JSON).await? else { return Ok(None) };
         let version = Version::of(&object.metadata);
         let value = K::from(object);
         if let Some(version) = version {
@@ -196,10 +218,16 @@ impl Objects {
         Ok(Some(Arc::new(value)))
     }
 
-    async fn look(&self, act: &str, path: &str, accept: HeaderValue) -> Result<Option<Object>, Error> {
+    /// The object, and of how many bytes it was read.
+    async fn look(
+        &self,
+        act: &str,
+        path: &str,
+        accept: HeaderValue,
+    ) -> Result<Option<(Object, usize)>, Error> {
         let (code, body) = self.asker.get(act, path, accept).await?;
         match code {
-            StatusCode::OK => read(act, &body).map(Some),
+            StatusCode::OK => read(act, &body).map(|object| Some((object, body.len()))),
             // Any other 404 is about the path.
             StatusCode::NOT_FOUND if Status::of(&body).reason == "NotFound" => Ok(None),
             _ => Err(unanswered(act, Refused::of(code, &body))),
