@@ -5,8 +5,12 @@
 //! pod and node are read after the permit was given; a pod without a node is an error, never a guess.
 //! Source: kubernetes `pkg/registry/core/pod/strategy.go`, `pkg/util/node/node.go`; `protocol.md` 2 and 3.1.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures_util::future::maybe_done;
 
 use crate::authn::Caller;
 use crate::authz::SessionPermit;
@@ -138,32 +142,41 @@ impl Locate {
     /// Upstream's refusals in upstream's order: pod, container, host, node, address. The last two are the API server's
     /// to find, where it is asked.
     pub async fn find(&self, permit: SessionPermit) -> Result<Place, Error> {
-        let exec = permit.exec();
+        let (pod, container, node, far_side) = self.look(permit.exec()).await?;
+        Ok(Place { pod, container, node, far_side, permit })
+    }
+
+    async fn look(&self, exec: &Exec) -> Result<(Arc<Pod>, String, String, FarSide), Error> {
         for name in [&exec.namespace, &exec.pod] {
             if let Some(problem) = name_problem(name) {
                 return Err(Error::BadName { name: name.clone(), problem });
             }
         }
-        let what = || format!("pod {}/{}", exec.namespace, exec.pod);
-        let pod = self.within(self.cluster.pod(&exec.namespace, &exec.pod), what);
         let likely = match &self.towards {
             Towards::Kubelets { .. } => self.cluster.likely_node(&exec.namespace, &exec.pod),
             Towards::ApiServer => None,
         };
-        // Where it most likely is, the node is asked for at the same time: one wait for the cluster instead of two.
-        let (pod, ahead) = match &likely {
-            Some(node) => {
-                let (pod, ahead) = tokio::join!(pod, self.node(node));
-                (pod, Some(ahead))
-            }
-            None => (pod.await, None),
-        };
-        let pod = pod?.ok_or_else(|| Error::NoPod(exec.pod.clone()))?;
+        // Where it most likely is, the node is asked for at the same time: one wait for the cluster instead of two. Nobody
+        // waits for a node that the pod is not on.
+        let what = || format!("pod {}/{}", exec.namespace, exec.pod);
+        let mut pod = pin!(self.within(self.cluster.pod(&exec.namespace, &exec.pod), what));
+        let mut ahead = pin!(maybe_done(self.node_if(likely.as_deref())));
+        let pod = poll_fn(|cx| {
+            let read = pod.as_mut().poll(cx);
+            let _ = ahead.as_mut().poll(cx);
+            read
+        });
+        let pod = pod.await?.ok_or_else(|| Error::NoPod(exec.pod.clone()))?;
         let container = choose_container(exec, &pod)?;
         let node = pod.node.clone().ok_or_else(|| Error::Unscheduled(exec.pod.clone()))?;
         let far_side = match &self.towards {
             Towards::Kubelets { address_types } => {
-                let read = match ahead.filter(|_| likely.as_ref() == Some(&node)) {
+                let mut read = None;
+                if likely.as_ref() == Some(&node) {
+                    ahead.as_mut().await;
+                    read = ahead.take_output().flatten();
+                }
+                let read = match read {
                     Some(read) => read,
                     None => self.node(&node).await,
                 };
@@ -171,7 +184,11 @@ impl Locate {
             }
             Towards::ApiServer => FarSide::ApiServer,
         };
-        Ok(Place { pod, container, node, far_side, permit })
+        Ok((pod, container, node, far_side))
+    }
+
+    async fn node_if(&self, name: Option<&str>) -> Option<Result<Arc<Node>, Error>> {
+        Some(self.node(name?).await)
     }
 
     async fn node(&self, name: &str) -> Result<Arc<Node>, Error> {

@@ -26,7 +26,7 @@ pub struct FakeCluster {
     reads: Mutex<Vec<String>>,
     served: Mutex<Vec<String>>,
     reviews_hang: AtomicBool,
-    reads_hang: AtomicBool,
+    hanging: Mutex<Option<String>>,
 }
 
 impl FakeCluster {
@@ -42,7 +42,7 @@ impl FakeCluster {
             reads: Mutex::default(),
             served: Mutex::default(),
             reviews_hang: AtomicBool::new(false),
-            reads_hang: AtomicBool::new(false),
+            hanging: Mutex::default(),
         })
     }
 
@@ -89,9 +89,9 @@ impl FakeCluster {
         self.reviews_hang.store(true, Ordering::Relaxed);
     }
 
-    /// From now on no read of a pod or node is answered.
-    pub fn hang_reads(&self) {
-        self.reads_hang.store(true, Ordering::Relaxed);
+    /// From now on no read of a pod or node is answered that begins so: of `pod a/b`, of `node c`, or of all.
+    pub fn hang_reads(&self, of: &str) {
+        *lock(&self.hanging) = Some(of.to_owned());
     }
 
     /// From now on this token is that user's; nobody's, when there is none.
@@ -127,8 +127,9 @@ impl FakeCluster {
     }
 
     async fn read<T>(&self, what: String, answer: T) -> Result<T, Error> {
+        let hangs = lock(&self.hanging).as_ref().is_some_and(|of| what.starts_with(of));
         lock(&self.reads).push(what);
-        if self.reads_hang.load(Ordering::Relaxed) {
+        if hangs {
             std::future::pending::<()>().await;
         }
         Ok(answer)

@@ -346,7 +346,7 @@ async fn a_cluster_that_does_not_answer_a_read_is_500_after_the_deadline() {
     let mut short = config();
     short.cluster.read_timeout = Duration::from_millis(100);
     let rig = rig_with(short).await;
-    rig.gateway.cluster.hang_reads();
+    rig.gateway.cluster.hang_reads("");
     let answer = rig.gateway.ask(&exec_request("command=id", "")).await;
     let text = "read of pod default/web took longer than 100ms";
     assert_eq!((answer.code(), answer.body), (500, status(500, "", text, "")));
@@ -368,7 +368,14 @@ async fn where_a_pod_most_likely_is_is_read_at_the_same_time_and_believed_only_i
         let expected: Vec<_> = std::iter::once("pod default/web".to_owned()).chain(nodes).collect();
         assert_eq!(rig.gateway.cluster.reads()[before..], expected);
     }
-    rig.gateway.cluster.hang_reads();
+    // Nor does anybody wait for one.
+    rig.gateway.cluster.guess("other");
+    rig.gateway.cluster.hang_reads("node other");
+    let mut client = rig.gateway.connect_as("ana").await;
+    send(&mut client, &exec_request("command=id", "")).await;
+    assert_eq!(read_exactly(&mut client, SWITCHING.len()).await, SWITCHING);
+    drop(client);
+    rig.gateway.cluster.hang_reads("");
     rig.gateway.cluster.guess("n");
     let before = rig.gateway.cluster.reads().len();
     let mut client = rig.gateway.connect_as("ana").await;
