@@ -280,6 +280,8 @@ where
                 return pin!(yield_now()).poll(cx).map(|()| Event::Timing);
             }
             if self.full {
+                // Nothing moves before the recorder has room: the clock is not to ask for it.
+                self.resume = [None; 2];
                 return if timing != self.timing() { Poll::Ready(Event::Timing) } else { Poll::Pending };
             }
             match self.poll_far(cx) {

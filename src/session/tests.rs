@@ -7,15 +7,19 @@ use std::task::{Context, Poll};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::PollSender;
 
 use super::*;
 use crate::recording::container::{Reader, Trust};
 use crate::recording::facts::{Details, Facts, Stdin};
 use crate::recording::keys::{Keys, SigningKey};
 use crate::tap;
-use crate::tap::record::Begin;
+use crate::tap::record::{self, Begin};
 use crate::telemetry::{self, Metrics};
+use crate::testing::PATIENCE;
+
 use crate::wire::link::{HangUp, Out, Spoken};
+use crate::wire::remotecommand::StreamType;
 
 /// Passes everything on; knows no frames, but a `!` of either side ends the session, and `?` is none of its bytes.
 struct Through {
@@ -54,6 +58,7 @@ impl Link for Through {
             out.far.put().extend_from_slice(b"<seen>");
         }
         out.active = true;
+        out.tap.pass(StreamType::Stdout, &bytes);
         out.client.push(bytes);
         Ok(())
     }
@@ -519,6 +524,42 @@ async fn a_recording_says_how_its_session_ended_in_the_same_word() {
     let mut reader = Reader::open(file, Trust::Anyone, &[]).unwrap();
     while reader.next().unwrap().is_some() {}
     assert_eq!(reader.ending().unwrap().reason, "overlong");
+}
+
+/// A peer that always has something to say, a little at a time.
+struct Sips;
+
+impl AsyncRead for Sips {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        buf.put_slice(&[b'x'; 1000][..buf.remaining().min(1000)]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The session runs on a thread of its own, which it may never give back.
+#[test]
+fn a_session_whose_recorder_has_no_room_leaves_its_thread_to_others() {
+    let (ran, others_ran) = std::sync::mpsc::channel();
+    let session = async move {
+        let (mut rig, folder) = (Rig::new(), tempfile::tempdir().unwrap());
+        rig.limits.bytes_per_second = rule(16 << 20);
+        let mut recorder = recorder(folder.path(), &rig.drain, &rig.metrics).await;
+        let (full, _held) = tokio::sync::mpsc::channel(1);
+        full.try_send(record::Order::default()).unwrap();
+        let _working = recorder.replace_channel(PollSender::new(full));
+        *rig.recorder.lock().unwrap() = Some(recorder);
+        // The client uses its share up first: while it waits for the clock, the far side fills the tape.
+        let far = tokio::io::join(Sips, tokio::io::sink());
+        tokio::select! {
+            () = rig.run(restless(), None, far) => panic!("it ended"),
+            // By then there is no room.
+            () = tokio::time::sleep(Duration::from_millis(300)) => ran.send(()).unwrap(),
+        }
+    };
+    std::thread::spawn(|| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(session);
+    });
+    others_ran.recv_timeout(PATIENCE).unwrap();
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ struct Shared(Mutex<Told>);
 
 /// A tape to be written.
 #[derive(Default)]
-pub(super) struct Order {
+pub(crate) struct Order {
     reel: Reel,
     /// What could not be handed over before it.
     lost: Option<Gap>,
@@ -364,7 +364,7 @@ impl Recorder {
     }
 
     #[cfg(test)]
-    pub(super) fn replace_channel(&mut self, chunks: PollSender<Order>) -> PollSender<Order> {
+    pub(crate) fn replace_channel(&mut self, chunks: PollSender<Order>) -> PollSender<Order> {
         std::mem::replace(&mut self.chunks, chunks)
     }
 
