@@ -20,7 +20,7 @@ const OVERHEAD: usize = 256;
 /// Answers by `namespace/name`, or by name. Absent where none holds for any time.
 #[derive(Debug)]
 pub(super) struct Confirmed<K: Send + Sync + 'static> {
-    answers: Option<Cache<Box<str>, Answer<K>>>,
+    answers: Option<Cache<Arc<str>, Answer<K>>>,
     holds: Duration,
 }
 
@@ -40,7 +40,7 @@ impl<K: Send + Sync + 'static> Confirmed<K> {
         let answers = (!holds.is_zero()).then(|| {
             Cache::builder()
                 .max_capacity(MAX_REMEMBERED)
-                .weigher(|key: &Box<str>, answer: &Answer<K>| {
+                .weigher(|key: &Arc<str>, answer: &Answer<K>| {
                     u32::try_from(key.len() + answer.len + OVERHEAD).unwrap_or(u32::MAX)
                 })
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
