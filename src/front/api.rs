@@ -29,7 +29,9 @@ use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
@@ -182,9 +184,8 @@ impl Api {
         };
         let (_, session) = stream.get_ref();
         let http2 = session.alpn_protocol() == Some(tls::HTTP2);
-        let certificates = session
-            .peer_certificates()
-            .map(|chain| chain.iter().map(|certificate| certificate.clone().into_owned()).collect());
+        let owned = |chain: &[CertificateDer<'_>]| chain.iter().map(|one| one.clone().into_owned()).collect();
+        let certificates = session.peer_certificates().map(owned);
         let conn = Conn { peer, certificates: certificates.unwrap_or_default(), slot: Some(slot) };
         let open = Arc::new(Open::new(metrics.connections.clone()));
         let (stream, mute) = Takeover::new(stream, self.shared.settings.write_timeout);
@@ -247,11 +248,13 @@ impl Api {
     where
         C: Future<Output = hyper::Result<()>>,
     {
+        // What it has asked already comes first. A connection that always has something to move leaves no budget to what
+        // is behind it.
         let left = tokio::select! {
             biased;
             done = serving.as_mut() => return done,
             () = self.shared.drain.stopping() => false,
-            () = leave => true,
+            () = unconstrained(leave) => true,
         };
         stop(serving.as_mut());
         let patience = async {
@@ -264,7 +267,7 @@ impl Api {
             self.shared.drain.cutting().await;
             sleep(LAST_WORD).await;
         };
-        // They come first: a connection that always has something to move leaves no budget to what is behind it.
+        // As above; these come first, where there is nothing left to wait for.
         tokio::select! {
             biased;
             () = cut => Ok(()),
