@@ -226,14 +226,14 @@ impl Authn {
         if !conn.certificates.is_empty() {
             match self.front_proxy(conn, headers) {
                 Ok(Some(user)) => {
-                    return Ok(Caller::new(user, Proof::FrontProxy(conn.certificates.as_slice().into())));
+                    return Ok(Caller::new(user, Proof::FrontProxy(conn.certificates.clone())));
                 }
                 Ok(None) => {}
                 Err(error) => note(&mut failed, error),
             }
             match self.certificate(&conn.certificates) {
                 Ok(Some(user)) => {
-                    return Ok(Caller::new(user, Proof::Certificate(conn.certificates.as_slice().into())));
+                    return Ok(Caller::new(user, Proof::Certificate(conn.certificates.clone())));
                 }
                 Ok(None) => {}
                 Err(error) => note(&mut failed, error),

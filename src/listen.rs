@@ -37,7 +37,7 @@ pub struct Conn {
     /// The peer's address.
     pub peer: SocketAddr,
     /// The certificate chain the peer presented and holds the key of; not yet judged. Leaf first.
-    pub certificates: Vec<CertificateDer<'static>>,
+    pub certificates: Arc<[CertificateDer<'static>]>,
     /// The place under the connection cap.
     pub slot: Option<Slot>,
 }
@@ -110,7 +110,7 @@ pub struct Error {
 
 impl Default for Conn {
     fn default() -> Self {
-        Self { peer: (Ipv4Addr::LOCALHOST, 0).into(), certificates: Vec::new(), slot: None }
+        Self { peer: (Ipv4Addr::LOCALHOST, 0).into(), certificates: Arc::default(), slot: None }
     }
 }
 

@@ -259,7 +259,7 @@ impl Sessions {
     }
 
     /// Runs a session to its end. Dropping the future closes both sockets; the record then says `aborted`.
-    pub async fn run<C, F>(&self, session: Session<C, F>)
+    pub fn run<C, F>(&self, session: Session<C, F>) -> impl Future<Output = ()>
     where
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
@@ -292,53 +292,63 @@ impl Sessions {
         let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
         splice.out.tap.tell(meters.audience.clone());
-        let stop = match splice.begin() {
-            Ok(()) => self.drive(&mut splice, &socket, &meters, timing, &mut bounds).await,
-            Err(event) => Stop::Event(event),
-        };
-        // Boxed: a session that lives needs no room for its end.
-        Box::pin(async {
-            splice.stamp();
-            let farewell = self.farewell(&mut splice, stop, runs);
-            record.passed(&splice.out.tap);
-            if let Some(slowed) = meters.slowed()
-                && let Some(limit) = bounds.limits.bytes(slowed.by)
-            {
-                record.slowed(slowed, &limit.by);
-            }
-            let Splice { client, mut far, mut link, mut out, mut recorder, active, .. } = splice;
-            let to_client = std::mem::take(&mut out.client);
-            let socket = socket(&client.io);
-            let far_side = async {
-                let may_remain =
-                    self.leave(&mut far, &mut *link, &mut out, &meters, runs, &farewell, recorder.as_ref());
-                let may_remain = may_remain.await;
-                if let Some(recorder) = &mut recorder {
-                    recorder.hand_over(&mut out.tap);
+        // What is moved within a future has its place in it twice: this one takes nothing but what a session needs that lives.
+        async move {
+            let stop = match splice.begin() {
+                Ok(()) => self.drive(&mut splice, &socket, &meters, timing, &mut bounds).await,
+                Err(event) => Stop::Event(event),
+            };
+            // Boxed: a session that lives needs no room for its end.
+            Box::pin(async move {
+                splice.stamp();
+                let farewell = self.farewell(&mut splice, stop, runs);
+                record.passed(&splice.out.tap);
+                if let Some(slowed) = meters.slowed()
+                    && let Some(limit) = bounds.limits.bytes(slowed.by)
+                {
+                    record.slowed(slowed, &limit.by);
                 }
-                close::far(&mut far.io, self.settings.linger, &self.drain).await;
-                may_remain
-            };
-            let broken = bounds.broken(active);
-            let (broken, may_remain) =
-                tokio::join!(self.part(client, to_client, socket, &meters, &farewell, broken), far_side);
-            let (reason, cause) = match broken {
-                Some(Order { reason, why }) => (reason, why),
-                None => (farewell.reason, farewell.cause),
-            };
-            if may_remain {
-                record.process_may_remain();
-            }
-            // Said now, in case nobody waits for the recording.
-            record.end(reason, cause);
-            if let Some(recorder) = recorder
-                && let Some(Done { ending, .. }) =
-                    recorder.finish(&mut out.tap, reason, may_remain, &self.drain).await
-            {
-                record.recorded(&ending);
-            }
-        })
-        .await;
+                let Splice { client, mut far, mut link, mut out, mut recorder, active, .. } = splice;
+                let to_client = std::mem::take(&mut out.client);
+                let socket = socket(&client.io);
+                let far_side = async {
+                    let may_remain = self.leave(
+                        &mut far,
+                        &mut *link,
+                        &mut out,
+                        &meters,
+                        runs,
+                        &farewell,
+                        recorder.as_ref(),
+                    );
+                    let may_remain = may_remain.await;
+                    if let Some(recorder) = &mut recorder {
+                        recorder.hand_over(&mut out.tap);
+                    }
+                    close::far(&mut far.io, self.settings.linger, &self.drain).await;
+                    may_remain
+                };
+                let broken = bounds.broken(active);
+                let (broken, may_remain) =
+                    tokio::join!(self.part(client, to_client, socket, &meters, &farewell, broken), far_side);
+                let (reason, cause) = match broken {
+                    Some(Order { reason, why }) => (reason, why),
+                    None => (farewell.reason, farewell.cause),
+                };
+                if may_remain {
+                    record.process_may_remain();
+                }
+                // Said now, in case nobody waits for the recording.
+                record.end(reason, cause);
+                if let Some(recorder) = recorder
+                    && let Some(Done { ending, .. }) =
+                        recorder.finish(&mut out.tap, reason, may_remain, &self.drain).await
+                {
+                    record.recorded(&ending);
+                }
+            })
+            .await;
+        }
     }
 
     /// Moves bytes until the session is over.
@@ -420,7 +430,9 @@ impl Sessions {
             }
             if due(check) {
                 check = None;
-                let held = held.get_or_insert_with(|| socket(&splice.client.io));
+                if held.is_none() {
+                    held = socket(&splice.client.io);
+                }
                 match held.as_ref().and_then(Socket::hangup_now) {
                     None => {}
                     Some(Hangup::Broken) => return Stop::Gone,

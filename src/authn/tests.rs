@@ -144,7 +144,7 @@ async fn certificates_are_verified_again_by_the_present_authority() {
     let (pki, other) = (Pki::new(), Pki::new());
     let by = |pki: &Pki| Some(Live::fixed(ClientVerifier::new(pki.roots()).unwrap()));
     let with = |certificates| Authn::new(Methods { certificates, anonymous: true, ..Methods::default() });
-    let certificates = pki.client("ana", &["dev"]).chain().to_vec();
+    let certificates = pki.client("ana", &["dev"]).chain().into();
     let conn = Conn { certificates, ..Conn::default() };
     let caller = with(by(&pki)).identify(&conn, &HeaderMap::new()).await.unwrap();
     with(by(&pki)).still(&caller).await.unwrap();

@@ -281,8 +281,10 @@ impl Form {
         let (before, after, last) = match change {
             live::Change::Own(own) => {
                 let Own { entry, before, after } = &**own;
-                let item = |state: &State| self.own(entry, state);
-                let ended = |state: &State| item(&State { phase: Phase::Ended, ..state.clone() });
+                let item = |state: &Arc<State>| self.own(entry, state);
+                let ended = |state: &Arc<State>| {
+                    self.own(entry, &State { phase: Phase::Ended, ..State::clone(state) })
+                };
                 (before.as_ref().map(item), after.as_ref().map(item), before.as_ref().map(ended))
             }
             live::Change::Far { before, after } => {
@@ -609,7 +611,7 @@ fn bounds(limits: &Value) -> String {
 /// When podgate stops that is the moment in which the session is told, not that in which it is gone.
 fn show(sessions: &Sessions, entry: &Arc<Entry>) -> Result<Response<Body>, Refusal> {
     let state = entry.state();
-    let Some(meters) = state.meters else {
+    let Some(meters) = &state.meters else {
         return Err(Refusal::TooManyRequests {
             message: format!("session {:?} is still being set up", entry.name),
             retry_after: WATCH_RETRY,
@@ -629,7 +631,7 @@ fn show(sessions: &Sessions, entry: &Arc<Entry>) -> Result<Response<Body>, Refus
             biased;
             () = sessions.cutting() => Err(STOPPED.to_owned()),
             line = next(&mut seen) => {
-                line.ok_or_else(|| entry.state().ending.map(|(_, why)| why).unwrap_or_default())
+                line.ok_or_else(|| entry.state().ending.as_ref().map(|(_, why)| why.clone()).unwrap_or_default())
             }
         };
         Some(match passed {

@@ -110,7 +110,7 @@ pub struct Entry {
     pub created: Timestamp,
     /// Who, what and where.
     pub facts: Arc<Facts>,
-    state: Mutex<State>,
+    state: Mutex<Arc<State>>,
     ordered: watch::Sender<Option<Order>>,
 }
 
@@ -151,9 +151,9 @@ pub struct Own {
     /// The session.
     pub entry: Arc<Entry>,
     /// As it was; none when it is new.
-    pub before: Option<State>,
+    pub before: Option<Arc<State>>,
     /// As it is; none when it is gone.
-    pub after: Option<State>,
+    pub after: Option<Arc<State>>,
 }
 
 /// A session of the list.
@@ -196,14 +196,14 @@ impl Registry {
             }
         };
         let version = self.0.next();
-        let state = State {
+        let state = Arc::new(State {
             phase: Phase::Starting,
             version,
             ending: None,
             terms,
             carried: Carried::default(),
             meters: None,
-        };
+        });
         let entry = Arc::new(Entry {
             name,
             uid,
@@ -277,10 +277,10 @@ impl Registry {
         let version = self.0.next();
         let (before, after) = {
             let mut state = entry.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = state.clone();
-            change(&mut state);
-            state.version = version;
-            (before, state.clone())
+            let mut changed = State::clone(&state);
+            change(&mut changed);
+            changed.version = version;
+            (std::mem::replace(&mut *state, Arc::new(changed)), state.clone())
         };
         self.tell_own(version, Own { entry: entry.clone(), before: Some(before), after: Some(after) });
     }
@@ -337,7 +337,7 @@ impl Inner {
 
 impl Entry {
     /// As it is now.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> Arc<State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -449,7 +449,7 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..4 {
             let change = Change::clone(&changes.next().await.unwrap().1);
-            let phase = |state: Option<State>| state.map(|state| state.phase);
+            let phase = |state: Option<Arc<State>>| state.map(|state| state.phase);
             let Change::Own(own) = change else { panic!("one of this process") };
             let Own { entry, before, after } = *own;
             seen.push((entry.facts.namespace.clone(), phase(before), phase(after)));

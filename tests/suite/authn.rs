@@ -734,7 +734,7 @@ async fn a_front_proxy_is_verified_again() {
     let by = |pki: &Pki, names: &[&str]| {
         Authn::new(Methods { front_proxy: front_proxy(pki, names), ..Methods::default() })
     };
-    let conn = Conn { certificates: proxies.client("front", &[]).chain().to_vec(), ..Conn::default() };
+    let conn = Conn { certificates: proxies.client("front", &[]).chain().into(), ..Conn::default() };
     let headers =
         HeaderMap::from_iter([(HeaderName::from_static("x-remote-user"), "carol".parse().unwrap())]);
     let caller = by(&proxies, &["front"]).identify(&conn, &headers).await.unwrap();
