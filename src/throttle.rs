@@ -33,7 +33,7 @@ pub struct Throttle {
     share: Option<Share>,
     /// Since when nothing may be moved, until when, and because of what.
     waits: Option<(Instant, Instant, Level)>,
-    /// How long that was, until it is known whether there was anything to move.
+    /// How long that was before the last grant, until it is known whether there was anything to move.
     waited: Option<(Duration, Level)>,
     /// By level.
     held: [Duration; 3],
@@ -102,9 +102,7 @@ impl Throttle {
     pub fn ask(&mut self, now: Instant, want: usize) -> Grant {
         match self.granted(now, want as u64) {
             Ok(bytes) => {
-                if let Some((since, until, level)) = self.waits.take() {
-                    self.waited = Some((until - since, level));
-                }
+                self.waited = self.waits.take().map(|(since, until, level)| (until - since, level));
                 Grant::Bytes(usize::try_from(bytes).unwrap_or(want))
             }
             Err((until, level)) => {
@@ -141,7 +139,8 @@ impl Throttle {
         }
     }
 
-    /// Tells that there is nothing to move: nor has there been anything to hold up.
+    /// Tells that there is nothing to move, or nowhere to: others may have what was granted and not spent. Nor has there been
+    /// anything to hold up.
     pub fn pass(&mut self) {
         self.waited = None;
         if let Some(share) = &mut self.share {

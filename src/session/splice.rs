@@ -159,14 +159,17 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Side<I> {
     /// As [`Side::poll_fill`], by what was granted.
     fn poll_read(&mut self, cx: &mut Context<'_>, granted: usize) -> Poll<io::Result<usize>> {
         let polled = self.poll_fill(cx, granted);
-        if let Some(throttle) = &mut self.throttle {
-            match &polled {
-                Poll::Ready(Ok(read)) => throttle.spend(*read),
-                Poll::Ready(Err(_)) => {}
-                Poll::Pending => throttle.pass(),
-            }
+        if let (Some(throttle), Poll::Ready(Ok(read))) = (&mut self.throttle, &polled) {
+            throttle.spend(*read);
         }
         polled
+    }
+
+    /// Leaves to others what was granted and not read.
+    fn pass(&mut self) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.pass();
+        }
     }
 
     /// Holds no more than what waits, for as long as nothing comes.
@@ -260,6 +263,14 @@ where
 
     /// Moves bytes until there is something to tell. A session that always has some to move lets others have their turn.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, meters: &Meters) -> Poll<Event> {
+        let polled = self.poll_turn(cx, meters);
+        // Nobody knows when it is polled for reading again: its peers may have no room, or the session may be over.
+        self.client.pass();
+        self.far.pass();
+        polled
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>, meters: &Meters) -> Poll<Event> {
         let timing = self.timing();
         loop {
             let mut moved = false;

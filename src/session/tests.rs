@@ -17,7 +17,7 @@ use crate::tap;
 use crate::tap::record::{self, Begin};
 use crate::telemetry::{self, Metrics};
 use crate::testing::PATIENCE;
-
+use crate::throttle::Grant;
 use crate::wire::link::{HangUp, Out, Spoken};
 use crate::wire::remotecommand::StreamType;
 
@@ -30,6 +30,12 @@ struct Through {
     ended: bool,
     /// It takes stdin: from the begin on, or once it has said `open`.
     open: bool,
+}
+
+impl Through {
+    fn new(runs: Runs, open: bool) -> Self {
+        Self { over: false, whole: false, runs, ended: false, open }
+    }
 }
 
 impl Link for Through {
@@ -182,13 +188,7 @@ impl Rig {
             early: Bytes::from_static(b"early "),
             far,
             first: Bytes::from_static(b"first "),
-            link: Box::new(Through {
-                over: false,
-                whole: false,
-                runs: self.runs,
-                ended: false,
-                open: self.open,
-            }),
+            link: Box::new(Through::new(self.runs, self.open)),
             runs: self.runs,
             timing: self.timing,
             limits: self.limits.clone(),
@@ -317,6 +317,72 @@ async fn item_051_a_throttled_direction_takes_as_long_as_its_limit_says() {
     let ((), took, _) = tokio::join!(rig.run(ours, None, theirs), hears, async { far });
     assert!(took >= Duration::from_millis(9_900) && took <= Duration::from_millis(10_200), "{took:?}");
     assert_eq!(rig.ended().0, "far_closed");
+}
+
+/// A session that moves bytes by these budgets, up and down.
+fn limited<C, F>(client: C, far: F, [up, down]: [Option<Box<Throttle>>; 2]) -> Splice<C, F>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    F: AsyncRead + AsyncWrite + Unpin,
+{
+    let link = Box::new(Through::new(Runs::Forward, true));
+    Splice::new(
+        Side::new(client, BytesMut::new(), up, 0),
+        Side::new(far, BytesMut::new(), down, 0),
+        link,
+        None,
+    )
+}
+
+/// What another may move up and down in the sample in which such a session has had a turn, of which this is the last event.
+async fn beside<C, F>(sample: usize, client: C, far: F) -> ([usize; 2], Poll<Event>)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    F: AsyncRead + AsyncWrite + Unpin,
+{
+    let shares = Shares::new(Rates { caller: 0, all: 10 * sample as u64 }).unwrap();
+    let throttles = |caller: &str| shares.join(&caller.into()).map(|share| Throttle::new(0, Some(share)));
+    let mut splice = limited(client, far, throttles("ana"));
+    let meters = record(&Metrics::new()).meters();
+    let polled = poll_fn(|cx| Poll::Ready(splice.poll(cx, &meters))).await;
+    let left = throttles("ben").map(|other| match other.unwrap().ask(Instant::now(), sample) {
+        Grant::Bytes(bytes) => bytes,
+        Grant::Wait(_) => 0,
+    });
+    (left, polled)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_leaves_to_others_what_it_has_no_room_for() {
+    const SAMPLE: usize = 200_000;
+    let said = Arc::new(AtomicUsize::new(0));
+    let endless = || {
+        said.store(0, Ordering::Relaxed);
+        Endless { left: SAMPLE, said: said.clone() }
+    };
+    let ((_reads, reader), (_idle, idle)) = (duplex(1), duplex(1));
+    let down = beside(SAMPLE, reader, tokio::io::join(endless(), tokio::io::sink())).await;
+    let moved = said.load(Ordering::Relaxed);
+    assert!(
+        moved > 0 && matches!(down, (left, Poll::Pending) if left == [SAMPLE, SAMPLE - moved]),
+        "{down:?}"
+    );
+    let ((_takes, taker), up) = (duplex(1), tokio::io::join(endless(), idle));
+    let up = beside(SAMPLE, up, taker).await;
+    let moved = said.load(Ordering::Relaxed);
+    assert!(moved > 0 && up.0 == [SAMPLE - moved, SAMPLE], "{up:?} of {moved}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_over_leaves_its_share_to_others_at_once() {
+    const SAMPLE: usize = 200_000;
+    let (_client, reader) = duplex(SAMPLE);
+    let far = tokio::io::join(&b"bye"[..], tokio::io::sink());
+    let over = beside(SAMPLE, reader, far).await;
+    assert!(
+        matches!(over, ([SAMPLE, left], Poll::Ready(Event::FarEnded(None))) if left == SAMPLE - 3),
+        "{over:?}"
+    );
 }
 
 #[tokio::test]
