@@ -90,8 +90,9 @@ struct Node {
     level: u64,
     /// Whether its own bucket is what bounds its parts, rather than the level above.
     own: bool,
-    /// Parts that have asked in this sample.
+    /// Parts that have asked in this sample, and in the one before.
     asking: u64,
+    asked: u64,
     /// Those of them that did not get all they wanted.
     lacking: u64,
     /// Bytes of the others.
@@ -231,7 +232,9 @@ impl Tree {
 
         let fair = (node.level.saturating_sub(leaf.part.spent)).min(all.level.saturating_sub(part.spent));
         let fair = fair.min(node.left(0)).min(all.left(0));
-        let share = node.level.min(node.per_sample()).min(all.per_sample());
+        // Many that each move little are no more than their caller, nor are those of whom none has lacked anything yet.
+        let share = node.level.min(all.level / node.asked.max(node.asking).max(1));
+        let share = share.min(node.per_sample()).min(all.per_sample());
         let little = LITTLE.min(share.saturating_mul(PER_SECOND) / 2).saturating_sub(leaf.recent);
         let first = little.min(node.left(1)).min(all.left(1));
         let lease = fair.max(first).min(most);
@@ -285,7 +288,7 @@ impl Tree {
 impl Node {
     fn new(bytes_per_second: u64) -> Self {
         let bucket = (bytes_per_second > 0).then(|| Bucket { rate: Rate::new(bytes_per_second), left: 0 });
-        Self { bucket, sample: 0, level: u64::MAX, own: true, asking: 0, lacking: 0, content: 0 }
+        Self { bucket, sample: 0, level: u64::MAX, own: true, asking: 0, asked: 0, lacking: 0, content: 0 }
     }
 
     /// Begins a sample of which the level above lets it have so much.
@@ -308,7 +311,8 @@ impl Node {
             // Never less than an equal share: who has been content may have been so at the expense of others.
             _ => budget.saturating_sub(self.content).div_ceil(lacking).max(budget.div_ceil(self.asking)),
         };
-        (self.sample, self.asking, self.lacking, self.content) = (sample, 0, 0, 0);
+        (self.sample, self.asked, self.asking) = (sample, self.asking, 0);
+        (self.lacking, self.content) = (0, 0);
     }
 
     /// What there is, and so many samples' worth on credit.

@@ -192,6 +192,22 @@ fn whoever_types_does_not_wait_for_bulk() {
 }
 
 #[test]
+fn many_sessions_that_each_move_little_are_no_more_than_their_callers_share() {
+    const ALL: u64 = 4 << 20;
+    // As much as all may move, nearly, each a little less than the most with which one goes first.
+    for need in [150, 60] {
+        let mut rig = Rig::greedy(0, ALL, &["ben"]);
+        (0..250).for_each(|_| rig.join("ana", Some(need)));
+        rig.seconds(2);
+        let moved = rig.seconds(10);
+        let [ben, ana] = [moved[0], moved[1..].iter().sum()].map(|part| part * RATE as f64 / ALL as f64);
+        let needs = (250 * 100 * need) as f64 / ALL as f64;
+        println!("{need}: ben {ben:.3}, ana {ana:.3} of {needs:.3}");
+        assert!(ana < 0.55 && ben > 0.45, "{ben} beside {ana}");
+    }
+}
+
+#[test]
 fn who_was_content_goes_on_when_the_share_of_their_caller_becomes_smaller_than_that() {
     let shares = Shares::new(Rates { caller: 0, all: 1_000_000 }).unwrap();
     let [mut content, _] = shares.join(&"ana".into());
