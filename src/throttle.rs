@@ -150,7 +150,8 @@ impl Throttle {
 
     /// For how long it has held up what there was to move.
     pub fn held(&self) -> Held {
-        let levels = [Level::Session, Level::Caller, Level::All];
+        // Of equals it is the last.
+        let levels = [Level::All, Level::Caller, Level::Session];
         let by = levels.into_iter().max_by_key(|&level| self.held[level as usize]).unwrap_or_default();
         Held { long: self.held.iter().sum(), by }
     }
@@ -266,6 +267,7 @@ mod tests {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut throttle = limited(1000);
+        assert_eq!(throttle.held(), Held::default());
         assert_eq!(throttle.ask(at(0), 4096), Grant::Bytes(100));
         throttle.spend(100);
         // Asked twice, waited for once.

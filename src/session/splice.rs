@@ -309,7 +309,7 @@ where
                 self.active = Instant::now();
                 meters.touch();
             }
-            if let Some(held) = self.held().filter(|held| *held != self.held) {
+            if let Some(held) = self.held().filter(|held| held.long > self.held.long) {
                 self.held = held;
                 meters.hold_up(held);
             }

@@ -385,6 +385,24 @@ async fn a_session_that_is_over_leaves_its_share_to_others_at_once() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_held_up_is_so_since_it_was_and_not_since_it_could_be() {
+    let ((_client, ours), (mut far, theirs)) = (duplex(1 << 20), duplex(1 << 20));
+    let mut splice = limited(ours, theirs, [Throttle::new(1000, None), Throttle::new(1000, None)]);
+    let meters = record(&Metrics::new()).meters();
+    let _ = poll_fn(|cx| Poll::Ready(splice.poll(cx, &meters))).await;
+    let before = jiff::Timestamp::now();
+    far.write_all(&[b'x'; 10_000]).await.unwrap();
+    let slowed = loop {
+        let _ = poll_fn(|cx| Poll::Ready(splice.poll(cx, &meters))).await;
+        match meters.slowed() {
+            Some(slowed) => break slowed,
+            None => sleep_until(splice.resume_at().unwrap()).await,
+        }
+    };
+    assert!(slowed.since >= before, "{slowed:?}, and there was nothing before {before}");
+}
+
 #[tokio::test]
 async fn a_far_side_that_ends_too_early_is_told_to_the_client_behind_all_it_said() {
     let rig = Rig::new();
