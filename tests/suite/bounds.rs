@@ -21,6 +21,9 @@ use crate::sessions::{exec, exec_as, lines};
 /// How far a limit of bytes may be off, over some seconds.
 const WITHIN: f64 = 0.05;
 
+/// How far a share may be off: by sessions, not by users, each would be a third off at least.
+const SHARED: f64 = 0.15;
+
 /// How often it is measured at most: other work on a machine can only make it look worse.
 const TRIES: usize = 4;
 
@@ -176,7 +179,9 @@ async fn users_share_what_all_sessions_may_move_and_whoever_types_does_not_wait_
     // One user has one copy, the other two and a terminal.
     let line = |bytes: usize| format!("head -c {bytes} /dev/zero # shared");
     let (all, half) = (line(BYTES), line(BYTES / 2));
-    for tried in 1.. {
+    // Other work on a machine may spoil either, so they need not be seen at once.
+    let (mut shared, mut quick) = (false, false);
+    for _ in 0..TRIES {
         let (alice, one, two, typed) = tokio::join!(
             down("alice", &running, &all, BYTES),
             down("admin", &running, &half, BYTES / 2),
@@ -184,14 +189,16 @@ async fn users_share_what_all_sessions_may_move_and_whoever_types_does_not_wait_
             typed("admin", &running),
         );
         println!("of {ALL} bytes/s: {alice:.0}, and {one:.0} and {two:.0} beside {typed:?} for typed bytes");
-        let near = |rate: f64, part: f64| (rate - part * ALL).abs() <= WITHIN * part * ALL;
-        let shared = near(alice, 0.5) && near(one, 0.25) && near(two, 0.25);
+        let near = |rate: f64, part: f64| (rate - part * ALL).abs() <= SHARED * part * ALL;
+        shared |= near(alice, 0.5) && near(one, 0.25) && near(two, 0.25);
         // A wait for a sample's end takes 50 ms, on average, each way.
-        if shared && typed < Duration::from_millis(30) {
+        quick |= typed < Duration::from_millis(60);
+        if shared && quick {
             break;
         }
-        assert!(tried < TRIES, "never shared within {WITHIN}");
     }
+    assert!(shared, "never shared within {SHARED}");
+    assert!(quick, "whoever types has waited for bulk");
     let mark = "%68%65%61%64";
     until("the last event", || ended(&log, mark).is_some()).await;
     let annotations = ended(&log, mark).unwrap();
