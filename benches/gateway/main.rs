@@ -46,6 +46,9 @@ const LIMIT: u64 = 10 << 20;
 
 const GIB: u64 = 1 << 30;
 
+/// All rows, as words in the arguments choose them.
+const ROWS: [&str; 8] = ["set-ups", "bulk", "websocket", "keystroke", "limit", "idle", "row", "long"];
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     raise_descriptors();
@@ -63,10 +66,24 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Whether rows are asked for: without words in the arguments all are.
-fn wanted(rows: &str) -> bool {
-    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-')).peekable();
-    words.peek().is_none() || words.any(|word| rows.contains(&word))
+/// The words in the arguments.
+fn words() -> impl Iterator<Item = String> {
+    std::env::args().skip(1).filter(|word| !word.starts_with('-'))
+}
+
+/// Panics when a word chooses nothing: half an hour later an empty table would say so.
+fn check_words() {
+    let chooses = |word: &String| ROWS.iter().any(|row| row.contains(word.as_str()));
+    if let Some(word) = words().find(|word| !chooses(word)) {
+        panic!("{word:?} is no row; there are {}", ROWS.join(", "));
+    }
+}
+
+/// Whether a row is asked for: without words in the arguments all are.
+fn wanted(row: &str) -> bool {
+    assert!(ROWS.contains(&row), "{row} is none of the rows that there are");
+    let mut words = words().peekable();
+    words.peek().is_none() || words.any(|word| row.contains(&word))
 }
 
 /// The folder of a run, and what stays while it lasts.
@@ -112,6 +129,7 @@ impl Watch for Told {
 }
 
 async fn run() {
+    check_words();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut run = Run::new(folder.path()).await;
     let Some(installed) = Installed::find() else {
