@@ -220,9 +220,11 @@ async fn an_order_that_comes_too_late_or_is_about_another_session_ends_nothing()
     let instance =
         || named(&server, "sessions.").first().and_then(|name| name.split('.').nth(1).map(str::to_owned));
     until("its sheet is there", || instance().is_some()).await;
+    // Asked once: the name of an order may come before that of the sheet.
+    let instance = instance().unwrap();
     let order = |uid: &str, at: u64| {
         json!({
-            "instance": instance().unwrap(), "namespace": "shop", "name": entry.name, "uid": uid, "by": "eve",
+            "instance": instance, "namespace": "shop", "name": entry.name, "uid": uid, "by": "eve",
             "at": at,
         })
         .to_string()
