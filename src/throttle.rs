@@ -209,6 +209,10 @@ mod tests {
 
     use super::*;
 
+    /// Samples' worth of bytes by which a limit may be passed over any stretch, as docs/sessions.md says: those of who came as
+    /// late as may be, at once, and the one that begins right after them.
+    const BURST: u64 = 6;
+
     fn limited(rate: u64) -> Box<Throttle> {
         Throttle::new(rate, None).unwrap()
     }
@@ -343,6 +347,26 @@ mod tests {
                 // Samples begun so far, each good for a tenth of the rate.
                 let samples = u64::try_from((now - start).as_millis() / SAMPLE.as_millis()).unwrap() + 1;
                 prop_assert!(moved <= samples * rate / 10);
+            }
+        }
+
+        #[test]
+        fn no_stretch_passes_the_limit_by_more_than_its_burst(
+            rate in 1u64..100_000,
+            steps in proptest::collection::vec((1usize..100_000, 0u64..600), 1..200),
+        ) {
+            let (mut throttle, mut now) = (limited(rate), Instant::now());
+            // Thousandths of bytes beyond what the rate brings, in the stretch for which they are most.
+            let mut excess = 0;
+            for (want, pause) in steps {
+                if let Grant::Bytes(bytes) = throttle.ask(now, want) {
+                    throttle.spend(bytes);
+                    excess += 1000 * bytes as u64;
+                }
+                // What does not fill a byte is kept for the next.
+                prop_assert!(excess <= BURST * SAMPLE.as_millis() as u64 * rate + 1000);
+                now += Duration::from_millis(pause);
+                excess = excess.saturating_sub(rate * pause);
             }
         }
     }
