@@ -25,7 +25,7 @@ use crate::telemetry::{Facts, Meters};
 pub use far::Far;
 
 /// Changes kept for watchers: three of each session. One further behind than this gets 410 and lists again.
-const HISTORY: usize = 4096;
+const HISTORY: usize = 1024;
 
 /// From one version to the next. The digits below are this process's own: of two replicas whose versions happen to be near
 /// each other, one in so many takes the other's for its own.
