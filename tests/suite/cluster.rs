@@ -166,6 +166,25 @@ async fn a_look_holds_until_the_watch_says_something_else() {
 }
 
 #[tokio::test]
+async fn who_asks_at_once_is_answered_by_one_look_where_it_holds() {
+    for (holds, looks) in [(Duration::from_secs(3600), 1), (Duration::ZERO, 20)] {
+        let rig = Rig::confirming(holds).await;
+        rig.server.pod("shop/cart-0", "1", "node-1", &["app"]);
+        rig.until_pods(1).await;
+        let all = join_all((0..20).map(|_| rig.pod("cart-0"))).await;
+        assert!(all.iter().all(|pod| *pod == is("1", &["app"])), "{all:?}");
+        assert_eq!(rig.server.count("/pods/cart-0"), looks);
+    }
+    let rig = Rig::confirming(Duration::from_secs(3600)).await;
+    rig.server.pod("shop/cart-0", "1", "node-1", &["app"]);
+    rig.until_pods(1).await;
+    rig.server.stop().await;
+    for refused in join_all((0..20).map(|_| rig.cluster.pod("shop", "cart-0"))).await {
+        assert_eq!(refused.unwrap_err().refusal().code(), 503);
+    }
+}
+
+#[tokio::test]
 async fn a_look_does_not_hold_for_longer_whatever_the_watch_does() {
     let rig = Rig::confirming(Duration::from_millis(200)).await;
     rig.server.pod("shop/cart-0", "1", "node-1", &["app"]);

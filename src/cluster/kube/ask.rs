@@ -1,5 +1,6 @@
 //! Ask: one question of podgate's own to the API server, and its whole answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,6 +56,14 @@ pub(super) struct Refused {
 struct Unreadable {
     line: usize,
     column: usize,
+}
+
+/// An error that all who asked the same get.
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    act: Arc<str>,
+    reached: bool,
+    source: Arc<dyn std::error::Error + Send + Sync>,
 }
 
 // === impl Asker ===
@@ -172,4 +181,26 @@ pub(super) fn read<'a, T: Deserialize<'a>>(act: &str, body: &'a [u8]) -> Result<
 /// Podgate asked for something and cannot use what it got.
 pub(super) fn unanswered(act: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::Unanswered { act: act.to_owned(), source: source.into() }
+}
+
+// === impl Shared ===
+
+impl From<Error> for Shared {
+    fn from(error: Error) -> Self {
+        let (act, reached, source) = match error {
+            Error::Unreachable { act, source } => (act, false, source),
+            Error::Unanswered { act, source } => (act, true, source),
+        };
+        Self { act: act.into(), reached, source: source.into() }
+    }
+}
+
+impl From<Shared> for Error {
+    fn from(Shared { act, reached, source }: Shared) -> Self {
+        let (act, source) = (act.to_string(), Box::new(source));
+        match reached {
+            true => Self::Unanswered { act, source },
+            false => Self::Unreachable { act, source },
+        }
+    }
 }

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -30,7 +31,7 @@ use crate::cluster::{Error, Node, Pod};
 use crate::drain::Drain;
 use crate::reload::Live;
 use crate::telemetry::Metrics;
-use confirmed::Confirmed;
+use confirmed::{Confirmed, Look};
 use store::{Store, Version};
 
 /// Metadata alone; the object itself from a server that knows no such form.
@@ -38,9 +39,8 @@ const METADATA: HeaderValue =
     HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json");
 
 /// Pods and nodes.
-#[derive(Debug)]
 pub(super) struct Objects {
-    asker: Asker,
+    asker: Arc<Asker>,
     watched: bool,
     pods: Arc<Store<Pod>>,
     nodes: Arc<Store<Node>>,
@@ -79,7 +79,7 @@ struct Unreadable {
     metadata: Metadata,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Metadata {
     namespace: String,
@@ -141,7 +141,7 @@ impl Objects {
     /// `confirmed_for`.
     pub(super) fn new(asker: Asker, confirmed_for: Duration) -> Self {
         Self {
-            asker,
+            asker: Arc::new(asker),
             watched: false,
             pods: Arc::default(),
             nodes: Arc::default(),
@@ -198,18 +198,27 @@ impl Objects {
             if let Some(value) = confirmed.get(key, &version).await {
                 return Ok(Some(value));
             }
-            let asked = Instant::now();
-            let Some((object, len)) = self.look(act, path, METADATA).await? else {
+            let ask = || {
+                let (asker, act, path, asked) =
+                    (self.asker.clone(), act.to_owned(), path.to_owned(), Instant::now());
+                let look = async move {
+                    let found = look(&asker, &act, &path, METADATA).await?;
+                    Ok(Look { asked, found: found.map(|(object, len)| (Arc::new(object.metadata), len)) })
+                };
+                look.boxed()
+            };
+            let Look { asked, found } = confirmed.look(key, ask).await?;
+            let Some((metadata, len)) = found else {
                 store.forget(key, &version.uid);
                 return Ok(None);
             };
-            if Version::of(&object.metadata).is_some_and(|now| now == version) {
-                let value = K::with(known, object.metadata);
+            if Version::of(&metadata).is_some_and(|now| now == version) {
+                let value = K::with(known, Metadata::clone(&metadata));
                 confirmed.put(key, asked, version, &value, len).await;
                 return Ok(Some(value));
             }
         }
-        let Some((object, _)) = self.look(act, path, JSON).await? else { return Ok(None) };
+        let Some((object, _)) = look(&self.asker, act, path, JSON).await? else { return Ok(None) };
         let version = Version::of(&object.metadata);
         let value = K::from(object);
         if let Some(version) = version {
@@ -217,21 +226,21 @@ impl Objects {
         }
         Ok(Some(Arc::new(value)))
     }
+}
 
-    /// The object, and of how many bytes it was read.
-    async fn look(
-        &self,
-        act: &str,
-        path: &str,
-        accept: HeaderValue,
-    ) -> Result<Option<(Object, usize)>, Error> {
-        let (code, body) = self.asker.get(act, path, accept).await?;
-        match code {
-            StatusCode::OK => read(act, &body).map(|object| Some((object, body.len()))),
-            // Any other 404 is about the path.
-            StatusCode::NOT_FOUND if Status::of(&body).reason == "NotFound" => Ok(None),
-            _ => Err(unanswered(act, Refused::of(code, &body))),
-        }
+/// An object, and of how many bytes it was read.
+async fn look(
+    asker: &Asker,
+    act: &str,
+    path: &str,
+    accept: HeaderValue,
+) -> Result<Option<(Object, usize)>, Error> {
+    let (code, body) = asker.get(act, path, accept).await?;
+    match code {
+        StatusCode::OK => read(act, &body).map(|object| Some((object, body.len()))),
+        // Any other 404 is about the path.
+        StatusCode::NOT_FOUND if Status::of(&body).reason == "NotFound" => Ok(None),
+        _ => Err(unanswered(act, Refused::of(code, &body))),
     }
 }
 

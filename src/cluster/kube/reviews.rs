@@ -22,7 +22,7 @@ use moka::future::Cache;
 use serde::Serialize;
 use tracing::debug;
 
-use super::ask::{Asker, Refused, read, unanswered};
+use super::ask::{Asker, Refused, Shared, read, unanswered};
 use crate::cluster::{Decision, Error, User};
 use crate::flight::Flights;
 use crate::request::Attributes;
@@ -63,13 +63,6 @@ pub(super) struct Rights {
 /// Asks for reviews of tokens.
 #[derive(Debug)]
 pub(super) struct Tokens(pub(super) Asker);
-
-/// An error that all who asked the same get.
-#[derive(Debug, Clone)]
-struct Shared {
-    reached: bool,
-    source: Arc<dyn std::error::Error + Send + Sync>,
-}
 
 // === impl Rights ===
 
@@ -214,27 +207,6 @@ impl Tokens {
             groups: groups.unwrap_or_default(),
             extra: extra.unwrap_or_default(),
         }))
-    }
-}
-
-// === impl Shared ===
-
-impl From<Error> for Shared {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Unreachable { source, .. } => Self { reached: false, source: source.into() },
-            Error::Unanswered { source, .. } => Self { reached: true, source: source.into() },
-        }
-    }
-}
-
-impl From<Shared> for Error {
-    fn from(Shared { reached, source }: Shared) -> Self {
-        let (act, source) = (REVIEW.to_owned(), Box::new(source));
-        match reached {
-            true => Self::Unanswered { act, source },
-            false => Self::Unreachable { act, source },
-        }
     }
 }
 
