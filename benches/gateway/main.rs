@@ -24,6 +24,7 @@ use podgate::bench::{self, Commands, Content, Plan, Watch, Work, process};
 use podgate::cluster::kube::connect::kubeconfig;
 use podgate::drain::Drain;
 use podgate::recording::keys::SigningKey;
+use podgate::tls;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use authority::{Authority, Key, Pair};
@@ -50,6 +51,8 @@ const GIB: u64 = 1 << 30;
 const ROWS: [&str; 8] = ["set-ups", "bulk", "websocket", "keystroke", "limit", "idle", "row", "long"];
 
 fn main() {
+    // The load's TLS is to be kubectl's, which asks for AES-128 first.
+    tls::provider().as_ref().clone().install_default().expect("nobody has chosen before");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     raise_descriptors();
     runtime.block_on(async {
