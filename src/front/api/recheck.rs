@@ -24,7 +24,7 @@ pub(super) struct Rechecks(Mutex<HashMap<Arc<Key>, watch::Sender<Known>>>);
 // === impl Rechecks ===
 
 impl Rechecks {
-    /// What is known of this caller, told anew each `session.recheckPeriod`.
+    /// What is known of this caller, asked anew each `session.recheckPeriod`, and told when it has changed.
     pub(super) fn follow(door: &Door, caller: &Caller, attributes: &Attributes) -> watch::Receiver<Known> {
         let period = door.shared.sessions.settings().recheck_period;
         if period.is_zero() {
@@ -61,8 +61,12 @@ impl Rechecks {
                     asked.remove(&key);
                 }
                 if let Some(answer) = answer {
-                    // What was known is of no use any more.
-                    let _ = known.send_replace(answer);
+                    // Thousands may follow: they are woken when it is another answer, and for that alone.
+                    known.send_if_modified(|was| {
+                        let changed = *was != answer;
+                        *was = answer;
+                        changed
+                    });
                 }
                 if over {
                     return;
