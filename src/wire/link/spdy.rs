@@ -10,8 +10,8 @@
 //! success.
 //!
 //! Where the session is recorded, what passes must be on the tape as what the far side, or the client, takes it for:
-//! - DATA that peers of upstream drop is dropped here: behind the end or the reset of its stream, behind a GOAWAY, and
-//!   of a port-forward on streams that are not open. Go clients do write so: their copy of stdin goes on for a moment
+//! - DATA that peers of upstream drop is dropped here: behind the end or the reset of its stream, behind a GOAWAY, empty
+//!   on a stream that nobody opened, and of a port-forward on streams that are not open. Go clients do write so: their copy of stdin goes on for a moment
 //!   after they have closed it.
 //! - What servers may take for different things is a [`Fault`], in front of the frame: ids out of order, a stream of no
 //!   type, an unknown one, several, or one that is there already, headers behind the opening, DATA before the reply,
