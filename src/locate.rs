@@ -2,7 +2,8 @@
 //!
 //! In the flow: after `authz`, before `policy`. Keeps nothing between requests. Where the API server is asked, it
 //! finds the kubelet itself; the container is chosen here all the same, because rules and records need it. Invariant:
-//! pod and node are read after the permit was given; a pod without a node is an error, never a guess.
+//! pod and node are as the cluster has them once the permit was given, or a moment before (`cluster.confirmedFor`); a pod
+//! without a node is an error, never a guess.
 //! Source: kubernetes `pkg/registry/core/pod/strategy.go`, `pkg/util/node/node.go`; `protocol.md` 2 and 3.1.
 
 use std::future::poll_fn;

@@ -1,4 +1,4 @@
-//! Objects: pods and nodes, kept from watches, and never believed without a look.
+//! Objects: pods and nodes, kept from watches, and not believed without a look.
 //!
 //! What the watches know is a hint: [`Objects::pod`] and [`Objects::node`] ask the API server for the
 //! object's metadata, which is small, and use what is known if uid and resourceVersion are still the same;
@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::ask::{Asker, JSON, Refused, Status, read, unanswered};
+use super::ask::{Asker, JSON, Refused, Shared, Status, read, unanswered};
 use super::connect::Connection;
 use super::watch::{self, Sink, Watched};
 use super::{encoded, is_segment};
@@ -202,13 +202,15 @@ impl Objects {
                 let (asker, act, path, asked) =
                     (self.asker.clone(), act.to_owned(), path.to_owned(), Instant::now());
                 let look = async move {
-                    let found = look(&asker, &act, &path, METADATA).await?;
-                    Ok(Look { asked, found: found.map(|(object, len)| (Arc::new(object.metadata), len)) })
+                    let found = look(&asker, &act, &path, METADATA).await;
+                    let found =
+                        found.map(|found| found.map(|(object, len)| (Arc::new(object.metadata), len)));
+                    Look { asked, found: found.map_err(Shared::from) }
                 };
                 look.boxed()
             };
-            let Look { asked, found } = confirmed.look(key, ask).await?;
-            let Some((metadata, len)) = found else {
+            let Look { asked, found } = confirmed.look(key, ask).await;
+            let Some((metadata, len)) = found? else {
                 store.forget(key, &version.uid);
                 return Ok(None);
             };

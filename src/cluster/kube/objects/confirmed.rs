@@ -1,15 +1,18 @@
 //! Confirmed: what the API server has said of an object a moment ago, so that sessions in a row ask it once.
 //!
-//! An answer holds for a short time from when its read began, and only while the store knows the very state it told of:
-//! an event that comes ends it at once. Whoever asks while somebody else is asking waits for that answer, if it will hold.
-//! What is not there is not remembered.
+//! An answer holds for a short time from when its read began, and only while the store knows the very state it told of.
+//! Whoever asks while somebody else is asking waits for that answer, but for no longer than answers hold: a read that
+//! hangs is nobody else's. That there is no such object, and that the API server cannot tell, holds for those who asked
+//! before it was found out and for nobody after them.
 
+use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use moka::future::Cache;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::Metadata;
 use super::store::Version;
@@ -20,13 +23,16 @@ use crate::flight::Flights;
 const MAX_REMEMBERED: u64 = 16 * 1024 * 1024;
 
 /// What one remembered answer takes beside its bytes.
-const OVERHEAD: usize = 256;
+const OVERHEAD: usize = 1024;
+
+/// How many bytes one of them takes in memory at most: labels of a few letters are entries of a map.
+const EXPANSION: usize = 8;
 
 /// Answers by `namespace/name`, or by name. Absent where none holds for any time.
 pub(super) struct Confirmed<K: Send + Sync + 'static> {
     answers: Option<Cache<Arc<str>, Answer<K>>>,
     holds: Duration,
-    looks: Flights<Arc<str>, Result<Look, Shared>>,
+    looks: Flights<Arc<str>, Look>,
 }
 
 /// What the API server has said.
@@ -35,7 +41,7 @@ pub(super) struct Look {
     /// When it was asked.
     pub(super) asked: Instant,
     /// The object's metadata, and in how many bytes they were said; nothing where there is none.
-    pub(super) found: Option<(Arc<Metadata>, usize)>,
+    pub(super) found: Result<Option<(Arc<Metadata>, usize)>, Shared>,
 }
 
 #[derive(Debug)]
@@ -55,7 +61,7 @@ impl<K: Send + Sync + 'static> Confirmed<K> {
             Cache::builder()
                 .max_capacity(MAX_REMEMBERED)
                 .weigher(|key: &Arc<str>, answer: &Answer<K>| {
-                    u32::try_from(key.len() + answer.len + OVERHEAD).unwrap_or(u32::MAX)
+                    u32::try_from(key.len() + answer.len * EXPANSION + OVERHEAD).unwrap_or(u32::MAX)
                 })
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .time_to_live(holds)
@@ -71,18 +77,30 @@ impl<K: Send + Sync + 'static> Confirmed<K> {
     }
 
     /// What is said now, to whoever has asked last. Dropping the future does not disturb others who wait for it.
-    pub(super) async fn look(
-        &self,
-        key: &str,
-        ask: impl Fn() -> BoxFuture<'static, Result<Look, Shared>>,
-    ) -> Result<Look, Shared> {
+    pub(super) async fn look(&self, key: &str, ask: impl Fn() -> BoxFuture<'static, Look>) -> Look {
         if self.holds.is_zero() {
             return ask().await;
         }
-        let began = Instant::now();
-        let said = self.looks.join(&key.into(), &ask).await?;
-        // One that was under way may have begun too long ago.
-        if said.asked >= began || said.asked.elapsed() < self.holds { Ok(said) } else { ask().await }
+        let (key, began) = (Arc::from(key), Instant::now());
+        loop {
+            let own = AtomicBool::new(false);
+            let joined = self.looks.join(&key, || {
+                own.store(true, Ordering::Relaxed);
+                ask()
+            });
+            let patience = async {
+                sleep_until(began + self.holds).await;
+                if own.load(Ordering::Relaxed) {
+                    pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                // What is joined next has begun behind this one, and so behind the question.
+                look = joined => if look.answers(began, self.holds) { return look },
+                () = patience => return ask().await,
+            }
+        }
     }
 
     /// The API server was asked then and has said this, in so many bytes.
@@ -93,10 +111,116 @@ impl<K: Send + Sync + 'static> Confirmed<K> {
     }
 }
 
+// === impl Look ===
+
+impl Look {
+    /// Whether it is of use to somebody who has asked since then.
+    fn answers(&self, began: Instant, holds: Duration) -> bool {
+        let before = began.saturating_duration_since(self.asked);
+        before.is_zero() || before < holds && matches!(self.found, Ok(Some(_)))
+    }
+}
+
 // === impl Answer ===
 
 impl<K> Clone for Answer<K> {
     fn clone(&self) -> Self {
         Self { value: self.value.clone(), version: self.version.clone(), ..*self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::cluster::Error;
+
+    const HOLDS: Duration = Duration::from_secs(1);
+
+    /// Reads that take so long each, the first of them first, and what they find; beyond them the object is there at once.
+    struct Reads {
+        confirmed: Confirmed<()>,
+        told: Vec<(Duration, Result<bool, ()>)>,
+        begun: AtomicUsize,
+    }
+
+    impl Reads {
+        fn of(told: &[(Duration, Result<bool, ()>)]) -> Self {
+            Self { confirmed: Confirmed::new(HOLDS), told: told.to_vec(), begun: AtomicUsize::new(0) }
+        }
+
+        /// What somebody is told who asks so long after the first, and how long that took.
+        async fn ask(&self, after: Duration) -> (Result<bool, ()>, Duration) {
+            sleep(after).await;
+            let began = Instant::now();
+            let look = self.confirmed.look("shop/cart-0", || {
+                let (takes, found) = self
+                    .told
+                    .get(self.begun.fetch_add(1, Ordering::Relaxed))
+                    .copied()
+                    .unwrap_or((Duration::ZERO, Ok(true)));
+                let asked = Instant::now();
+                let read = async move {
+                    sleep(takes).await;
+                    let unanswered =
+                        |()| Error::Unanswered { act: "read".to_owned(), source: "no".into() }.into();
+                    let found = found.map(|there| there.then(Arc::default).map(|metadata| (metadata, 0)));
+                    Look { asked, found: found.map_err(unanswered) }
+                };
+                read.boxed()
+            });
+            let look = timeout(Duration::from_secs(60), look).await.expect("nobody waits for ever");
+            (look.found.map(|found| found.is_some()).map_err(|_| ()), began.elapsed())
+        }
+
+        async fn asked(self, after: &[Duration]) -> (Vec<(Result<bool, ()>, Duration)>, usize) {
+            let answers = join_all(after.iter().map(|&after| self.ask(after))).await;
+            (answers, self.begun.load(Ordering::Relaxed))
+        }
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_while_a_read_is_under_way_waits_for_it() {
+        let reads = Reads::of(&[(ms(900), Ok(true))]);
+        let (answers, begun) = reads.asked(&[ms(0), ms(100), ms(800)]).await;
+        assert_eq!(answers, [(Ok(true), ms(900)), (Ok(true), ms(800)), (Ok(true), ms(100))]);
+        assert_eq!(begun, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_hangs_is_nobody_elses() {
+        let reads = Reads::of(&[(ms(50_000), Err(()))]);
+        let (answers, begun) = reads.asked(&[ms(0), ms(100), ms(49_900)]).await;
+        // The last one has come too late for it, and does not get its error.
+        assert_eq!(answers, [(Err(()), ms(50_000)), (Ok(true), HOLDS), (Ok(true), ms(100))]);
+        assert_eq!(begun, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_was_asked_for_too_long_ago_is_asked_for_again_by_all_together() {
+        let reads = Reads::of(&[(ms(1500), Ok(true)), (ms(300), Ok(true))]);
+        let (answers, begun) = reads.asked(&[ms(0), ms(1000), ms(1100), ms(1200)]).await;
+        let late = |waited| (Ok(true), waited);
+        assert_eq!(answers, [late(ms(1500)), late(ms(800)), late(ms(700)), late(ms(600))]);
+        assert_eq!(begun, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_there_before_somebody_asked_may_be_there_now() {
+        for nothing in [Ok(false), Err(())] {
+            let reads = Reads::of(&[(ms(500), nothing), (ms(100), Ok(true))]);
+            let (answers, begun) = reads.asked(&[ms(0), ms(400), ms(450)]).await;
+            assert_eq!(answers, [(nothing, ms(500)), (Ok(true), ms(200)), (Ok(true), ms(150))]);
+            assert_eq!(begun, 2);
+        }
     }
 }

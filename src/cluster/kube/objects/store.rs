@@ -2,8 +2,8 @@
 //!
 //! Fed by a watch, and by reads that saw something newer. resourceVersions are compared as numbers, across
 //! uids too: they are one revision counter of the API server's storage. An object whose version is none is
-//! not kept. Whatever the store holds is looked at again before use, so that the order in which it is fed
-//! decides about speed alone.
+//! not kept. Whatever the store holds is looked at before use, or was a moment before, so that the order in
+//! which it is fed decides about speed, and for that moment about which of two answers of the API server holds.
 //! Source: Kubernetes API concepts, "Resource version comparison"; etcd `ModRevision`.
 
 use std::collections::HashMap;
