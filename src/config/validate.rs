@@ -11,6 +11,9 @@ use crate::grant;
 /// The longest duration that makes sense: a year. Without a bound, adding one to now could overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// The longest time for what the API server said of a pod or a node: with more of it a watch that is stuck would decide.
+const LONGEST_CONFIRMED: Duration = Duration::from_secs(10);
+
 /// The longest time for a program to end that is hung up: its session holds a seat meanwhile.
 const LONGEST_HANG_UP: Duration = Duration::from_secs(10);
 
@@ -85,7 +88,6 @@ impl Config {
             ("authentication.tokenReview.deniedFor", self.authentication.token_review.denied_for),
             ("authorization.allowedFor", self.authorization.allowed_for),
             ("authorization.deniedFor", self.authorization.denied_for),
-            ("cluster.confirmedFor", self.cluster.confirmed_for),
             ("audit.file.maxAge", self.audit.file.max_age),
             ("audit.webhook.batchWait", self.audit.webhook.batch_wait),
             ("session.linger", self.session.linger),
@@ -118,6 +120,9 @@ impl Config {
             if !value.is_zero() && !(least..=Duration::from_secs(24 * 3600)).contains(&value) {
                 problems.push(problem(key, "is 0, or from keepalive to 24h"));
             }
+        }
+        if self.cluster.confirmed_for > LONGEST_CONFIRMED {
+            problems.push(problem("cluster.confirmedFor", "is at most 10s"));
         }
         if self.session.hang_up > LONGEST_HANG_UP {
             problems.push(problem("session.hangUp", "is at most 10s"));
