@@ -257,7 +257,7 @@ async fn session(client: Client, far: Far, way: Way) {
     let session = Session {
         caller: "bench".into(),
         client: ours,
-        socket: Box::new(|_| None),
+        socket: Box::new(|_| Err(std::io::ErrorKind::Unsupported.into())),
         head: Bytes::new(),
         early: Bytes::new(),
         far: theirs,

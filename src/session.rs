@@ -34,6 +34,7 @@ use futures_util::future::{BoxFuture, Fuse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
 
 use crate::drain::Drain;
 use crate::recording::safe::plain;
@@ -121,8 +122,8 @@ pub struct Order {
     pub why: String,
 }
 
-/// Takes a second hold on the socket of a connection, where there is one.
-pub type Hold<C> = Box<dyn Fn(&C) -> Option<Socket> + Send + Sync>;
+/// Takes a second hold on the socket of a connection.
+pub type Hold<C> = Box<dyn Fn(&C) -> io::Result<Socket> + Send + Sync>;
 
 /// One session, ready to run.
 pub struct Session<C, F> {
@@ -310,7 +311,7 @@ impl Sessions {
                 }
                 let Splice { client, mut far, mut link, mut out, mut recorder, active, .. } = splice;
                 let to_client = std::mem::take(&mut out.client);
-                let socket = socket(&client.io);
+                let socket = hold(&socket, &client.io, &mut false);
                 let far_side = async {
                     let may_remain = self.leave(
                         &mut far,
@@ -372,7 +373,7 @@ impl Sessions {
         let mut cutting = pin!(self.drain.cutting());
         // Nobody has to be told of what is not there.
         let mut told = !splice.is_limited();
-        let mut held = None;
+        let (mut held, mut unheld) = (None, false);
         loop {
             if !told
                 && let Some(slowed) = meters.slowed()
@@ -431,7 +432,7 @@ impl Sessions {
             if due(check) {
                 check = None;
                 if held.is_none() {
-                    held = socket(&splice.client.io);
+                    held = hold(socket, &splice.client.io, &mut unheld);
                 }
                 match held.as_ref().and_then(Socket::hangup_now) {
                     None => {}
@@ -648,6 +649,16 @@ async fn cut(drain: &Drain, grace: Duration) {
 }
 
 /// Resolves when a client has gone to which something is still to be written.
+/// A second hold on the client's socket, if it can be had. Where it is tried again and again, it is told once that it cannot.
+fn hold<C>(take: &Hold<C>, client: &C, told: &mut bool) -> Option<Socket> {
+    let held = take(client).inspect_err(|error| {
+        if !std::mem::replace(told, true) {
+            warn!(error = %error, "no descriptor left to watch the client with");
+        }
+    });
+    held.ok()
+}
+
 async fn gone(socket: Option<&Socket>) {
     match socket {
         Some(socket) => {

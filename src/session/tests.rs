@@ -183,7 +183,7 @@ impl Rig {
         let session = Session {
             caller: "ana".into(),
             client,
-            socket: Box::new(move |_| socket.as_ref().and_then(|socket| Socket::of(socket).ok())),
+            socket: Box::new(move |_| Socket::of(socket.as_ref().ok_or(io::ErrorKind::Unsupported)?)),
             head: Bytes::from_static(b"HEAD"),
             early: Bytes::from_static(b"early "),
             far,

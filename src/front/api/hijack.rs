@@ -3,6 +3,7 @@
 //! The far side is asked first. Once its answer is one the client may see, hyper is told to hand the connection
 //! over with its writes muted, and a task of the drain takes it from there.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{Instrument, debug, info, warn};
+use tracing::{Instrument, debug, info};
 
 use super::layers::{AUDIT_ID, AuditIdGiven, audit_id};
 use super::recheck::Rechecks;
@@ -413,7 +414,7 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far, _trail: Trail) {
         (Err(error), socket) => {
             info!(error, "the far side's refusal could not be passed on whole");
             drop(far);
-            if let Some(socket) = socket {
+            if let Ok(socket) = socket {
                 let longest = settings.linger.max(close::CLIENT_LINGER);
                 close::cut(&mut client, &socket, settings.linger, longest, drain).await;
             }
@@ -421,11 +422,8 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far, _trail: Trail) {
     }
 }
 
-fn second_hold(client: &ClientStream) -> Option<Socket> {
-    let held = Socket::of(client.get_ref().0.get_ref()).inspect_err(|error| {
-        warn!(error = %error, "no descriptor left to watch the client with");
-    });
-    held.ok()
+fn second_hold(client: &ClientStream) -> io::Result<Socket> {
+    Socket::of(client.get_ref().0.get_ref())
 }
 
 /// Writes what is owed, the head, and the body as far as its own framing says.
