@@ -208,6 +208,19 @@ fn many_sessions_that_each_move_little_are_no_more_than_their_callers_share() {
 }
 
 #[test]
+fn who_comes_back_alone_is_not_judged_by_how_many_they_were_long_ago() {
+    let mut rig = Rig::greedy(0, 100_000, &["ben"]);
+    (0..250).for_each(|_| rig.join("ana", Some(1)));
+    rig.seconds(2);
+    rig.peers[1..].iter_mut().for_each(|peer| peer.need = Some(0));
+    rig.seconds(60);
+    rig.peers[1].need = Some(40);
+    let before = rig.peers[1].waits;
+    rig.seconds(1);
+    assert_eq!(rig.peers[1].waits, before);
+}
+
+#[test]
 fn who_was_content_goes_on_when_the_share_of_their_caller_becomes_smaller_than_that() {
     let shares = Shares::new(Rates { caller: 0, all: 1_000_000 }).unwrap();
     let [mut content, _] = shares.join(&"ana".into());
