@@ -213,7 +213,8 @@ impl Api {
             // hyper has no deadline for a preface that never comes, nor for a peer that only answers pings.
             let leave = activity.unwelcome_or_idle(settings.header_timeout);
             let overstayed = activity.overstayed(settings.handshake_timeout);
-            self.until_done(serving, leave, overstayed, |serving| serving.graceful_shutdown()).await
+            until_done(&self.shared.drain, serving, leave, overstayed, |serving| serving.graceful_shutdown())
+                .await
         } else {
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder
@@ -224,7 +225,8 @@ impl Api {
                 .title_case_headers(true);
             let serving = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
             let never = std::future::pending;
-            self.until_done(serving, never(), never(), |serving| serving.graceful_shutdown()).await
+            until_done(&self.shared.drain, serving, never(), never(), |serving| serving.graceful_shutdown())
+                .await
         };
         if let Err(error) = served {
             // hyper has answered these itself.
@@ -235,45 +237,45 @@ impl Api {
             info!(client.addr = %peer, error = chain(&error), "connection ended by an error");
         }
     }
+}
 
-    /// Drives a connection; tells it at the drain's first step or when it should leave, and drops it soon after the
-    /// drain's second step or when it has overstayed.
-    async fn until_done<C>(
-        &self,
-        mut serving: std::pin::Pin<&mut C>,
-        leave: impl Future<Output = ()>,
-        overstayed: impl Future<Output = ()>,
-        stop: impl FnOnce(std::pin::Pin<&mut C>),
-    ) -> hyper::Result<()>
-    where
-        C: Future<Output = hyper::Result<()>>,
-    {
-        // What it has asked already comes first. A connection that always has something to move leaves no budget to what
-        // is behind it.
-        let left = tokio::select! {
-            biased;
-            done = serving.as_mut() => return done,
-            () = self.shared.drain.stopping() => false,
-            () = unconstrained(leave) => true,
-        };
-        stop(serving.as_mut());
-        let patience = async {
-            match left {
-                true => overstayed.await,
-                false => std::future::pending().await,
-            }
-        };
-        let cut = async {
-            self.shared.drain.cutting().await;
-            sleep(LAST_WORD).await;
-        };
-        // As above; these come first, where there is nothing left to wait for.
-        tokio::select! {
-            biased;
-            () = cut => Ok(()),
-            () = patience => Ok(()),
-            done = serving => done,
+/// Drives a connection; tells it at the drain's first step or when it should leave, and drops it soon after the
+/// drain's second step or when it has overstayed.
+async fn until_done<C>(
+    drain: &Drain,
+    mut serving: std::pin::Pin<&mut C>,
+    leave: impl Future<Output = ()>,
+    overstayed: impl Future<Output = ()>,
+    stop: impl FnOnce(std::pin::Pin<&mut C>),
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    // What it has asked already comes first. A connection that always has something to move leaves no budget to what
+    // is behind it.
+    let left = tokio::select! {
+        biased;
+        done = serving.as_mut() => return done,
+        () = drain.stopping() => false,
+        () = unconstrained(leave) => true,
+    };
+    stop(serving.as_mut());
+    let patience = async {
+        match left {
+            true => overstayed.await,
+            false => std::future::pending().await,
         }
+    };
+    let cut = async {
+        drain.cutting().await;
+        sleep(LAST_WORD).await;
+    };
+    // As above; these come first, where there is nothing left to wait for.
+    tokio::select! {
+        biased;
+        () = cut => Ok(()),
+        () = patience => Ok(()),
+        done = serving => done,
     }
 }
 
@@ -482,4 +484,34 @@ fn until(body: Body, stop: impl Future<Output = ()> + Send + 'static) -> Body {
 /// A body that is there already.
 fn whole(bytes: Bytes) -> Body {
     http_body_util::Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::{pending, poll_fn};
+    use std::pin::pin;
+    use std::task::{Poll, ready};
+
+    use tokio::sync::mpsc;
+    use tokio::task::coop::consume_budget;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_unwelcome_is_told_although_their_connection_never_rests() {
+        let told = Cell::new(false);
+        let serving = pin!(poll_fn(|cx| {
+            while !told.get() {
+                ready!(pin!(consume_budget()).poll(cx));
+            }
+            Poll::Ready(Ok(()))
+        }));
+        let (unwelcome, mut heard) = mpsc::channel(1);
+        unwelcome.send(()).await.unwrap();
+        let leave = async { heard.recv().await.unwrap() };
+        let drain = Drain::new();
+        let done = until_done(&drain, serving, leave, pending(), |_| told.set(true));
+        timeout(Duration::from_secs(10), done).await.expect("they are told").unwrap();
+    }
 }

@@ -61,12 +61,7 @@ impl Rechecks {
                     asked.remove(&key);
                 }
                 if let Some(answer) = answer {
-                    // Thousands may follow: they are woken when it is another answer, and for that alone.
-                    known.send_if_modified(|was| {
-                        let changed = *was != answer;
-                        *was = answer;
-                        changed
-                    });
+                    tell(&known, answer);
                 }
                 if over {
                     return;
@@ -79,5 +74,32 @@ impl Rechecks {
     /// Nothing that could panic halfway runs under this lock.
     fn asked(&self) -> MutexGuard<'_, HashMap<Arc<Key>, watch::Sender<Known>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Thousands may follow: they are woken when it is another answer, and for that alone.
+fn tell(known: &watch::Sender<Known>, answer: Known) {
+    known.send_if_modified(|was| {
+        let changed = *was != answer;
+        *was = answer;
+        changed
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn followers_are_woken_by_another_answer_alone() {
+        let answers = [Err("no right".to_owned()), Err("no longer known".to_owned())];
+        for was in &answers {
+            for is in &answers {
+                let (known, follow) = watch::channel(was.clone());
+                tell(&known, is.clone());
+                assert_eq!(follow.has_changed().unwrap(), was != is, "{was:?} {is:?}");
+                assert_eq!(*follow.borrow(), *is);
+            }
+        }
     }
 }
