@@ -107,3 +107,13 @@ async fn a_run_ends_with_what_the_server_said() {
     }
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_kubeconfig_variable_is_none_as_for_kubectl() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_podgate"));
+    command.args(["bench", "--pod", "p"]).env("KUBECONFIG", "").env("HOME", home.path());
+    let output = command.kill_on_drop(true).output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("~/.kube/config"), "{said}");
+}

@@ -146,7 +146,8 @@ struct Background(Drain);
 /// [`Error::Malformed`] or [`Error::Kubeconfig`].
 pub fn kubeconfig(path: Option<&Path>, context: Option<String>) -> Result<Config, Error> {
     let failed = |source| {
-        let kubectls = || std::env::var_os("KUBECONFIG").unwrap_or_else(|| "~/.kube/config".into()).into();
+        let named = std::env::var_os("KUBECONFIG").filter(|named| !named.is_empty());
+        let kubectls = || named.unwrap_or_else(|| "~/.kube/config".into()).into();
         let path = path.map_or_else(kubectls, Path::to_owned);
         match source {
             KubeconfigError::Parse(error) => {
