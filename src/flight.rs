@@ -5,22 +5,28 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
+use tokio::time::Instant;
 
 /// Questions under way. Whoever waits drives the question on; it is given up when the last of them is gone.
 /// There are no more of them than requests under way.
 pub(crate) struct Flights<K, V>(Mutex<HashMap<K, Flight<V>>>);
 
-type Flight<V> = WeakShared<BoxFuture<'static, V>>;
+struct Flight<V> {
+    began: Instant,
+    answer: WeakShared<BoxFuture<'static, V>>,
+}
 
-/// Forgets a question that nobody waits for any more, however the waiting ended.
-struct Seat<'a, K: Hash + Eq, V: Clone> {
+/// Somebody who waits for an answer. The question is forgotten when nobody does any more, however the waiting ended.
+pub(crate) struct Seat<'a, K: Hash + Eq, V: Clone> {
     flights: &'a Flights<K, V>,
     key: &'a K,
-    flight: Option<Shared<BoxFuture<'static, V>>>,
+    answer: Option<Shared<BoxFuture<'static, V>>>,
 }
 
 // === impl Flights ===
@@ -31,26 +37,43 @@ impl<K, V> Default for Flights<K, V> {
     }
 }
 
-impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
+impl<K: Hash + Eq, V: Clone> Flights<K, V> {
     /// The answer to the question `key`: of the one under way, or else of the one that `ask` begins. May be
     /// dropped.
-    pub(crate) async fn join(&self, key: &K, ask: impl FnOnce() -> BoxFuture<'static, V>) -> V {
-        let flight = {
-            let mut flights = self.lock();
+    pub(crate) fn join<'a>(
+        &'a self,
+        key: &'a K,
+        ask: impl FnOnce() -> BoxFuture<'static, V>,
+    ) -> Seat<'a, K, V>
+    where
+        K: Clone,
+    {
+        self.join_if(key, |_| true, ask)
+    }
+
+    /// The same, where one that is under way counts only if it began when it should; else another takes its place.
+    pub(crate) fn join_if<'a>(
+        &'a self,
+        key: &'a K,
+        began_well: impl FnOnce(Instant) -> bool,
+        ask: impl FnOnce() -> BoxFuture<'static, V>,
+    ) -> Seat<'a, K, V>
+    where
+        K: Clone,
+    {
+        let mut flights = self.lock();
+        let under_way = flights.get(key).and_then(|flight| {
             // One that has landed is no longer asked: its answer may be older than this question.
-            let under_way = flights.get(key).and_then(WeakShared::upgrade).filter(|f| f.peek().is_none());
-            under_way.unwrap_or_else(|| {
-                let flight = ask().shared();
-                if let Some(weak) = flight.downgrade() {
-                    flights.insert(key.clone(), weak);
-                }
-                flight
-            })
-        };
-        let seat = Seat { flights: self, key, flight: Some(flight.clone()) };
-        let answer = flight.await;
-        drop(seat);
-        answer
+            flight.answer.upgrade().filter(|answer| answer.peek().is_none() && began_well(flight.began))
+        });
+        let answer = under_way.unwrap_or_else(|| {
+            let (began, answer) = (Instant::now(), ask().shared());
+            if let Some(weak) = answer.downgrade() {
+                flights.insert(key.clone(), Flight { began, answer: weak });
+            }
+            answer
+        });
+        Seat { flights: self, key, answer: Some(answer) }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Flight<V>>> {
@@ -60,11 +83,23 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
 
 // === impl Seat ===
 
+impl<K: Hash + Eq, V: Clone> Future for Seat<'_, K, V> {
+    type Output = V;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<V> {
+        match &mut self.answer {
+            Some(answer) => answer.poll_unpin(cx),
+            // It is there until the drop.
+            None => Poll::Pending,
+        }
+    }
+}
+
 impl<K: Hash + Eq, V: Clone> Drop for Seat<'_, K, V> {
     fn drop(&mut self) {
-        let mut flights = self.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
-        self.flight = None;
-        if flights.get(self.key).is_some_and(|flight| flight.upgrade().is_none()) {
+        let mut flights = self.flights.lock();
+        self.answer = None;
+        if flights.get(self.key).is_some_and(|flight| flight.answer.upgrade().is_none()) {
             flights.remove(self.key);
         }
     }

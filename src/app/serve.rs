@@ -210,7 +210,8 @@ async fn start_above(config: &Config, metrics: &Metrics, background: &Drain) -> 
     };
     let mut patient = config.clone();
     patient.cluster.review_timeout += GRACE;
-    patient.cluster.read_timeout += GRACE;
+    // A read may wait for that of somebody else first.
+    patient.cluster.read_timeout += GRACE + config.cluster.confirmed_for;
     Ok(Gateway::start(&patient, ground, drain).await?)
 }
 

@@ -56,6 +56,9 @@ trait Kind: From<Object> + Clone + Send + Sync + 'static {
     /// The resource, as in paths.
     const PLURAL: &str;
 
+    /// Whether [`Kind::with`] takes anything of the metadata.
+    const WITH_METADATA: bool;
+
     /// What is known of an object, with what only its metadata says.
     fn with(known: Arc<Self>, metadata: Metadata) -> Arc<Self>;
 
@@ -216,6 +219,7 @@ impl Objects {
             };
             if Version::of(&metadata).is_some_and(|now| now == version) {
                 let value = K::with(known, Metadata::clone(&metadata));
+                let len = if K::WITH_METADATA { len } else { 0 };
                 confirmed.put(key, asked, version, &value, len).await;
                 return Ok(Some(value));
             }
@@ -250,6 +254,7 @@ async fn look(
 
 impl Kind for Pod {
     const PLURAL: &str = "pods";
+    const WITH_METADATA: bool = true;
 
     fn with(known: Arc<Self>, metadata: Metadata) -> Arc<Self> {
         let (labels, annotations) =
@@ -295,6 +300,7 @@ impl From<Object> for Pod {
 
 impl Kind for Node {
     const PLURAL: &str = "nodes";
+    const WITH_METADATA: bool = false;
 
     fn with(known: Arc<Self>, _: Metadata) -> Arc<Self> {
         known
@@ -431,7 +437,7 @@ mod tests {
         resident.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
     }
 
-    /// `cargo test --release --lib memory_of_a_pod -- --ignored --nocapture`, alone in its process.
+    /// `cargo test --profile quick --lib memory_of_a_pod -- --ignored --nocapture`, alone in its process.
     #[test]
     #[ignore = "measures the memory of its process"]
     fn memory_of_a_pod() {

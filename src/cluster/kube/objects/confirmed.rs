@@ -1,18 +1,16 @@
 //! Confirmed: what the API server has said of an object a moment ago, so that sessions in a row ask it once.
 //!
 //! An answer holds for a short time from when its read began, and only while the store knows the very state it told of.
-//! Whoever asks while somebody else is asking waits for that answer, but for no longer than answers hold: a read that
-//! hangs is nobody else's. That there is no such object, and that the API server cannot tell, holds for those who asked
-//! before it was found out and for nobody after them.
+//! Whoever asks while somebody else is asking waits for that answer, but for no longer than answers hold: one read for all
+//! of them takes the place of one that hangs. That there is no such object, or no answer, counts for who asked before that
+//! read began.
 
-use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use moka::future::Cache;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout};
 
 use super::Metadata;
 use super::store::Version;
@@ -25,7 +23,7 @@ const MAX_REMEMBERED: u64 = 16 * 1024 * 1024;
 /// What one remembered answer takes beside its bytes.
 const OVERHEAD: usize = 1024;
 
-/// How many bytes one of them takes in memory at most: labels of a few letters are entries of a map.
+/// How many bytes one of them takes in memory, about: labels of a few letters are entries of a map.
 const EXPANSION: usize = 8;
 
 /// Answers by `namespace/name`, or by name. Absent where none holds for any time.
@@ -82,25 +80,17 @@ impl<K: Send + Sync + 'static> Confirmed<K> {
             return ask().await;
         }
         let (key, began) = (Arc::from(key), Instant::now());
-        loop {
-            let own = AtomicBool::new(false);
-            let joined = self.looks.join(&key, || {
-                own.store(true, Ordering::Relaxed);
-                ask()
-            });
-            let patience = async {
-                sleep_until(began + self.holds).await;
-                if own.load(Ordering::Relaxed) {
-                    pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                biased;
-                // What is joined next has begun behind this one, and so behind the question.
-                look = joined => if look.answers(began, self.holds) { return look },
-                () = patience => return ask().await,
-            }
+        let early = |at: Instant| began.saturating_duration_since(at) < self.holds;
+        let mut seat = self.looks.join_if(&key, early, &ask);
+        if let Ok(look) = timeout(self.holds, &mut seat).await
+            && look.answers(began, self.holds)
+        {
+            return look;
         }
+        // What has begun since then is waited for to its end: be it still the same, which is left only then.
+        let later = self.looks.join_if(&key, |at| at >= began, &ask);
+        drop(seat);
+        later.await
     }
 
     /// The API server was asked then and has said this, in so many bytes.
@@ -131,11 +121,11 @@ impl<K> Clone for Answer<K> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::FutureExt;
     use futures_util::future::join_all;
-    use tokio::time::{sleep, timeout};
+    use tokio::time::sleep;
 
     use super::*;
     use crate::cluster::Error;
@@ -197,20 +187,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_read_that_hangs_is_nobody_elses() {
-        let reads = Reads::of(&[(ms(50_000), Err(()))]);
-        let (answers, begun) = reads.asked(&[ms(0), ms(100), ms(49_900)]).await;
-        // The last one has come too late for it, and does not get its error.
-        assert_eq!(answers, [(Err(()), ms(50_000)), (Ok(true), HOLDS), (Ok(true), ms(100))]);
-        assert_eq!(begun, 3);
+    async fn one_read_for_all_others_takes_the_place_of_one_that_hangs() {
+        let reads = Reads::of(&[(ms(50_000), Err(())), (ms(500), Ok(true))]);
+        let (answers, begun) = reads.asked(&[ms(0), ms(100), ms(200), ms(900), ms(49_900)]).await;
+        let late = |waited| (Ok(true), ms(waited));
+        // The last one has come too late to wait for it at all, or to get its error.
+        assert_eq!(answers, [(Err(()), ms(50_000)), late(1500), late(1400), late(1000), late(0)]);
+        assert_eq!(begun, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_reads_hang_everybody_is_told_so_and_few_are_begun() {
+        let reads = Reads::of(&[(ms(10_000), Err(())); 20]);
+        let all: Vec<_> = (0..50).map(|number| ms(number * 100)).collect();
+        let (answers, begun) = reads.asked(&all).await;
+        assert!(answers.iter().all(|(found, waited)| found.is_err() && *waited <= ms(11_000)), "{answers:?}");
+        assert!(begun <= 7, "{begun}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_was_asked_for_too_long_ago_is_asked_for_again_by_all_together() {
         let reads = Reads::of(&[(ms(1500), Ok(true)), (ms(300), Ok(true))]);
         let (answers, begun) = reads.asked(&[ms(0), ms(1000), ms(1100), ms(1200)]).await;
-        let late = |waited| (Ok(true), waited);
-        assert_eq!(answers, [late(ms(1500)), late(ms(800)), late(ms(700)), late(ms(600))]);
+        let late = |waited| (Ok(true), ms(waited));
+        assert_eq!(answers, [late(1500), late(300), late(200), late(100)]);
         assert_eq!(begun, 2);
     }
 
