@@ -180,6 +180,8 @@ struct Bounds {
     start: Instant,
     limits: Limits,
     orders: Fuse<BoxFuture<'static, Order>>,
+    /// Whether it was told that no second hold on the client's socket can be had.
+    unheld: bool,
 }
 
 /// How to part from both peers.
@@ -289,7 +291,7 @@ impl Sessions {
         };
         let client = Side::new(client, BytesMut::from(early), Throttle::new(rate, up), head.len());
         let far = Side::new(far, BytesMut::from(first), Throttle::new(rate, down), 0);
-        let mut bounds = Bounds { start: Instant::now(), limits, orders: orders.fuse() };
+        let mut bounds = Bounds { start: Instant::now(), limits, orders: orders.fuse(), unheld: false };
         let mut splice = Splice::new(client, far, link, recorder);
         splice.out.client.push(head);
         splice.out.tap.tell(meters.audience.clone());
@@ -311,7 +313,7 @@ impl Sessions {
                 }
                 let Splice { client, mut far, mut link, mut out, mut recorder, active, .. } = splice;
                 let to_client = std::mem::take(&mut out.client);
-                let socket = hold(&socket, &client.io, &mut false);
+                let socket = hold(&socket, &client.io, &mut bounds.unheld);
                 let far_side = async {
                     let may_remain = self.leave(
                         &mut far,
@@ -365,7 +367,7 @@ impl Sessions {
         C: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
     {
-        let Bounds { start, limits, orders } = bounds;
+        let Bounds { start, limits, orders, unheld } = bounds;
         let start = *start;
         let (mut tick, mut check, mut deaf) = (timing.keepalive.map(|period| start + period), None, None);
         let opens = start + self.settings.open_timeout;
@@ -373,7 +375,7 @@ impl Sessions {
         let mut cutting = pin!(self.drain.cutting());
         // Nobody has to be told of what is not there.
         let mut told = !splice.is_limited();
-        let (mut held, mut unheld) = (None, false);
+        let mut held = None;
         loop {
             if !told
                 && let Some(slowed) = meters.slowed()
@@ -432,7 +434,7 @@ impl Sessions {
             if due(check) {
                 check = None;
                 if held.is_none() {
-                    held = hold(socket, &splice.client.io, &mut unheld);
+                    held = hold(socket, &splice.client.io, unheld);
                 }
                 match held.as_ref().and_then(Socket::hangup_now) {
                     None => {}
@@ -621,7 +623,7 @@ impl Bounds {
                 None => std::future::pending().await,
             }
         }
-        let Self { start, limits, orders } = self;
+        let Self { start, limits, orders, .. } = self;
         tokio::select! {
             order = orders => order,
             limit = after(*start, limits.longest.as_ref()) => limit.overlong(),
@@ -648,17 +650,17 @@ async fn cut(drain: &Drain, grace: Duration) {
     tokio::time::sleep(grace).await;
 }
 
-/// Resolves when a client has gone to which something is still to be written.
 /// A second hold on the client's socket, if it can be had. Where it is tried again and again, it is told once that it cannot.
 fn hold<C>(take: &Hold<C>, client: &C, told: &mut bool) -> Option<Socket> {
     let held = take(client).inspect_err(|error| {
         if !std::mem::replace(told, true) {
-            warn!(error = %error, "no descriptor left to watch the client with");
+            warn!(error = %error, "the client's socket cannot be watched");
         }
     });
     held.ok()
 }
 
+/// Resolves when a client has gone to which something is still to be written.
 async fn gone(socket: Option<&Socket>) {
     match socket {
         Some(socket) => {

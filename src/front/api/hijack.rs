@@ -14,7 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{Instrument, debug, info};
+use tracing::{Instrument, debug, info, warn};
 
 use super::layers::{AUDIT_ID, AuditIdGiven, audit_id};
 use super::recheck::Rechecks;
@@ -414,9 +414,12 @@ async fn echo(door: Door, upgrade: OnUpgrade, mut far: Far, _trail: Trail) {
         (Err(error), socket) => {
             info!(error, "the far side's refusal could not be passed on whole");
             drop(far);
-            if let Ok(socket) = socket {
-                let longest = settings.linger.max(close::CLIENT_LINGER);
-                close::cut(&mut client, &socket, settings.linger, longest, drain).await;
+            match socket {
+                Ok(socket) => {
+                    let longest = settings.linger.max(close::CLIENT_LINGER);
+                    close::cut(&mut client, &socket, settings.linger, longest, drain).await;
+                }
+                Err(error) => warn!(%error, "the client's socket cannot be held to cut it"),
             }
         }
     }
