@@ -311,7 +311,7 @@ impl Node {
             // Never less than an equal share: who has been content may have been so at the expense of others.
             _ => budget.saturating_sub(self.content).div_ceil(lacking).max(budget.div_ceil(self.asking)),
         };
-        self.asked = if passed == 1 { self.asking } else { 0 };
+        self.asked = if passed <= PER_SECOND { self.asking } else { 0 };
         (self.sample, self.asking) = (sample, 0);
         (self.lacking, self.content) = (0, 0);
     }
