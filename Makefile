@@ -9,6 +9,9 @@ FUZZ_SECONDS ?= 600
 FUZZ_SMOKE_SECONDS ?= 3
 FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 
+# Where `make bench` builds.
+TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
+
 .PHONY: help dev check test soak e2e lint fmt bench instructions deny presubmit fuzz fuzz-smoke
 
 help: ## Show the recipes
@@ -43,8 +46,10 @@ lint: ## Format check, clippy without warnings, banned crates
 fmt: ## Format
 	$(CARGO) fmt
 
-bench: ## Measure podgate beside kube-apiserver, and searches over 10,000 recordings (an hour and a half; ROWS="words" picks rows)
-	$(CARGO) bench --profile quick --bench gateway -- $(ROWS)
+bench: ## Measure podgate beside kube-apiserver, and searches over 10,000 recordings (two hours; ROWS="words" picks rows)
+	$(if $(PODGATE_BINARY),,$(CARGO) build --release --bin podgate --target-dir $(TARGET))
+	PODGATE_BINARY="$(or $(PODGATE_BINARY),$(TARGET)/release/podgate)" \
+		$(CARGO) bench --profile quick --bench gateway --target-dir $(TARGET) -- $(ROWS)
 	$(if $(ROWS),,$(CARGO) bench --profile quick --bench recordings)
 
 instructions: ## Count instructions of the codecs and the splice: over a tenth more than it was is an error

@@ -37,7 +37,8 @@ const ROUNDS: usize = 5;
 /// Idle sessions of the table, and of the long rest.
 const IDLE: usize = 2000;
 const MANY: usize = 8000;
-const LONG_REST: Duration = Duration::from_secs(600);
+/// Seconds; `PODGATE_BENCH_REST` is another number.
+const LONG_REST: usize = 600;
 
 /// How long an allocator may keep what was used, in case it is wanted again.
 const GIVING_BACK: Duration = Duration::from_secs(60);
@@ -70,6 +71,11 @@ fn raise_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // With fewer, opening sessions says so.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// What a variable says, where it is set.
+fn number(variable: &str) -> Option<usize> {
+    std::env::var(variable).ok().map(|number| number.parse().expect("a number"))
 }
 
 /// The words in the arguments.
@@ -244,8 +250,6 @@ impl Run {
         };
         let kubelet = authority.issue("system:node:sim-node-0", &["system:nodes"], Key::Rsa);
         let (node, node_addr) = node::start(&authority, &kubelet, folder).await;
-        let rounds =
-            std::env::var("PODGATE_BENCH_ROUNDS").ok().map(|rounds| rounds.parse().expect("a number"));
         Self {
             folder: folder.to_owned(),
             api_keys,
@@ -257,7 +261,7 @@ impl Run {
             node,
             node_addr,
             background: Drain::new(),
-            rounds: rounds.unwrap_or(ROUNDS),
+            rounds: number("PODGATE_BENCH_ROUNDS").unwrap_or(ROUNDS),
             reached: Vec::new(),
         }
     }
@@ -414,7 +418,9 @@ impl Run {
     async fn long_rest(&mut self, api: &ApiServer) {
         let podgate = self.podgate("podgate-long", api, "").await;
         let before = memory_of(&podgate.process);
-        let plan = Plan { rounds: 1, idle: MANY, hold: LONG_REST, ..self.plan(&[Work::Idle]) };
+        let rest = number("PODGATE_BENCH_REST").unwrap_or(LONG_REST);
+        let hold = Duration::from_secs(rest as u64);
+        let plan = Plan { rounds: 1, idle: MANY, hold, ..self.plan(&[Work::Idle]) };
         let report =
             self.report("A long rest of many sessions", &plan, std::slice::from_ref(&podgate.target)).await;
         let cpu = table::median(&report, "CPU while all are idle", 0);
