@@ -9,7 +9,10 @@
 //! whole handshake that began at most [`BELIEVED_FOR`] ago.
 //! Source: RFC 8446 section 2.2; crypto/tls `handshake_server_tls13.go`, which keeps the client's certificate in the ticket.
 
+mod tickets;
+
 use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,19 +21,17 @@ use rustls::client::Resumption;
 use tokio::time::Instant;
 
 use crate::locate::HostPort;
+use tickets::Tickets;
 
 /// How long what a handshake has proven is believed. A kubelet that is asked without pause costs one whole handshake in so
 /// long; one whose certificate has ended, or was taken from it, is heeded for no longer.
 const BELIEVED_FOR: Duration = Duration::from_secs(10 * 60);
 
 /// Far sides that are remembered at most: as many as a cluster may have nodes. One takes some 4 KiB with the one ticket that a
-/// kubelet gives, and another 2 KiB for each session that was opened there at the same moment, up to eight. Beyond it all are
-/// forgotten, which costs each a whole handshake.
+/// kubelet gives, and another 2 KiB for each session that was opened there at the same moment ([`tickets`]). Beyond it all
+/// are forgotten, which costs each a whole handshake.
 /// Source: Kubernetes, "Considerations for large clusters".
 const MAX_FAR_SIDES: usize = 5000;
-
-/// Sessions that rustls keeps for one far side; it rounds up to eight tickets of one name.
-const TICKETS: usize = 1;
 
 /// What is remembered of far sides.
 #[derive(Debug, Default)]
@@ -43,6 +44,8 @@ struct Age {
     of: Arc<ClientConfig>,
     began: Instant,
     far_sides: HashMap<HostPort, Arc<ClientConfig>>,
+    /// Of all of them.
+    tickets: Arc<AtomicUsize>,
 }
 
 // === impl Resume ===
@@ -54,7 +57,7 @@ impl Resume {
         let mut age = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let age = match &mut *age {
             Some(age) if age.holds(&tls) => age,
-            over => over.insert(Age { of: tls, began: Instant::now(), far_sides: HashMap::new() }),
+            over => over.insert(Age::begin(tls)),
         };
         if let Some(known) = age.far_sides.get(addr) {
             return known.clone();
@@ -63,7 +66,7 @@ impl Resume {
             age.far_sides.clear();
         }
         let mut own = ClientConfig::clone(&age.of);
-        own.resumption = Resumption::in_memory_sessions(TICKETS);
+        own.resumption = Resumption::store(Arc::new(Tickets::new(age.tickets.clone())));
         let own = Arc::new(own);
         age.far_sides.insert(addr.clone(), own.clone());
         own
@@ -73,6 +76,10 @@ impl Resume {
 // === impl Age ===
 
 impl Age {
+    fn begin(of: Arc<ClientConfig>) -> Self {
+        Self { of, began: Instant::now(), far_sides: HashMap::new(), tickets: Arc::default() }
+    }
+
     fn holds(&self, tls: &Arc<ClientConfig>) -> bool {
         Arc::ptr_eq(&self.of, tls) && self.began.elapsed() < BELIEVED_FOR
     }
@@ -80,6 +87,9 @@ impl Age {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
+    use futures_util::future::join_all;
     use rustls::{HandshakeKind, ServerConfig};
     use rustls_pki_types::ServerName;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -136,6 +146,19 @@ mod tests {
         ] {
             let io = connect(resume.with(tls.clone(), &at(port)), &node).await;
             assert_eq!(kind(io).await, expected, "port {port}");
+        }
+    }
+
+    #[tokio::test]
+    async fn as_many_at_once_as_there_were_at_once_before_are_resumed() {
+        let (pki, resume) = (Pki::new(), Resume::default());
+        let (tls, node) = (client(&pki), node(&pki));
+        let held = || resume.0.lock().unwrap().as_ref().unwrap().tickets.load(Ordering::Relaxed);
+        for (at_once, resumed, left) in [(20, 0, 20), (20, 20, 20), (7, 7, 20), (100, 20, 64)] {
+            let all = (0..at_once).map(|_| connect(resume.with(tls.clone(), &at(1)), &node));
+            let kinds = join_all(join_all(all).await.into_iter().map(kind)).await;
+            let kinds = kinds.iter().filter(|kind| **kind == HandshakeKind::Resumed).count();
+            assert_eq!((kinds, held()), (resumed, left), "{at_once} at once");
         }
     }
 
