@@ -21,7 +21,7 @@ use rustls::client::Resumption;
 use tokio::time::Instant;
 
 use crate::locate::HostPort;
-use tickets::Tickets;
+use tickets::{Held, Tickets};
 
 /// How long what a handshake has proven is believed. A kubelet that is asked without pause costs one whole handshake in so
 /// long; one whose certificate has ended, or was taken from it, is heeded for no longer.
@@ -43,8 +43,8 @@ pub(super) struct Resume(Mutex<Option<Age>>);
 struct Age {
     of: Arc<ClientConfig>,
     began: Instant,
-    far_sides: HashMap<HostPort, Arc<ClientConfig>>,
-    /// Of all of them.
+    far_sides: HashMap<HostPort, (Arc<ClientConfig>, Arc<Held>)>,
+    /// How many tickets there are of all of them.
     tickets: Arc<AtomicUsize>,
 }
 
@@ -59,16 +59,18 @@ impl Resume {
             Some(age) if age.holds(&tls) => age,
             over => over.insert(Age::begin(tls)),
         };
-        if let Some(known) = age.far_sides.get(addr) {
+        if let Some((known, _)) = age.far_sides.get(addr) {
             return known.clone();
         }
         if age.far_sides.len() == MAX_FAR_SIDES {
             age.far_sides.clear();
+            age.tickets = Arc::default();
         }
         let mut own = ClientConfig::clone(&age.of);
-        own.resumption = Resumption::store(Arc::new(Tickets::new(age.tickets.clone())));
+        let held = Arc::new(Held::default());
+        own.resumption = Resumption::store(Arc::new(Tickets::to(&held, age.tickets.clone())));
         let own = Arc::new(own);
-        age.far_sides.insert(addr.clone(), own.clone());
+        age.far_sides.insert(addr.clone(), (own.clone(), held));
         own
     }
 }
@@ -154,7 +156,7 @@ mod tests {
         let (pki, resume) = (Pki::new(), Resume::default());
         let (tls, node) = (client(&pki), node(&pki));
         let held = || resume.0.lock().unwrap().as_ref().unwrap().tickets.load(Ordering::Relaxed);
-        for (at_once, resumed, left) in [(20, 0, 20), (20, 20, 20), (7, 7, 20), (100, 20, 64)] {
+        for (at_once, resumed, left) in [(20, 0, 20), (20, 20, 20), (7, 7, 20), (100, 20, 32)] {
             let all = (0..at_once).map(|_| connect(resume.with(tls.clone(), &at(1)), &node));
             let kinds = join_all(join_all(all).await.into_iter().map(kind)).await;
             let kinds = kinds.iter().filter(|kind| **kind == HandshakeKind::Resumed).count();
@@ -182,12 +184,14 @@ mod tests {
         let first = connect(resume.with(tls.clone(), &at(1)), &node).await;
         assert_eq!(kind(first).await, HandshakeKind::Full);
         tokio::time::advance(BELIEVED_FOR - Duration::from_secs(1)).await;
-        let second = connect(resume.with(tls.clone(), &at(1)), &node).await;
+        let over = resume.with(tls.clone(), &at(1));
+        let second = connect(over.clone(), &node).await;
         tokio::time::advance(Duration::from_secs(1)).await;
         let own = resume.with(tls.clone(), &at(1));
-        // Its ticket comes late, and is none of the next age.
+        // Its ticket comes late, and is none of the next age, nor kept for the one that is over.
         assert_eq!(kind(second).await, HandshakeKind::Resumed);
         assert_eq!(kind(connect(own, &node).await).await, HandshakeKind::Full);
+        assert_eq!(kind(connect(over, &node).await).await, HandshakeKind::Full);
     }
 
     #[test]

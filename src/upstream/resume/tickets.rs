@@ -2,13 +2,14 @@
 //!
 //! rustls' own store keeps eight of a name, and sessions that are opened there at the same moment need one each: beyond
 //! eight every other handshake was a whole one, with its signature and certificates. Bounds: [`MOST`] of one far side, and
-//! [`MOST_IN_ALL`] besides the first of each.
+//! [`MOST_IN_ALL`] besides the first of each. A connection holds on to the store that its tickets go to, but not to them:
+//! once their owner has forgotten them, the store of a session that lives for days is empty, and stays so.
 //! Source: RFC 8446 section 4.6.1 and appendix C.4.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustls::NamedGroup;
 use rustls::client::{
@@ -17,14 +18,18 @@ use rustls::client::{
 use rustls_pki_types::ServerName;
 
 /// Of one far side, at some 2 KiB each. The oldest make room.
-const MOST: usize = 64;
+const MOST: usize = 32;
 
 /// Of all far sides.
 const MOST_IN_ALL: usize = 40_000;
 
-/// Those of one far side.
+/// Those of one far side, oldest first, for the names that its certificate had to cover.
+#[derive(Default)]
+pub(super) struct Held(Mutex<VecDeque<(ServerName<'static>, Tls13ClientSessionValue)>>);
+
+/// The way to them.
 pub(super) struct Tickets {
-    held: Mutex<VecDeque<(ServerName<'static>, Tls13ClientSessionValue)>>,
+    held: Weak<Held>,
     in_all: Arc<AtomicUsize>,
     /// What there is besides: sessions of TLS 1.2, and the group for the key exchange.
     rest: ClientSessionMemoryCache,
@@ -33,20 +38,17 @@ pub(super) struct Tickets {
 // === impl Tickets ===
 
 impl Tickets {
-    /// None yet, of as many as `in_all` counts.
-    pub(super) fn new(in_all: Arc<AtomicUsize>) -> Self {
-        Self { held: Mutex::default(), in_all, rest: ClientSessionMemoryCache::new(1) }
-    }
-
-    /// Nothing that could panic halfway runs under this lock.
-    fn held(&self) -> MutexGuard<'_, VecDeque<(ServerName<'static>, Tls13ClientSessionValue)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    /// To these, of as many as `in_all` counts.
+    pub(super) fn to(held: &Arc<Held>, in_all: Arc<AtomicUsize>) -> Self {
+        Self { held: Arc::downgrade(held), in_all, rest: ClientSessionMemoryCache::new(1) }
     }
 }
 
 impl ClientSessionStore for Tickets {
     fn insert_tls13_ticket(&self, name: ServerName<'static>, ticket: Tls13ClientSessionValue) {
-        let mut held = self.held();
+        let Some(held) = self.held.upgrade() else { return };
+        // Nothing that could panic halfway runs under this lock.
+        let mut held = held.0.lock().unwrap_or_else(PoisonError::into_inner);
         let full = held.len() >= MOST || self.in_all.load(Ordering::Relaxed) >= MOST_IN_ALL;
         if full && held.pop_front().is_some() {
             self.in_all.fetch_sub(1, Ordering::Relaxed);
@@ -56,7 +58,8 @@ impl ClientSessionStore for Tickets {
     }
 
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        let mut held = self.held();
+        let held = self.held.upgrade()?;
+        let mut held = held.0.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = held.iter().rposition(|(of, _)| of == name)?;
         let (_, ticket) = held.remove(newest)?;
         self.in_all.fetch_sub(1, Ordering::Relaxed);
@@ -84,15 +87,14 @@ impl ClientSessionStore for Tickets {
     }
 }
 
-impl Drop for Tickets {
-    fn drop(&mut self) {
-        let held = self.held().len();
-        self.in_all.fetch_sub(held, Ordering::Relaxed);
-    }
-}
-
 impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tickets").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").finish_non_exhaustive()
     }
 }
