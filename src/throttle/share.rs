@@ -90,7 +90,7 @@ struct Node {
     level: u64,
     /// Whether its own bucket is what bounds its parts, rather than the level above.
     own: bool,
-    /// Parts that have asked in this sample, and in the one before.
+    /// Parts that have asked in this sample, and in the last one of a second in which any did.
     asking: u64,
     asked: u64,
     /// Those of them that did not get all they wanted.

@@ -80,16 +80,23 @@ impl<K: Send + Sync + 'static> Confirmed<K> {
             return ask().await;
         }
         let (key, began) = (Arc::from(key), Instant::now());
-        let early = |at: Instant| began.saturating_duration_since(at) < self.holds;
-        let mut seat = self.looks.join_if(&key, early, &ask);
-        if let Ok(look) = timeout(self.holds, &mut seat).await
+        let recent = |at: Instant| began.saturating_duration_since(at) < self.holds;
+        let mut seat = self.looks.join_if(&key, recent, &ask);
+        let early = timeout(self.holds, &mut seat).await;
+        if let Ok(look) = &early
             && look.answers(began, self.holds)
         {
-            return look;
+            return look.clone();
         }
-        // What has begun since then is waited for to its end: be it still the same, which is left only then.
-        let later = self.looks.join_if(&key, |at| at >= began, &ask);
-        drop(seat);
+        // What has begun since then is waited for to its end, and the other one for as long.
+        let mut later = self.looks.join_if(&key, |at| at >= began, &ask);
+        if early.is_err() {
+            tokio::select! {
+                biased;
+                look = &mut seat => if look.answers(began, self.holds) { return look },
+                look = &mut later => return look,
+            }
+        }
         later.await
     }
 
@@ -211,6 +218,15 @@ mod tests {
         let (answers, begun) = reads.asked(&[ms(0), ms(1000), ms(1100), ms(1200)]).await;
         let late = |waited| (Ok(true), ms(waited));
         assert_eq!(answers, [late(1500), late(300), late(200), late(100)]);
+        assert_eq!(begun, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_is_slow_still_answers_those_who_came_in_time_for_it() {
+        let reads = Reads::of(&[(ms(1500), Ok(true)), (ms(1000), Ok(true))]);
+        let (answers, begun) = reads.asked(&[ms(0), ms(300), ms(1000), ms(1100)]).await;
+        let late = |waited| (Ok(true), ms(waited));
+        assert_eq!(answers, [late(1500), late(1200), late(1000), late(900)]);
         assert_eq!(begun, 2);
     }
 
