@@ -17,7 +17,7 @@ use super::store::Version;
 use crate::cluster::kube::ask::Shared;
 use crate::flight::Flights;
 
-/// Bytes of answers at most, as the API server wrote them; the least recently used make room.
+/// Bytes that answers take in memory at most, about; the least recently used make room.
 const MAX_REMEMBERED: u64 = 16 * 1024 * 1024;
 
 /// What one remembered answer takes beside its bytes.
